@@ -1,0 +1,105 @@
+"""Commands that look something up: doctor, catalog, scenario, report, demo."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mlsys_cli.options import AsJson, Html, Markdown, Seed
+from mlsys_cli.show import show
+
+catalog_app = typer.Typer(help="GPUs, models and prices that are known, with source and date.", no_args_is_help=True)
+scenario_app = typer.Typer(help="Systems described in YAML.", no_args_is_help=True)
+
+
+def register(app: typer.Typer) -> None:
+    """Add these commands to the door."""
+    app.command()(demo)
+    app.command()(doctor)
+    app.command()(report)
+    app.add_typer(catalog_app, name="catalog")
+    app.add_typer(scenario_app, name="scenario")
+
+
+def demo(
+    out: Annotated[Path, typer.Option("--out", help="Folder for the records and the report.", file_okay=False)] = Path("demo"),
+    seed: Seed = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Run the whole loop on this machine: measure, fit, plan, serve, load-test, compare."""
+    from mlsys_bench.journeys import demo as journey
+
+    show(journey.demo(out, seed=seed, quiet=as_json), as_json)
+
+
+def doctor(as_json: AsJson = False) -> None:
+    """Say what this machine is and what can be measured on it."""
+    from mlsys_bench.journeys import doctor as journey
+
+    show(journey.examine(), as_json)
+
+
+def report(
+    files: Annotated[list[Path], typer.Argument(help="Records of any kind.", dir_okay=False)],
+    html: Html = None,
+    md: Markdown = None,
+) -> None:
+    """Show records as text, or as one HTML or Markdown file."""
+    from mlsys_bench import report as reports
+
+    items = reports.load(files)
+    reports.write_html(html, items) if html else None
+    reports.write_markdown(md, items) if md else None
+    if not (html or md):
+        reports.print_all(items)
+
+
+@catalog_app.command()
+def gpus(as_json: AsJson = False) -> None:
+    """List GPUs and CPUs: memory, bandwidth, peak rates, the cheapest hour."""
+    from mlsys_bench.journeys import catalog
+
+    show(catalog.gpus(), as_json)
+
+
+@catalog_app.command()
+def models(as_json: AsJson = False) -> None:
+    """List models: shape, parameters, bytes of weights and of KV cache."""
+    from mlsys_bench.journeys import catalog
+
+    show(catalog.models_(), as_json)
+
+
+@catalog_app.command()
+def prices(as_json: AsJson = False) -> None:
+    """List what instances cost, with source and date."""
+    from mlsys_bench.journeys import catalog
+
+    show(catalog.prices(), as_json)
+
+
+@scenario_app.command("list")
+def list_scenarios() -> None:
+    """List the scenarios that ship with mlsys."""
+    from mlsys_bench import scenario
+
+    for name in scenario.names():
+        typer.echo(f"{name:24} {scenario.load(name).description.strip().splitlines()[0]}")
+
+
+@scenario_app.command("show")
+def show_scenario(name: Annotated[str, typer.Argument(help="A shipped name, or a file.")], as_json: AsJson = False) -> None:
+    """Show a scenario: its system, traffic and promises."""
+    from mlsys_bench import scenario
+
+    show(scenario.load(name), as_json)
+
+
+@scenario_app.command("check")
+def check_scenario(file: Annotated[Path, typer.Argument(help="A scenario file.", dir_okay=False)]) -> None:
+    """Check a scenario file: unknown keys, missing units, unknown names."""
+    from mlsys_bench import scenario
+
+    typer.echo(f"{file}: {scenario.check(file).name} holds together")

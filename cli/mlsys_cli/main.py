@@ -1,0 +1,66 @@
+"""`mlsys`: parse, call one function, show.  Every command is one of the files beside this one."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Annotated
+
+import click
+import typer
+
+from mlsys_bench import __version__
+from mlsys_bench.errors import MlsysError
+from mlsys_cli import guard, look, measure, model, traffic
+
+app = typer.Typer(
+    name="mlsys",
+    help="How many replicas of what, on which GPUs, at what cost, will serve this traffic within these limits?",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def version(value: bool) -> None:
+    """Print the version and stop."""
+    if value:
+        print(f"mlsys {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def door(_: Annotated[bool, typer.Option("--version", callback=version, is_eager=True, help="Print the version.")] = False) -> None:
+    """Measure, model, plan, verify and guard ML serving systems."""
+
+
+for room in (look, measure, traffic, model, guard):
+    room.register(app)
+
+
+def run() -> None:
+    """Run the command line and end with its exit status (docs/commands.md lists them)."""
+    try:
+        status = app(standalone_mode=False)
+    except MlsysError as error:
+        status = complain(str(error), error.exit_status)
+    except click.exceptions.Abort:
+        status = complain("interrupted", 130)
+    except click.ClickException as error:
+        usage = getattr(error, "ctx", None)
+        hint = f" (see `{usage.command_path} --help`)" if usage is not None else ""
+        status = complain(error.format_message() + hint, 2)
+    except KeyboardInterrupt:
+        status = complain("interrupted", 130)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader of our pipe left; that is its right
+        status = 0
+    sys.exit(status if isinstance(status, int) else 0)
+
+
+def complain(message: str, status: int) -> int:
+    """Print one line to stderr and give the status back."""
+    print(f"mlsys: {message}", file=sys.stderr)
+    return status

@@ -1,0 +1,88 @@
+"""Commands that measure: bench gpu, bench list, bench scenario, serve."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from mlsys_bench.errors import NotBuilt
+from mlsys_cli.options import AsJson, Out, Seed
+from mlsys_cli.show import refuse, show
+
+bench_app = typer.Typer(help="Microbenchmarks of this machine and of the built-in engine.", no_args_is_help=True)
+
+
+def register(app: typer.Typer) -> None:
+    """Add these commands to the door."""
+    app.add_typer(bench_app, name="bench")
+    app.command()(serve)
+
+
+@bench_app.command("gpu")
+def gpu(
+    device: Annotated[str, typer.Option(help="auto, cuda:0 or cpu.")] = "auto",
+    suite: Annotated[str, typer.Option(help="quick or full.")] = "quick",
+    only: Annotated[str | None, typer.Option(help="Only these benchmarks, e.g. memory,engine.step.")] = None,
+    model: Annotated[str, typer.Option("--model", help="A built-in shape: nano, small-160m or tinyllama-1.1b.")] = "nano",
+    precision: Annotated[str, typer.Option(help="Comma-separated: fp32, bf16, int8.")] = "fp32",
+    launches: Annotated[int, typer.Option(help="Processes to measure in; the launch is the unit of evidence.", min=1)] = 1,
+    budget: Annotated[str, typer.Option(help="Time for all launches together.")] = "75s",
+    threads: Annotated[int | None, typer.Option(help="Threads on a CPU; 1, pinned to core 0, is how `serve` runs.", min=1)] = None,
+    compare: Annotated[str | None, typer.Option(help="A bench file to compare with.")] = None,
+    out: Out = None,
+    seed: Seed = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Measure what this machine delivers to a transformer: bandwidth, GEMM, prefill, decode.  On the CPU when there is no GPU."""
+    from mlsys_bench.journeys import benchmark
+
+    record, rows = benchmark.gpu(
+        device=device, suite=suite, only=only, model=model, precision=precision, launches=launches, budget=budget,
+        threads=threads, seed=seed, out=out, quiet=as_json,
+    )  # fmt: skip
+    show(record, as_json, extra=rows)
+    if compare is not None:
+        from mlsys_cli.guard import compare_with
+
+        compare_with(compare, record, as_json)
+
+
+@bench_app.command("list")
+def list_benchmarks() -> None:
+    """List the benchmarks, a line each."""
+    from mlsys_bench import bench
+
+    for name, line in bench.catalogue():
+        typer.echo(f"{name:20} {line}")
+
+
+@bench_app.command("scenario")
+def scenario(name: Annotated[str, typer.Argument(help="A scenario.")]) -> None:
+    """Measure the stages of a scenario.  (Not built yet.)"""
+    raise NotBuilt(f"bench scenario {name}: stages beside the engine are not built yet; docs/roadmap.md says when")
+
+
+def serve(
+    model: Annotated[str, typer.Argument(help="A built-in shape: nano, small-160m or tinyllama-1.1b.")] = "nano",
+    precision: Annotated[str, typer.Option(help="fp32, bf16 or int8.")] = "fp32",
+    device: Annotated[str, typer.Option(help="auto, cuda:0 or cpu.")] = "auto",
+    replicas: Annotated[int, typer.Option(help="Engines behind one address; only 1 is built.", min=1)] = 1,
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port to listen on; 0 takes a free one.", min=0, max=65535)] = 8000,
+    max_batch: Annotated[int, typer.Option(help="Sequences decoded together.", min=1)] = 8,
+    max_step_tokens: Annotated[int, typer.Option(help="Token budget of one step: prompts are cut into such chunks.", min=1)] = 256,
+    max_context: Annotated[int, typer.Option(help="Longest prompt plus output, in tokens.", min=2)] = 1024,
+    kv_tokens: Annotated[int | None, typer.Option(help="Tokens the KV cache holds.", min=16)] = None,
+    queue_limit: Annotated[int, typer.Option(help="Requests that may wait before the server answers 429.", min=0)] = 64,
+    threads: Annotated[int | None, typer.Option(help="Engine threads on a CPU; 1 is how profiles are measured.", min=1)] = None,
+    seed: Seed = 0,
+) -> None:
+    """Serve the built-in engine with an OpenAI-compatible API."""
+    from mlsys_bench.journeys import benchmark
+
+    refuse({"--replicas above 1": replicas > 1})
+    benchmark.serve(
+        model=model, precision=precision, device=device, host=host, port=port, max_batch=max_batch, max_step_tokens=max_step_tokens,
+        max_context=max_context, kv_tokens=kv_tokens, queue_limit=queue_limit, threads=threads, seed=seed,
+    )  # fmt: skip

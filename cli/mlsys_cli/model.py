@@ -1,0 +1,123 @@
+"""Commands that model: fit, plan, simulate, verify."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mlsys_cli.options import Arrivals, AsJson, From, Html, Markdown, Model, Out, OutputTokens, PromptTokens, Qps, Seed, Slo
+from mlsys_cli.show import refuse, show
+
+
+def register(app: typer.Typer) -> None:
+    """Add these commands to the door."""
+    app.command()(fit)
+    app.command()(plan)
+    app.command()(simulate)
+    app.command()(verify)
+
+
+def fit(
+    files: Annotated[list[Path] | None, typer.Argument(help="Bench records with engine.step measurements.", dir_okay=False)] = None,
+    probe: Annotated[str | None, typer.Option(help="Not built yet.")] = None,
+    out: Out = None,
+    as_json: AsJson = False,
+) -> None:
+    """Turn measured latencies into a profile, with its residuals and valid range."""
+    from mlsys_bench.journeys import planning
+
+    refuse({"--probe": probe})
+    show(planning.fit(files or []), as_json, out, inputs=files or [])
+
+
+def plan(
+    scenario: Annotated[str | None, typer.Argument(help="A scenario; flags override it.")] = None,
+    qps: Qps = None,
+    measured: From = None,
+    model: Model = None,
+    gpu: Annotated[str | None, typer.Option("--gpu", help="Comma-separated GPUs to choose from; all priced ones when left out.")] = None,
+    precision: Annotated[str | None, typer.Option(help="Comma-separated: bf16, fp8, int8, int4.")] = None,
+    slo: Slo = None,
+    arrivals: Arrivals = None,
+    prompt_tokens: PromptTokens = None,
+    output_tokens: OutputTokens = None,
+    max_batch: Annotated[int | None, typer.Option(help="Sequences decoded together on one replica.", min=1)] = None,
+    headroom: Annotated[str | None, typer.Option(help="Share of a replica's capacity kept free, e.g. 20%.")] = None,
+    term: Annotated[str, typer.Option(help="on-demand or spot.")] = "on-demand",
+    trace: Annotated[Path | None, typer.Option(help="Not built yet.")] = None,
+    availability: Annotated[str | None, typer.Option(help="Not built yet.")] = None,
+    prices: Annotated[Path | None, typer.Option(help="Not built yet.")] = None,
+    baseline: Annotated[Path | None, typer.Option(help="Not built yet.")] = None,
+    from_deployment: Annotated[str | None, typer.Option(help="Not built yet.")] = None,
+    diff: Annotated[str | None, typer.Option(help="Not built yet.")] = None,
+    cluster: Annotated[str | None, typer.Option(help="Not built yet.")] = None,
+    export: Annotated[str | None, typer.Option(help="Not built yet.")] = None,
+    seed: Seed = 0,
+    out: Out = None,
+    html: Html = None,
+    md: Markdown = None,
+    as_json: AsJson = False,
+) -> None:
+    """Size the cheapest deployment that meets the limits, with intervals and a reason."""
+    from mlsys_bench.journeys import planning
+
+    refuse({
+        "--trace": trace, "--availability": availability, "--prices": prices, "--baseline": baseline,
+        "--from-deployment": from_deployment, "--diff": diff, "--cluster": cluster, "--export": export,
+    })  # fmt: skip
+    asked = planning.ask(
+        scenario=scenario, qps=qps, measured=measured or [], model=model, gpu=gpu, precision=precision, slo=slo, arrivals=arrivals,
+        prompt_tokens=prompt_tokens, output_tokens=output_tokens, max_batch=max_batch, headroom=headroom, term=term, seed=seed,
+    )  # fmt: skip
+    show(planning.plan(asked), as_json, out, html, md, inputs=measured or [])
+
+
+def simulate(
+    scenario: Annotated[str | None, typer.Argument(help="A scenario; flags override it.")] = None,
+    qps: Qps = None,
+    replicas: Annotated[int, typer.Option(help="Replicas of the design.", min=1)] = 1,
+    measured: From = None,
+    model: Model = None,
+    gpu: Annotated[str | None, typer.Option("--gpu", help="The GPU of the design.")] = None,
+    precision: Annotated[str | None, typer.Option(help="bf16, fp8, int8 or int4.")] = None,
+    slo: Slo = None,
+    arrivals: Arrivals = None,
+    prompt_tokens: PromptTokens = None,
+    output_tokens: OutputTokens = None,
+    max_batch: Annotated[int | None, typer.Option(help="Sequences decoded together on one replica.", min=1)] = None,
+    routing: Annotated[str, typer.Option(help="random, round_robin or least_loaded.")] = "random",
+    duration: Annotated[str, typer.Option(help="Simulated time.")] = "300s",
+    seed: Seed = 0,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Write the summary here, the requests beside it (.parquet).")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Simulate one design request by request, in virtual time."""
+    from mlsys_bench.journeys import planning
+
+    asked = planning.ask(
+        scenario=scenario, qps=qps, measured=measured or [], model=model, gpu=gpu, precision=precision, slo=slo, arrivals=arrivals,
+        prompt_tokens=prompt_tokens, output_tokens=output_tokens, max_batch=max_batch, headroom=None, term="on-demand", seed=seed,
+    )  # fmt: skip
+    show(planning.simulate(asked, replicas=replicas, routing=routing, duration=duration, out=out), as_json)
+
+
+def verify(
+    plan: Annotated[Path, typer.Argument(help="A plan record.", dir_okay=False)],
+    url: Annotated[str | None, typer.Argument(help="The server to test; the built-in engine when left out.")] = None,
+    prometheus: Annotated[str | None, typer.Option(help="Not built yet.")] = None,
+    duration: Annotated[str, typer.Option(help="How long requests are sent.")] = "60s",
+    seed: Seed = 1,
+    out: Out = None,
+    html: Html = None,
+    md: Markdown = None,
+    as_json: AsJson = False,
+) -> None:
+    """Load-test one replica at its planned load and set prediction beside measurement; exit 1 outside the interval."""
+    from mlsys_bench.journeys import verify as journey
+
+    refuse({"--prometheus": prometheus})
+    result = journey.verify(plan, url, duration=duration, seed=seed, out=out, quiet=as_json)
+    show(result, as_json, out, html, md, inputs=[plan])
+    raise typer.Exit(journey.exit_status(result))

@@ -1,0 +1,76 @@
+"""Commands about traffic: loadtest, workload."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mlsys_cli.options import Arrivals, AsJson, Html, Markdown, Out, OutputTokens, PromptTokens, Qps, Seed, Slo
+from mlsys_cli.show import refuse, show
+
+
+def register(app: typer.Typer) -> None:
+    """Add these commands to the door."""
+    app.command()(loadtest)
+    app.command()(workload)
+
+
+def loadtest(
+    target: Annotated[str, typer.Argument(help="URL of an OpenAI-compatible server.")],
+    qps: Qps = None,
+    users: Annotated[int | None, typer.Option(help="Closed loop: users who wait for each answer.", min=1)] = None,
+    trace: Annotated[Path | None, typer.Option(help="Replay this CSV of arrivals and lengths.")] = None,
+    sweep: Annotated[bool, typer.Option("--sweep", help="Not built yet.")] = False,
+    find_max: Annotated[bool, typer.Option("--find-max", help="Not built yet.")] = False,
+    calibrate: Annotated[bool, typer.Option("--calibrate", help="Not built yet.")] = False,
+    arrivals: Arrivals = None,
+    prompt_tokens: PromptTokens = None,
+    output_tokens: OutputTokens = None,
+    model: Annotated[str | None, typer.Option("--model", help="Model to ask for; the first of /v1/models when left out.")] = None,
+    endpoint: Annotated[str, typer.Option(help="completions or chat.")] = "completions",
+    duration: Annotated[str, typer.Option(help="How long requests are sent.")] = "60s",
+    warmup: Annotated[str, typer.Option(help="auto, or a duration left out of the figures.")] = "auto",
+    timeout: Annotated[str, typer.Option(help="Longest wait for one answer.")] = "60s",
+    slo: Slo = None,
+    seed: Seed = 0,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the schedule and send nothing.")] = False,
+    web: Annotated[bool, typer.Option("--web", help="Not built yet.")] = False,
+    processes: Annotated[int, typer.Option(help="Load processes; only 1 is built.", min=1)] = 1,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Write the summary here, the requests beside it (.parquet).")] = None,
+    html: Html = None,
+    md: Markdown = None,
+    as_json: AsJson = False,
+) -> None:
+    """Load-test any OpenAI-compatible server; latency counts from the scheduled send."""
+    from mlsys_bench.journeys import load
+
+    refuse({"--sweep": sweep, "--find-max": find_max, "--calibrate": calibrate, "--web": web, "--processes": processes > 1})
+    plan = load.options(
+        target=target, qps=qps, users=users, trace=trace, arrivals=arrivals, prompt_tokens=prompt_tokens, output_tokens=output_tokens,
+        model=model, endpoint=endpoint, duration=duration, warmup=warmup, timeout=timeout, slo=slo, seed=seed,
+    )  # fmt: skip
+    if dry_run:
+        typer.echo(load.dry_run(plan))
+        return
+    result = load.run(plan, out=out, quiet=as_json)
+    show(result, as_json, html=html, md=md)
+    raise typer.Exit(load.exit_status(result))
+
+
+def workload(
+    file: Annotated[Path | None, typer.Argument(help="CSV of arrivals and lengths (Azure, Mooncake, or named columns).")] = None,
+    prometheus: Annotated[str | None, typer.Option(help="Not built yet.")] = None,
+    time_column: Annotated[str | None, typer.Option(help="Column of arrival times.")] = None,
+    prompt_column: Annotated[str | None, typer.Option(help="Column of prompt tokens.")] = None,
+    output_column: Annotated[str | None, typer.Option(help="Column of output tokens.")] = None,
+    out: Out = None,
+    as_json: AsJson = False,
+) -> None:
+    """Describe traffic as the planner sees it: rate, burstiness, lengths."""
+    from mlsys_bench.journeys import load
+
+    refuse({"--prometheus": prometheus})
+    described, summary = load.describe(file, time_column=time_column, prompt_column=prompt_column, output_column=output_column)
+    show(described, as_json, out, inputs=[file] if file else [], extra=summary)

@@ -1,0 +1,118 @@
+"""What to measure: options, checked before any process starts, and the list of benchmarks."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+from mlsys_bench import models
+from mlsys_bench.errors import BadInput, did_you_mean, unknown
+
+BENCHMARKS = (
+    ("memory.read", "bandwidth of reading a buffer much larger than the caches, B/s"),
+    ("memory.copy", "bandwidth of copying it, bytes read and written, B/s"),
+    ("gemm", "a square matrix product per precision: this machine's compute ceiling, FLOP/s"),
+    ("linear", "the model's own matrices on 1, 16 and 128 tokens, FLOP/s"),
+    ("engine.coldstart", "from the start of the process to the first token, s"),
+    ("engine.step", "one step of the built-in engine: decode over batch x context, prefill over chunk x past, both mixed, s"),
+)
+PRECISIONS = ("fp32", "bf16", "int8")  # of the built-in engine
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Suite:
+    """How much of each benchmark to take."""
+
+    rounds: int
+    decode_steps: int  # timed per batch size and visit
+    prefill_steps: int  # timed per visit
+    contexts: tuple[int, ...]
+    chunks: tuple[int, ...]
+    gemm: int
+    budget_s: float
+
+
+SUITES = {
+    "quick": Suite(rounds=5, decode_steps=6, prefill_steps=3, contexts=(64, 256, 768), chunks=(16, 64, 128, 256), gemm=1024, budget_s=75.0),
+    "full": Suite(
+        rounds=10, decode_steps=20, prefill_steps=6, contexts=(32, 64, 128, 256, 512, 768, 1536, 3072, 6144),
+        chunks=(8, 16, 32, 64, 128, 256, 512, 1024, 2048), gemm=2048, budget_s=600.0,
+    ),
+}  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """One `mlsys bench` run.  `only` takes names or their beginnings; empty means all."""
+
+    device: str = "auto"  # auto | cpu | cuda:0
+    suite: str = "quick"
+    only: tuple[str, ...] = ()
+    model: str = "nano"
+    precisions: tuple[str, ...] = ("fp32",)
+    launches: int = 1
+    budget_s: float | None = None  # of the whole run; None is the suite's own, per launch
+    rounds: int | None = None  # None: the suite's own
+    threads: int = 1
+    pin: bool = True  # each thread to a core of its own, the first ones; CPU only
+    max_batch: int = 8
+    max_step_tokens: int = 256
+    block_tokens: int = 16
+    max_context: int = 1024
+    kv_tokens: int | None = None  # None: max_batch sequences of max_context
+    seed: int = 0
+
+    @property
+    def launch_budget_s(self) -> float:
+        """Return the time one launch has, start-up included."""
+        return SUITES[self.suite].budget_s if self.budget_s is None else self.budget_s / self.launches
+
+    @property
+    def rounds_each(self) -> int:
+        """Return how often every task is visited in a launch, if the budget lasts."""
+        return SUITES[self.suite].rounds if self.rounds is None else self.rounds
+
+    @property
+    def pool_tokens(self) -> int:
+        """Return the KV pool in tokens."""
+        return self.kv_tokens if self.kv_tokens is not None else self.max_batch * self.max_context
+
+
+def catalogue() -> list[tuple[str, str]]:
+    """Return name and one line of every benchmark."""
+    return list(BENCHMARKS)
+
+
+def wants(only: Sequence[str], name: str) -> bool:
+    """Say whether a benchmark is asked for."""
+    return not only or any(name == o or name.startswith(o) for o in only)
+
+
+def checked(options: Options) -> Options:
+    """Return the options with the catalogue's name of the model, or raise BadInput for what cannot be measured."""
+    if options.suite not in SUITES:
+        raise BadInput(f"unknown suite {options.suite!r}{did_you_mean(options.suite, SUITES)}")
+    for name in options.only:
+        if not any(wants((name,), known) for known, _ in BENCHMARKS):
+            raise unknown("benchmark", name, [known for known, _ in BENCHMARKS])
+    for precision in options.precisions:
+        if precision not in PRECISIONS:
+            raise BadInput(f"the built-in engine does not run in {precision!r}{did_you_mean(precision, PRECISIONS)}")
+    if options.device not in ("auto", "cpu") and not options.device.removeprefix("cuda:").isdigit():
+        raise BadInput(f"unknown device {options.device!r}; use auto, cpu or cuda:0")
+    for field in (
+        "launches",
+        "threads",
+        "max_batch",
+        "max_step_tokens",
+        "block_tokens",
+        "max_context",
+        "pool_tokens",
+        "launch_budget_s",
+        "rounds_each",
+    ):
+        if not getattr(options, field) > 0:
+            raise BadInput(f"{field.removeprefix('launch_')} is {getattr(options, field)}; it must be above 0")
+    if not options.precisions:
+        raise BadInput("no precision to measure; name at least one of " + ", ".join(PRECISIONS))
+    return dataclasses.replace(options, model=models.find(options.model).id)

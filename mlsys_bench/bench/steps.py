@@ -1,0 +1,232 @@
+"""Time steps of the built-in engine through its real `Engine.step()`, with the features the engine itself reports.
+
+    decode   fill the batch with prompts of one context, then time steps at the largest batch, cancel half, time again, down to one
+    prefill  one prompt of `chunk` tokens, alone; or behind a first chunk of `max_step_tokens` already cached
+    mixed    a running batch, and one prompt more per timed step
+
+Features move by one token per step and sequence; a sample's features are the mean over the steps timed together.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from mlsys_bench.batching import Limits, StepFeatures
+from mlsys_bench.bench.harness import Sampled, Samples, Spec, Task, warm_up
+from mlsys_bench.bench.options import Options, Suite
+from mlsys_bench.engine import Engine, StepReport
+from mlsys_bench.errors import MeasurementFailed
+from mlsys_bench.models import Architecture
+from mlsys_bench.types import Scalar
+
+
+class Bench:
+    """One engine under measurement."""
+
+    def __init__(self, engine: Engine, parameters: dict[str, Scalar], suite: Suite, *, one_thread: bool, seed: int) -> None:
+        """Hold the engine and what is common to all of its cells."""
+        self.engine, self.parameters, self.suite, self.one_thread = engine, parameters, suite, one_thread
+        self.rng = np.random.default_rng(seed)
+        self.decode_s = self.prefill_s_per_token = 0.0  # from the warm-up, to tell costs
+
+    def add(self, tokens: int, output: int) -> int:
+        """Queue a prompt of random bytes."""
+        prompt = self.rng.integers(0, 256, tokens).tolist()
+        return self.engine.add(prompt, max_tokens=output, temperature=0.0, ignore_eos=True)
+
+    def fill(self, batch: int, context: int) -> list[int]:
+        """Start a batch, and step until all of it decodes."""
+        ids = [self.add(context, self.engine.limits.max_context - context) for _ in range(batch)]
+        while self.engine.step().features.decode_seqs < batch:
+            if not self.engine.busy:
+                raise MeasurementFailed(f"engine.step: {batch} sequences of {context} tokens ended before all of them decoded")
+        return ids
+
+    def drop(self, ids: Sequence[int]) -> None:
+        """Cancel sequences."""
+        for i in ids:
+            self.engine.cancel(i)
+
+    def spec(self, features: Sequence[float]) -> Spec:
+        """Return the cell of these features."""
+        return Spec(
+            name="engine.step", unit="s", better="lower",
+            parameters=self.parameters | {n: round(float(v), 3) for n, v in zip(StepFeatures._fields, features, strict=True)},
+        )  # fmt: skip
+
+    def timed(self, count: int, before: Callable[[], object] = lambda: None) -> Sampled:
+        """Time so many steps and return them as one cell.  Each is checked: no preemption, and a token for each that samples."""
+        samples, seen = Samples(self.one_thread), []
+
+        def step() -> None:
+            seen.append(self.engine.step())
+
+        for _ in range(count):
+            before()
+            samples.take(step)
+        for report in seen:
+            _sane(report)
+        return self.spec(np.mean([report.features for report in seen], axis=0)), samples.round()
+
+
+def tasks(bench: Bench) -> list[Task]:
+    """Return every cell that fits the engine's limits, one task per context, chunk or mixture."""
+    return [*_decodes(bench), *_prefills(bench), *_mixtures(bench)]
+
+
+def warm(bench: Bench) -> None:
+    """Step until times settle, and note what a decode step and a prefilled token cost."""
+    refuse_nan(bench)
+    limits = bench.engine.limits
+    batch, chunk = min(4, limits.max_seqs), min(64, limits.max_step_tokens, limits.max_context // 2)
+
+    def prefill() -> None:
+        bench.add(chunk, 1)
+        bench.engine.step()
+
+    bench.prefill_s_per_token = warm_up(prefill, block=3) / chunk
+    ids = bench.fill(batch, min(32, limits.max_context // 2))
+    bench.decode_s = warm_up(bench.engine.step, block=min(5, limits.max_context // 12))
+    bench.drop(ids)
+
+
+class _Logits(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Looks at the logits that tokens are chosen from."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.seen, self.has_nan = 0, False
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Note what goes into argmax; run everything as it is."""
+        if func is torch.ops.aten.argmax.default:
+            self.seen += 1
+            self.has_nan |= bool(args[0].isnan().any())
+        return func(*args, **(kwargs or {}))
+
+
+def refuse_nan(bench: Bench) -> None:
+    """Raise MeasurementFailed when a prefill or a decode step gives logits that are not numbers: its time would mean nothing."""
+    with _Logits() as logits:
+        ids = bench.fill(1, min(32, bench.engine.limits.max_context // 2))
+    bench.drop(ids)
+    if logits.has_nan or not logits.seen:
+        raise MeasurementFailed(
+            f"engine.step: {bench.parameters['precision']} gives {'NaN' if logits.seen else 'no'} logits on this machine"
+        )
+
+
+def engine_of(a: Architecture, options: Options, precision: str, device: str) -> Engine:
+    """Return the engine as `serve` would run it with these limits."""
+    limits = Limits(
+        max_seqs=options.max_batch,
+        max_step_tokens=options.max_step_tokens,
+        block_tokens=options.block_tokens,
+        blocks=math.ceil(options.pool_tokens / options.block_tokens),
+        max_context=min(options.max_context, a.max_context or options.max_context),
+    )
+    return Engine(a, precision=precision, device=device, limits=limits, seed=options.seed, threads=options.threads)
+
+
+# ---------------------------------------------------------------- the cells
+
+
+def _decodes(bench: Bench) -> Iterator[Task]:
+    limits, count = bench.engine.limits, bench.suite.decode_steps
+    batches = _halves(limits.max_seqs)
+    extra = len(batches) * (count + 1) + limits.max_seqs + 2  # tokens the first sequence has grown by at the end
+    for context in bench.suite.contexts:
+        if context + extra > limits.max_context or _blocks(limits, context + extra) * limits.max_seqs > limits.blocks:
+            continue
+        nominal = tuple(bench.spec((b, b * context, 0, 0, b)) for b in batches)
+        cost_s = limits.max_seqs * context * bench.prefill_s_per_token + len(batches) * (count + 1) * 1.5 * bench.decode_s
+        yield Task(specs=nominal, visit=_decode(bench, context, batches, count), cost_s=cost_s)
+
+
+def _decode(bench: Bench, context: int, batches: Sequence[int], count: int) -> Callable[[], list[Sampled]]:
+    def visit() -> list[Sampled]:
+        ids = bench.fill(batches[0], context)
+        found = []
+        for batch in batches:
+            bench.drop(ids[batch:])
+            ids = ids[:batch]
+            bench.engine.step()  # the first step after a change is not like the others
+            found.append(bench.timed(count))
+        bench.drop(ids)
+        return found
+
+    return visit
+
+
+def _prefills(bench: Bench) -> Iterator[Task]:
+    limits, count = bench.engine.limits, bench.suite.prefill_steps
+    for chunk in bench.suite.chunks:
+        for past in (0, limits.max_step_tokens):
+            if chunk > limits.max_step_tokens or past + chunk + 1 > limits.max_context or _blocks(limits, past + chunk + 1) > limits.blocks:
+                continue
+            nominal = bench.spec((0, 0, chunk, chunk * (past + chunk / 2), 1))
+            cost_s = (count + 1) * (past + chunk) * bench.prefill_s_per_token
+            yield Task(specs=(nominal,), visit=_prefill(bench, chunk, past, count), cost_s=cost_s)
+
+
+def _prefill(bench: Bench, chunk: int, past: int, count: int) -> Callable[[], list[Sampled]]:
+    def before() -> None:
+        bench.add(past + chunk, 1)
+        if past:
+            bench.engine.step()
+
+    def visit() -> list[Sampled]:
+        before()
+        bench.engine.step()
+        return [bench.timed(count, before)]
+
+    return visit
+
+
+def _mixtures(bench: Bench) -> Iterator[Task]:
+    limits, count = bench.engine.limits, bench.suite.prefill_steps
+    for batch, context, chunk in ((limits.max_seqs // 2, 256, 128), (limits.max_seqs - 1, 128, 32)):
+        room = context + count + limits.max_seqs + 4
+        if batch < 1 or chunk + batch > limits.max_step_tokens or room > limits.max_context:
+            continue
+        if _blocks(limits, room) * batch + _blocks(limits, chunk + 1) > limits.blocks:
+            continue
+        nominal = bench.spec((batch, batch * context, chunk, chunk * chunk / 2, batch + 1))
+        cost_s = (batch * context + count * chunk) * bench.prefill_s_per_token + (count + 1) * bench.decode_s
+        yield Task(specs=(nominal,), visit=_mixture(bench, batch, context, chunk, count), cost_s=cost_s)
+
+
+def _mixture(bench: Bench, batch: int, context: int, chunk: int, count: int) -> Callable[[], list[Sampled]]:
+    def visit() -> list[Sampled]:
+        ids = bench.fill(batch, context)
+        found = [bench.timed(count, lambda: bench.add(chunk, 1))]
+        bench.drop(ids)
+        return found
+
+    return visit
+
+
+def _halves(largest: int) -> list[int]:
+    """Return largest, largest / 2, … 1."""
+    found = [largest]
+    while found[-1] > 1:
+        found.append(found[-1] // 2)
+    return found
+
+
+def _blocks(limits: Limits, tokens: int) -> int:
+    return math.ceil(tokens / limits.block_tokens)
+
+
+def _sane(report: StepReport) -> None:
+    """Raise MeasurementFailed when a timed step did other work than its cell says."""
+    if len(report.preempted):
+        raise MeasurementFailed("engine.step: a timed step preempted a sequence; give the benchmark more kv_tokens")
+    if len(report.tokens) != report.features.sampled_tokens:
+        raise MeasurementFailed(f"engine.step: {report.features.sampled_tokens} tokens were due and {len(report.tokens)} came")

@@ -1,0 +1,102 @@
+"""The arithmetic of one metric: launches in, a decision out.  Pure functions; + is worse, in logarithms.
+
+Two processes of one program differ persistently (log sd 2-3 % on a noisy two-core machine), so the launch is the unit of evidence:
+samples never enter n.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from mlsys_bench.types import Launch
+
+ENOUGH_LAUNCHES = 6
+ENOUGH_SAMPLES = 20  # un-preempted ones, for a median
+ONE_SIDED = 0.995  # of each bound
+POWER = 0.9  # at which an effect counts as detectable
+MOST_LAUNCHES = 1000  # beyond this many nobody will run them
+
+Statistic = Literal["median", "best tenth"]
+
+
+class Bounds(NamedTuple):
+    """A log ratio, its one-sided bounds, and the smallest slowdown these launches would have found nine times in ten."""
+
+    estimate: float
+    low: float
+    high: float
+    sd: float  # between launches, both sides pooled
+    detectable: float
+
+
+def samples(launch: Launch) -> npt.NDArray[np.float64]:
+    """Return every sample of a launch."""
+    return np.array([v for r in launch.rounds for v in r.values], dtype=float)
+
+
+def undisturbed(launch: Launch) -> npt.NDArray[np.float64] | None:
+    """Return the samples without an involuntary context switch, or None where any round did not count them."""
+    if any(r.involuntary is None for r in launch.rounds):
+        return None
+    return np.array([v for r in launch.rounds for v, n in zip(r.values, r.involuntary or (), strict=True) if n == 0], dtype=float)
+
+
+def statistic_for(launches: Sequence[Launch]) -> Statistic:
+    """Return the one statistic that all launches of both sides allow: two different ones must not be compared."""
+    clean = [undisturbed(launch) for launch in launches]
+    return "median" if all(c is not None and len(c) >= ENOUGH_SAMPLES for c in clean) else "best tenth"
+
+
+def number(launch: Launch, statistic: Statistic, better: Literal["lower", "higher"]) -> float:
+    """Return the one number of a launch: the median of undisturbed samples, or the quantile a tenth from the good end."""
+    if statistic == "median":
+        return float(np.median(undisturbed(launch)))  # type: ignore[arg-type]  # statistic_for has seen that it is there
+    return float(np.quantile(samples(launch), 0.1 if better == "lower" else 0.9))
+
+
+def welch(base: Sequence[float], cand: Sequence[float], tolerance: float) -> Bounds:
+    """Return the bounds of mean(cand) - mean(base) of log numbers, one per launch.  Source: Welch (1947), Biometrika 34."""
+    from scipy.special import stdtrit
+
+    b, c = np.asarray(base, dtype=float), np.asarray(cand, dtype=float)
+    share_b, share_c = float(b.var(ddof=1)) / len(b), float(c.var(ddof=1)) / len(c)
+    error = math.sqrt(share_b + share_c)
+    estimate = float(c.mean() - b.mean())
+    sd = math.sqrt((float(b.var(ddof=1)) + float(c.var(ddof=1))) / 2)
+    d0 = math.log1p(tolerance) / 5
+    if error == 0:
+        return Bounds(estimate, estimate, estimate, sd, d0)
+    df = (share_b + share_c) ** 2 / (share_b**2 / (len(b) - 1) + share_c**2 / (len(c) - 1))
+    half, reach = float(stdtrit(df, ONE_SIDED)) * error, float(stdtrit(df, POWER)) * error
+    return Bounds(estimate, estimate - half, estimate + half, sd, d0 + half + reach)
+
+
+def decide(low: float, high: float, tolerance: float) -> Literal["regression", "improved", "pass", "inconclusive"]:
+    """Return the verdict on bounds of the log slowdown: pass first, then regression; improved is regression with the sides swapped.
+
+    Pass is tested first because with a quiet machine a true +2 % under a tolerance of 5 % would otherwise always fail.
+    """
+    d1 = math.log1p(tolerance)
+    d0 = d1 / 5
+    if high < -d0 and not low > -d1:
+        return "improved"
+    if high < d1:
+        return "pass"
+    if low > d0:
+        return "regression"
+    return "inconclusive"
+
+
+def launches_needed(sd: float, tolerance: float) -> int | None:
+    """Return the launches a side needs to find a slowdown of `tolerance` nine times in ten, or None when too many."""
+    from scipy.special import stdtrit
+
+    n = np.arange(ENOUGH_LAUNCHES, MOST_LAUNCHES + 1)
+    reach = (stdtrit(2 * n - 2, ONE_SIDED) + stdtrit(2 * n - 2, POWER)) * sd * np.sqrt(2 / n)
+    found = np.flatnonzero(reach <= 0.8 * math.log1p(tolerance))
+    return int(n[found[0]]) if len(found) else None

@@ -1,0 +1,7 @@
+"""The journeys: what a command does, from options as typed to a record.  They start processes and join rooms; no arithmetic.
+
+demo.py       the whole loop on this machine          verify.py    a plan against a live server
+planning.py   fit, plan, simulate                     load.py      load tests and traces
+benchmark.py  bench gpu, serve                        compare.py   two recorded files
+doctor.py     what this machine can measure           catalog.py   what is known of GPUs, models, prices
+"""

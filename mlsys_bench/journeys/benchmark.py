@@ -1,0 +1,90 @@
+"""bench gpu and serve: from options as typed to processes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from mlsys_bench import bench, hardware, record, units
+from mlsys_bench.errors import MeasurementFailed
+from mlsys_bench.journeys.progress import Line
+from mlsys_bench.types import Bench
+
+
+def gpu(
+    *,
+    device: str,
+    suite: str,
+    only: str | None,
+    model: str,
+    precision: str,
+    launches: int,
+    budget: str | None,
+    threads: int | None,
+    seed: int,
+    out: Path | None,
+    quiet: bool = False,
+) -> tuple[Bench, list[bench.Row]]:
+    """Measure, write the record when asked, and return it with the rows a person reads."""
+    options = bench.Options(
+        device=device,
+        suite=suite,
+        only=tuple(part.strip() for part in only.split(",") if part.strip()) if only else (),
+        model=model,
+        precisions=tuple(part.strip() for part in precision.split(",")),
+        launches=launches,
+        budget_s=units.seconds(budget, "--budget") if budget else None,
+        threads=threads or 1,
+        seed=seed,
+    )
+    return measure(options, out, quiet)
+
+
+def measure(options: bench.Options, out: Path | None, quiet: bool = False) -> tuple[Bench, list[bench.Row]]:
+    """Run the benchmarks with a live line; what was measured before a Ctrl-C is kept.  Raises MeasurementFailed when nothing was."""
+    line = Line(quiet)
+    try:
+        result = bench.run(options, lambda progress: line.show(str(progress.text)))
+    finally:
+        line.clear()
+    if out is not None:
+        record.write(out, result, hardware.machine())
+    if all(m.skipped is not None for m in result.measurements):
+        reasons = sorted({m.skipped for m in result.measurements if m.skipped})
+        raise MeasurementFailed(f"nothing was measured: {reasons[0] if reasons else 'no benchmark matched'}")
+    return result, list(bench.table(result))
+
+
+def serve(
+    *,
+    model: str,
+    precision: str,
+    device: str,
+    host: str,
+    port: int,
+    max_batch: int,
+    max_step_tokens: int,
+    max_context: int,
+    kv_tokens: int | None,
+    queue_limit: int,
+    threads: int | None,
+    seed: int,
+) -> None:
+    """Serve until a signal ends it."""
+    from mlsys_bench import serve as server
+
+    server.run(
+        server.Options(
+            model=model,
+            precision=precision,
+            device=device,
+            host=host,
+            port=port,
+            max_batch=max_batch,
+            max_step_tokens=max_step_tokens,
+            max_context=max_context,
+            kv_tokens=kv_tokens,
+            queue_limit=queue_limit,
+            threads=threads,
+            seed=seed,
+        )
+    )

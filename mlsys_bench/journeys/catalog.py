@@ -1,0 +1,75 @@
+"""catalog gpus | models | prices: the catalogues as rows, every one with source and date."""
+
+from __future__ import annotations
+
+from mlsys_bench import hardware, models, pricing
+from mlsys_bench.types import Catalog, Scalar
+
+
+def gpus() -> Catalog:
+    """Return every device with what bounds it and its cheapest hour."""
+    return Catalog(catalog="gpus", rows=tuple(_device(d) for d in hardware.every()))
+
+
+def _device(device: hardware.Device) -> dict[str, Scalar]:
+    cheapest = pricing.cheapest(device.id, 1)
+    each = None if cheapest is None else cheapest[0].usd_per_h / cheapest[0].devices
+    rates: dict[str, Scalar] = {f"{name}_flops_per_s": value for name, value in device.flops_per_s.items()}
+    return {
+        "id": device.id,
+        "kind": device.kind,
+        "arch": device.arch,
+        "memory_bytes": device.memory_bytes,
+        "bandwidth_bytes_per_s": device.bandwidth_bytes_per_s,
+        **rates,
+        "usd_per_device_h": each,
+        "offer": None if cheapest is None else f"{cheapest[0].provider} {cheapest[0].instance}",
+        "verified": device.verified,
+        "source": device.source,
+        "date": device.date,
+    }
+
+
+def models_() -> Catalog:
+    """Return every model with its parameters and the bytes that size a fleet."""
+    return Catalog(catalog="models", rows=tuple(_model(a) for a in models.every()))
+
+
+def _model(a: models.Architecture) -> dict[str, Scalar]:
+    return {
+        "id": a.id,
+        "params": a.params,
+        "active_params": a.active_params,
+        "layers": a.layers,
+        "hidden": a.hidden,
+        "heads": a.heads,
+        "kv_heads": a.kv_heads,
+        "attention": a.attention,
+        "weight_bytes_bf16": models.weight_bytes(a, "bf16"),
+        "kv_bytes_per_token_bf16": models.kv_bytes_per_token(a, "bf16"),
+        "max_context": a.max_context,
+        "source": a.source,
+        "date": a.date,
+    }
+
+
+def prices() -> Catalog:
+    """Return every offer, dated and sourced."""
+    return Catalog(
+        catalog="prices",
+        rows=tuple(
+            {
+                "provider": o.provider,
+                "instance": o.instance,
+                "device": o.device,
+                "devices": o.devices,
+                "region": o.region,
+                "term": o.term,
+                "usd_per_h": o.usd_per_h,
+                "provenance": o.provenance.value,
+                "source": o.source,
+                "date": o.date,
+            }
+            for o in pricing.offers()
+        ),
+    )

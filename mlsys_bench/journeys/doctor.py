@@ -1,0 +1,74 @@
+"""doctor: what this machine is, and what can be measured on it."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import shutil
+from collections.abc import Mapping
+
+from mlsys_bench import __version__, hardware, units
+from mlsys_bench.types import Ability, Doctor, Scalar
+
+EXTRAS = (
+    ("engine", "torch", "run the built-in engine: bench, serve, demo"),
+    ("serve", "starlette", "serve it over HTTP"),
+    ("load", "locust", "load-test servers"),
+    ("plot", "matplotlib", "draw the pictures of HTML reports"),
+    ("fast", "numba", "simulate faster (later)"),
+)
+
+
+def examine() -> Doctor:
+    """Return what works here and what would make the rest work."""
+    machine = hardware.machine()
+    abilities = (_processor(machine.hard), _memory(machine.hard), _layout(), _gpus(), *map(_extra, EXTRAS), _compiler())
+    return Doctor(abilities=(Ability(name="mlsys", works=True, detail=f"version {__version__}"), *abilities))
+
+
+def _processor(hard: Mapping[str, Scalar]) -> Ability:
+    return Ability(
+        name="processor", works=True, detail=f"{hard['cpu_name'] or hard['architecture']}; {hard['isa'] or 'no vector extensions known'}"
+    )
+
+
+def _memory(hard: Mapping[str, Scalar]) -> Ability:
+    size = hard["memory_gb_class"]
+    return Ability(name="memory", works=True, detail=f"of the {size} GiB class" if size else "size not readable")
+
+
+def _layout() -> Ability:
+    cores = hardware.cpu_layout()
+    if cores >= 2:
+        return Ability(
+            name="load tests here",
+            works=True,
+            detail=f"{cores} cores: the engine takes one, server and client another; they do not disturb",
+        )
+    return Ability(
+        name="load tests here",
+        works=False,
+        detail="one core: engine and client would share it, and the figures would be of both",
+        cure="run `mlsys loadtest` from another machine",
+    )
+
+
+def _gpus() -> Ability:
+    found = hardware.nvml_gpus()
+    if isinstance(found, str):
+        return Ability(name="GPU", works=False, detail=found, cure="measurements fall back to the CPU and say so; planning needs no GPU")
+    listed = ", ".join(f"{g.get('name')} ({units.show_bytes(float(str(g.get('memory_bytes') or 0)))})" for g in found)
+    return Ability(name="GPU", works=True, detail=listed)
+
+
+def _extra(extra: tuple[str, str, str]) -> Ability:
+    name, module, purpose = extra
+    if importlib.util.find_spec(module) is None:
+        return Ability(name=f"extra {name}", works=False, detail=f"needed to {purpose}", cure=f"pip install 'mlsys-bench[{name}]'")
+    return Ability(name=f"extra {name}", works=True, detail=f"{module} {importlib.metadata.version(module)}: can {purpose}")
+
+
+def _compiler() -> Ability:
+    found = next((path for path in map(shutil.which, ("cc", "gcc", "clang")) if path), None)
+    detail = "found; the engine's own kernels (later) will use it" if found else "none; nothing needs one yet"
+    return Ability(name="C compiler", works=found is not None, detail=detail)

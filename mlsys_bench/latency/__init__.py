@@ -1,0 +1,35 @@
+"""How long one engine step takes: a profile of few positive coefficients, from physics or from measurements.
+
+The features of a step, always in this order, as `batching.StepFeatures` holds them (`FEATURES`):
+
+    decode_seqs D, decode_kv_tokens K, prefill_tokens P, prefill_pairs Q = sum of chunk (past + chunk / 2), sampled_tokens S
+
+With n = D + P tokens in the step,
+
+    step_s = step_s + sequence_s S                                       host: per step, per sampled sequence
+           + roof((weights + pack g(n)) W(n) / bandwidth, linear F(n, S) / peak)   matrices and output head
+           + kv K k                                                      decode attention, k seconds per cached token at full speed
+           + attention Q a / peak                                        prefill attention, a FLOPs per (query, key) pair
+           + link_s + link n b / link_bandwidth                          all-reduce, only with tensor parallelism
+
+W(n) = dense + expert bytes (1 - (1 - k/E)^n): a mixture of experts reads the experts that are hit.  F = n f + S h FLOPs.
+g(n) = 1 - exp(-(n / pack_tokens)^4) goes from 0 to 1: beyond a few tokens libraries change to kernels that first copy the weights (on the
+CPUs measured: MKL from 4 tokens on, int8 weights widened from 17 on); only fitted profiles have that term.
+`roof(x, y)` is max(x, y), or the smooth (x^p + y^p)^(1/p) where the constant `roof_norm` = p says so.
+
+Coefficients (`TERMS`): `step_s`, `sequence_s` and `link_s` are seconds; `weights`, `linear`, `kv`, `attention` and `link` multiply the
+time at full speed, so that 1 is the physics floor and 1.33 is 75 % of the bandwidth; `pack` is in passes over the weights.
+
+`roofline` builds a profile for hardware nobody measured, `fit` one from the `engine.step` cells of a bench file.
+"""
+
+from __future__ import annotations
+
+from mlsys_bench.latency.calibrate import Residual, fit, layouts, residuals
+from mlsys_bench.latency.physics import roofline
+from mlsys_bench.latency.step import FEATURES, TERMS, Features, check, check_layout, clock, draw, floor_s, outside, step_s
+
+__all__ = [
+    "FEATURES", "TERMS", "Features", "Residual", "check", "check_layout", "clock", "draw", "fit", "floor_s", "layouts", "outside",
+    "residuals", "roofline", "step_s",
+]  # fmt: skip

@@ -1,0 +1,184 @@
+"""The fewest replicas of one candidate, by theory: the highest rate one replica carries within all limits, and its price."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from mlsys_bench import latency, pricing, slo
+from mlsys_bench.plan.analytic import Replica
+from mlsys_bench.plan.candidates import Candidate
+from mlsys_bench.plan.latencies import Latencies
+from mlsys_bench.types import SLO, LatencyProfile, Limit, Offer
+
+MOST = 0.98  # of capacity: closer to saturation no queue settles within a day, whatever headroom is asked for
+HALVINGS = 8  # of the bracket around the highest rate: to half a percent
+_IDLE = 1e-3  # of capacity: a replica that as good as nobody uses
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Price:
+    """How a fleet is rented."""
+
+    offer: Offer
+    instances: int
+
+    @property
+    def usd_per_h(self) -> float:
+        """Dollars per hour of the whole fleet, stranded devices included."""
+        return round(self.offer.usd_per_h * self.instances, 6)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Design:
+    """A candidate with its number of replicas.  `most_per_s` is the rate one replica may carry, `binds` what stops it there."""
+
+    candidate: Candidate
+    replica: Replica
+    rate_per_s: float  # of the fleet
+    replicas: int
+    fewest: int  # below which headroom is gone, whatever the latencies
+    most_per_s: float
+    binds: Limit | None  # None: capacity less headroom
+    price: Price | None
+
+    @property
+    def each_per_s(self) -> float:
+        """Rate of one replica, the fleet's split at random."""
+        return self.rate_per_s / self.replicas
+
+    @property
+    def devices(self) -> int:
+        """Devices in use."""
+        return self.replicas * self.candidate.tp
+
+    def sort_key(self) -> tuple[bool, float, int]:
+        """Cheapest first, the unpriced last and by devices."""
+        return (self.price is None, self.price.usd_per_h if self.price else 0.0, self.devices)
+
+
+def price(candidate: Candidate, replicas: int, term: str) -> Price | None:
+    """Return the cheapest way to rent so many replicas, or None where nothing has a price."""
+    chosen = pricing.choose(candidate.gpu, candidate.tp, replicas, term)
+    return None if chosen is None else Price(offer=chosen[0], instances=chosen[1])
+
+
+def fewest(replica: Replica, rate_per_s: float, headroom: float) -> int:
+    """Return the replicas that keep the headroom, latencies aside."""
+    return max(1, math.ceil(rate_per_s / (usable(headroom) * replica.capacity_per_s) - 1e-9))
+
+
+def usable(headroom: float) -> float:
+    """Return the share of a replica's capacity that may be used."""
+    return min(1 - headroom, MOST)
+
+
+def size(candidate: Candidate, replica: Replica, limits: SLO, rate_per_s: float, headroom: float, term: str) -> Design | None:
+    """Return the fewest replicas that keep limits and headroom, or None where even an idle replica misses a limit."""
+    most_per_s, binds = highest_rate(replica, limits, usable(headroom))
+    if most_per_s <= 0:
+        return None
+    replicas = max(1, math.ceil(rate_per_s / most_per_s - 1e-9))
+    return Design(
+        candidate=candidate,
+        replica=replica,
+        rate_per_s=rate_per_s,
+        replicas=replicas,
+        fewest=fewest(replica, rate_per_s, headroom),
+        most_per_s=most_per_s,
+        binds=binds,
+        price=price(candidate, replicas, term),
+    )
+
+
+def resized(design: Design, replicas: int, term: str) -> Design:
+    """Return the design with another number of replicas."""
+    return dataclasses.replace(design, replicas=replicas, price=price(design.candidate, replicas, term))
+
+
+def highest_rate(
+    replica: Replica, limits: SLO, share: float, corrections: Mapping[str, float] | None = None, halvings: int = HALVINGS
+) -> tuple[float, Limit | None]:
+    """Return the highest rate of one replica up to `share` of its capacity that keeps all limits, and the limit that stops it.
+
+    Latencies rise with the rate, so bisection finds it; it does not depend on the fleet's rate, so replicas never fall as
+    traffic grows.  `corrections` multiplies a limit's value.  (0, limit) where an idle replica misses it.
+    """
+    low, high = _IDLE * replica.capacity_per_s, share * replica.capacity_per_s
+    excess, limit = worst(replica.predict(high), limits, corrections)
+    if excess < 1:
+        return high, None
+    at_rest, missed = worst(replica.predict(low), limits, corrections)
+    if at_rest >= 1:
+        return 0.0, missed
+    for _ in range(halvings):
+        middle = (low + high) / 2
+        excess, missed = worst(replica.predict(middle), limits, corrections)
+        if excess < 1:
+            low = middle
+        else:
+            high, limit = middle, missed
+    return low, limit
+
+
+def worst(latencies: Latencies, limits: SLO, corrections: Mapping[str, float] | None = None) -> tuple[float, Limit | None]:
+    """Return the largest value / limit, corrected, and its limit."""
+    found = latencies.excesses(limits)
+    if corrections:
+        found = [(excess * corrections.get(slo.key(limit), 1.0), limit) for excess, limit in found]
+    return max(found, key=lambda e: e[0], default=(0.0, None))
+
+
+def idle(replica: Replica) -> Latencies:
+    """Return what users of a replica see that as good as nobody uses."""
+    return replica.predict(_IDLE * replica.capacity_per_s)
+
+
+def bottleneck(design: Design) -> str:
+    """Return what sets the capacity of a replica: 'slots', 'memory (KV)', 'compute', 'bandwidth', 'host' or 'links'.
+
+    Each is relieved by a tenth in turn; the one that raises capacity most binds.
+    """
+    replica = design.replica
+    limits, constants = replica.limits, replica.profile.constants
+    more_slots = limits._replace(max_seqs=max(limits.max_seqs + 1, round(limits.max_seqs * 1.1)))
+    more_memory = limits._replace(blocks=max(limits.blocks + 1, round(limits.blocks * 1.1)))
+    faster_memory = {"bandwidth_bytes_per_s": constants["bandwidth_bytes_per_s"] * 1.1}
+    faster_compute = {"peak_flops_per_s": constants["peak_flops_per_s"] * 1.1}
+    relieved = {
+        "compute": Replica(_with(replica.profile, faster_compute), limits, replica.demand, samples=1),
+        "bandwidth": Replica(_with(replica.profile, faster_memory), limits, replica.demand, samples=1),
+        "slots": Replica(replica.profile, more_slots, replica.demand, samples=1),
+        "memory (KV)": Replica(replica.profile, more_memory, replica.demand, samples=1),
+        "host": Replica(_faster(replica.profile, ("step_s", "sequence_s")), limits, replica.demand, samples=1),
+        "links": Replica(_faster(replica.profile, ("link_s", "link")), limits, replica.demand, samples=1),
+    }
+    return max(relieved, key=lambda name: relieved[name].capacity_per_s)
+
+
+def _with(profile: LatencyProfile, constants: Mapping[str, float]) -> LatencyProfile:
+    return dataclasses.replace(profile, constants={**profile.constants, **constants})
+
+
+def _faster(profile: LatencyProfile, terms: tuple[str, ...]) -> LatencyProfile:
+    scaled = [value / 1.1 if name in terms else value for name, value in zip(profile.terms, profile.coefficients, strict=True)]
+    return dataclasses.replace(profile, coefficients=tuple(scaled))
+
+
+def drawn(profile: LatencyProfile, count: int, seed: int) -> list[LatencyProfile]:
+    """Return profiles from the profile's own uncertainty: its coefficients', and the residual of its form as a factor on all of them."""
+    import numpy as np
+
+    rng = np.random.default_rng(seed)
+    factors = np.exp(profile.residual_log_sd * rng.standard_normal(count))
+    return [_stretched(latency.draw(profile, rng), float(factor)) for factor in factors]
+
+
+def _stretched(profile: LatencyProfile, factor: float) -> LatencyProfile:
+    """Return the profile with all times multiplied; multipliers of full speed stay at or above the physics floor of 1."""
+    times = zip(profile.terms, profile.coefficients, strict=True)
+    return dataclasses.replace(
+        profile, coefficients=tuple(c * factor if name.endswith("_s") else max(1.0, c * factor) for name, c in times)
+    )

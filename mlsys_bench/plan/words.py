@@ -1,0 +1,165 @@
+"""What a plan says of itself in words: alternatives, assumptions, notes, and why there is no plan."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from mlsys_bench import latency, slo, units
+from mlsys_bench.batching import Limits
+from mlsys_bench.plan import intervals, sizing
+from mlsys_bench.plan.candidates import Candidate, Misfit
+from mlsys_bench.plan.confirm import Trial
+from mlsys_bench.plan.latencies import Latencies
+from mlsys_bench.plan.request import Request
+from mlsys_bench.plan.search import Bound, Search
+from mlsys_bench.plan.sizing import Design
+from mlsys_bench.types import SLO, Alternative, Limit, Provenance
+
+LISTED = 12  # alternatives in a plan
+
+
+def alternatives(request: Request, search: Search, best: Design) -> Iterator[Alternative]:
+    """Yield the next best and the others, each with why it is not the plan: priced ones by cost, then those that cannot."""
+    rest: list[Alternative] = [_other_design(design, best) for design in search.designs[1:]]
+    rest += [_passed_over(bound, best) for bound in search.passed_over]
+    rest += [
+        _alternative(d.candidate, None, None, {}, "missed a limit in simulation at every replica count tried") for d in search.unconfirmed
+    ]
+    rest += [_missed(bound, limit, request) for bound, _, limit in sorted(search.missed, key=lambda m: m[1])]
+    rest += [misfit.alternative() for misfit in search.misfits]
+    yield from rest[:LISTED]
+
+
+def _other_design(design: Design, best: Design) -> Alternative:
+    usd = design.price.usd_per_h if design.price else None
+    return _alternative(design.candidate, design.replicas, usd, design.replica.predict(design.each_per_s).keys(()), _dearer(usd, best))
+
+
+def _passed_over(bound: Bound, best: Design) -> Alternative:
+    why_not = _dearer(bound.usd_per_h, best)
+    return _alternative(bound.candidate, bound.replicas, bound.usd_per_h, {}, f"at least {why_not}" if bound.usd_per_h else why_not)
+
+
+def _missed(bound: Bound, limit: Limit, request: Request) -> Alternative:
+    latencies = sizing.idle(bound.replica)
+    return _alternative(bound.candidate, None, None, latencies.keys(()), f"{_exceeds(latencies, limit, request.slo)} at any replica count")
+
+
+def _alternative(candidate: Candidate, replicas: int | None, usd: float | None, predicted: dict[str, float], why_not: str) -> Alternative:
+    return Alternative(
+        gpu=candidate.gpu,
+        precision=candidate.precision,
+        tp=candidate.tp,
+        replicas=replicas,
+        usd_per_hour=usd,
+        predicted=predicted,
+        why_not=why_not,
+    )
+
+
+def _dearer(usd: float | None, best: Design) -> str:
+    if usd is None:
+        return "unpriced" if best.price else "unpriced, more devices"
+    if best.price is None:
+        return "priced, but not confirmed by simulation"
+    more = usd - best.price.usd_per_h
+    return (
+        f"{units.show_usd(more)}/h more"
+        if more > 0.005
+        else "as dear, more devices"
+        if more > -0.005
+        else "cheaper by theory, missed a limit in simulation"
+    )
+
+
+def _exceeds(latencies: Latencies, limit: Limit, limits: SLO) -> str:
+    """Return such as 'ttft_p95 0.9 s > 500 ms'."""
+    if limit.metric == "goodput":
+        return f"goodput {units.show_share(latencies.goodput(limits))} < {units.show_share(limit.limit)}"
+    return f"{slo.key(limit)} {units.show_s(latencies.value(limit.metric, limit.stat))} > {units.show_s(limit.limit)}"
+
+
+def nothing_fits(request: Request, misfits: Sequence[Misfit]) -> str:
+    """Return why no candidate holds the model."""
+    seen = "; ".join(f"{m.gpu} {m.precision} tp {m.tp}: {m.why_not}" for m in misfits[-3:]) or "none has a price"
+    return f"{request.model} runs on no device considered: {seen}; name devices with more memory, or another --precision"
+
+
+def nothing_meets(search: Search) -> str:
+    """Return which limit no candidate keeps, by how much the nearest misses it, and what would help."""
+    bound, excess, limit = min(search.missed, key=lambda m: m[1])
+    latencies = sizing.idle(bound.replica)
+    cure = "allow more failures" if limit.metric == "goodput" else f"allow {units.show_s(limit.limit * excess * 1.05)}"
+    by = f"{100 * (excess - 1):.0f} % over" if limit.metric != "goodput" else f"{excess:.1f} times the failures allowed"
+    limits = (limit,)
+    return (
+        f"no candidate keeps {slo.show_limit(limit)} at any replica count: the nearest, {bound.candidate.name}, has "
+        f"{_exceeds(latencies, limit, limits)} when idle ({by}); {cure}, or name a faster device or precision"
+    )
+
+
+def nothing_confirmed(request: Request, search: Search) -> str:
+    """Return what to do when theory finds a fleet that simulation refuses."""
+    design = search.designs[0]
+    return (
+        f"no design keeps {slo.show(request.slo)} in simulation; theory found {design.replicas} x {design.candidate.name} "
+        f"just within it: loosen the limit nearest to breaking, or name a faster device"
+    )
+
+
+def assumptions(request: Request, design: Design) -> Iterator[str]:
+    """Yield what the plan takes for granted."""
+    candidate, limits = design.candidate, design.candidate.limits
+    if candidate.profile.note:
+        yield candidate.profile.note
+    yield f"memory: {candidate.memory}"
+    yield f"engine: at most {limits.max_seqs} sequences and {limits.max_step_tokens} tokens a step, KV blocks of {limits.block_tokens}"
+    yield f"each replica has its own queue and gets {units.show_rate(design.each_per_s)}, routed at random; a smarter router does better"
+    yield "cost per million tokens: output tokens at the average load, idle time and idle devices paid for"
+    if request.workload.source is None and request.workload.provenance is Provenance.ASSUMED:
+        yield "the traffic is assumed: rate, arrivals and lengths as given"
+
+
+def notes(request: Request, search: Search, design: Design, trial: Trial, spread: intervals.Spread) -> Iterator[str]:
+    """Yield what a reader must know before acting on the plan."""
+    if any(limit.metric == "availability" for limit in request.slo):
+        yield "availability is not planned for yet: the replicas hold the traffic, with none to spare for failures"
+    if design.price is None:
+        yield f"no {request.term} price is known for {design.candidate.gpu}: designs are ranked by devices"
+    share = design.replica.demand.share
+    if share < 1:
+        longest = _longest(design.candidate.limits)
+        yield f"{100 * (1 - share):.2g} % of the requests exceed the {longest:,} tokens a replica can hold: refused, not planned for"
+    yield from latency.outside(design.candidate.profile, _usual_step(design))
+    if trial.preempted > 0.01:
+        yield f"{100 * trial.preempted:.0f} % of simulated requests lost their cache to others: the KV pool is tight"
+    if spread.overloaded:
+        share_of_draws = f"in {spread.overloaded} of {intervals.DRAWS} draws of the profile"
+        yield f"{share_of_draws} these replicas are overloaded: upper ends are those at {sizing.MOST:.0%} load"
+    if spread.infeasible:
+        yield f"in {spread.infeasible} of {intervals.DRAWS} draws of the profile no sensible number of replicas keeps the limits"
+    device = design.candidate.device
+    if device is not None and not device.verified:
+        yield f"the figures of {device.id} are unverified: {device.source}"
+    if design.price is not None and design.price.offer.provenance is Provenance.ASSUMED:
+        yield f"the price is assumed: {design.price.offer.source}, {design.price.offer.date}"
+    hidden = _count_hidden(search) - LISTED
+    if hidden > 0:
+        yield f"{hidden} more alternatives are not listed"
+
+
+def _usual_step(design: Design) -> tuple[float, ...]:
+    """Return the features of a step at the mean batch into which an average prompt comes."""
+    replica = design.replica
+    stay_s = replica.predict(design.each_per_s).value("e2e", "mean") or 0.0
+    batch = min(design.each_per_s * stay_s, replica.slots)
+    prompt = min(replica.demand.mean_prompt, replica.limits.max_step_tokens)
+    return (batch, batch * replica.context_tokens, prompt, prompt**2 / 2, batch + 1)
+
+
+def _count_hidden(search: Search) -> int:
+    return len(search.designs) - 1 + len(search.passed_over) + len(search.missed) + len(search.misfits) + len(search.unconfirmed)
+
+
+def _longest(limits: Limits) -> int:
+    return min(limits.max_context, limits.blocks * limits.block_tokens)

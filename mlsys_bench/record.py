@@ -1,0 +1,246 @@
+"""Records: types <-> files.  The only reader and writer of what the commands hand to each other.
+
+A JSON record is the envelope (`schema`, `kind`, `created`, `machine`, `inputs`) with the fields of its type beside it.
+Requests are Parquet, one row each, with the envelope in the file's metadata.  Files are replaced whole, so that an
+interrupted write leaves the old one.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import hashlib
+import json
+import math
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import msgspec
+
+from mlsys_bench.errors import RecordError, did_you_mean
+from mlsys_bench.types import (
+    Bench,
+    Catalog,
+    Demo,
+    Doctor,
+    LatencyProfile,
+    LoadTest,
+    Machine,
+    Plan,
+    RequestRecord,
+    Requests,
+    Scenario,
+    Verdict,
+    Verification,
+    Workload,
+)
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+SCHEMA = "mlsys/1"
+KINDS: dict[str, type] = {
+    "bench": Bench,
+    "requests": Requests,
+    "loadtest": LoadTest,
+    "profile": LatencyProfile,
+    "workload": Workload,
+    "plan": Plan,
+    "verify": Verification,
+    "demo": Demo,
+    "verdict": Verdict,
+    "scenario": Scenario,
+    "doctor": Doctor,
+    "catalog": Catalog,
+}
+Record = Bench | Requests | LoadTest | LatencyProfile | Workload | Plan | Verification | Demo | Verdict | Scenario | Doctor | Catalog
+T = TypeVar("T", bound=Record)
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Envelope:
+    """What every file says of itself: its kind, when and where it was made, and the digests of the files it was made from."""
+
+    schema: str
+    kind: str
+    created: str
+    machine: Machine
+    inputs: dict[str, str]
+
+
+def kind_of(record: Record) -> str:
+    """Return the kind a record is stored under."""
+    return next(kind for kind, cls in KINDS.items() if type(record) is cls)
+
+
+def envelope(record: Record, machine: Machine, inputs: Iterable[Path] = ()) -> Envelope:
+    """Return the envelope of a record made now, on this machine, from these files."""
+    now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    return Envelope(schema=SCHEMA, kind=kind_of(record), created=now, machine=machine, inputs={p.name: digest(p) for p in inputs})
+
+
+def dumps(record: Record, machine: Machine, inputs: Iterable[Path] = ()) -> str:
+    """Return a record as JSON text, envelope included.  Raises RecordError on NaN or infinity."""
+    document = {**msgspec.to_builtins(envelope(record, machine, inputs)), **msgspec.to_builtins(record)}
+    _refuse_non_finite(document, f"{document['kind']} record")
+    return json.dumps(document, indent=1, allow_nan=False)
+
+
+def write(path: Path, record: Record, machine: Machine, inputs: Iterable[Path] = ()) -> Path:
+    """Write a record, Parquet for requests and JSON for the rest, and return its path.  Raises RecordError."""
+    if isinstance(record, Requests):
+        return _write_requests(path, record, envelope(record, machine, inputs))
+    text = dumps(record, machine, inputs)
+    return _replace(path, lambda temporary: temporary.write_text(text + "\n"))
+
+
+def read(path: Path, cls: type[T]) -> T:
+    """Return the record of a file that must hold this type.  Raises RecordError saying what it holds instead."""
+    stored, value = load(path)
+    if not isinstance(value, cls):
+        wanted = next(kind for kind, known in KINDS.items() if known is cls)
+        raise RecordError(f"{path}: holds a {stored.kind!r} record; a {wanted!r} record is needed here")
+    return value
+
+
+def load(path: Path) -> tuple[Envelope, Record]:
+    """Return envelope and record of any file of ours.  Raises RecordError for anything else."""
+    try:
+        with path.open("rb") as file:
+            start = file.read(4)
+    except OSError as error:
+        raise RecordError(f"{path}: cannot be read: {error.strerror or error}") from error
+    if start == b"PAR1":
+        return _read_requests(path)
+    return loads(path.read_bytes(), str(path))
+
+
+def loads(data: bytes | str, where: str) -> tuple[Envelope, Record]:
+    """Return envelope and record of JSON text."""
+    document = _json(data, where)
+    if not isinstance(document, dict) or "schema" not in document:
+        raise RecordError(f"{where}: is no mlsys record (no 'schema' at the top)")
+    if document["schema"] != SCHEMA:
+        raise RecordError(f"{where}: has schema {document['schema']!r}, this version reads {SCHEMA!r}; make the file again")
+    kind = document.get("kind")
+    if not isinstance(kind, str) or kind not in KINDS or kind == "requests":
+        raise RecordError(f"{where}: unknown kind {kind!r}{did_you_mean(str(kind), KINDS)}")
+    _refuse_non_finite(document, where)
+    names = {f.name for f in dataclasses.fields(Envelope)}
+    head = _convert({k: v for k, v in document.items() if k in names}, Envelope, where)
+    body = {k: v for k, v in document.items() if k not in names}
+    record = _convert(body, KINDS[kind], where)
+    _refuse_unknown(body, msgspec.to_builtins(record), where)
+    return head, record
+
+
+def digest(path: Path) -> str:
+    """Return 'sha256:…' of a file."""
+    with path.open("rb") as file:
+        return "sha256:" + hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _json(data: bytes | str, where: str) -> Any:
+    try:
+        return json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise RecordError(f"{where}: is not JSON, or was cut off: {error}") from error
+
+
+def _convert(data: Any, cls: type, where: str) -> Any:
+    try:
+        return msgspec.convert(data, cls)
+    except msgspec.ValidationError as error:
+        raise RecordError(f"{where}: {error}") from error
+
+
+def _refuse_non_finite(value: Any, where: str, path: str = "") -> None:
+    if isinstance(value, float) and not math.isfinite(value):
+        raise RecordError(f"{where}: {path.lstrip('.')} is {value}; a measurement must be a finite number")
+    if isinstance(value, dict):
+        for key, item in value.items():
+            _refuse_non_finite(item, where, f"{path}.{key}")
+    elif isinstance(value, list | tuple):
+        for i, item in enumerate(value):
+            _refuse_non_finite(item, where, f"{path}[{i}]")
+
+
+def _refuse_unknown(given: Any, understood: Any, where: str, path: str = "") -> None:
+    """Raise on a key that the type does not have: dropping it would hide a mistake."""
+    if isinstance(given, dict) and isinstance(understood, dict):
+        for key, item in given.items():
+            if key not in understood:
+                raise RecordError(f"{where}: unknown key {f'{path}.{key}'.lstrip('.')}{did_you_mean(key, understood)}")
+            _refuse_unknown(item, understood[key], where, f"{path}.{key}")
+    elif isinstance(given, list) and isinstance(understood, list | tuple):
+        for i, (item, known) in enumerate(zip(given, understood, strict=True)):
+            _refuse_unknown(item, known, where, f"{path}[{i}]")
+
+
+def _replace(path: Path, fill: Any) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        fill(temporary)
+        temporary.replace(path)
+    except OSError as error:
+        raise RecordError(f"{path}: cannot be written: {error.strerror or error}") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+    return path
+
+
+# ---------------------------------------------------------------- requests: Parquet
+
+
+def _requests_schema() -> pa.Schema:
+    import pyarrow as pa
+
+    f, i, s = pa.float64(), pa.int64(), pa.string()
+    kinds = {
+        "index": i, "scheduled_s": f, "sent_s": f, "headers_s": f, "token_s": pa.list_(f), "tokens_per_event": pa.list_(i),
+        "done_s": f, "prompt_tokens": i, "output_tokens": i, "token_source": s, "outcome": s, "http_status": i, "attempt": i,
+        "tenant": s, "session": s, "stage_s": pa.map_(s, f), "in_window": pa.bool_(),
+    }  # fmt: skip
+    return pa.schema([(field.name, kinds[field.name]) for field in dataclasses.fields(RequestRecord)])
+
+
+def _write_requests(path: Path, requests: Requests, head: Envelope) -> Path:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    rows = [msgspec.to_builtins(r) for r in requests.requests]
+    _refuse_non_finite(rows, str(path))
+    for row in rows:
+        row["stage_s"] = list(row["stage_s"].items())
+    metadata = {"mlsys": json.dumps({**msgspec.to_builtins(head), "t0_unix_s": requests.t0_unix_s})}
+    table = pa.Table.from_pylist(rows, schema=_requests_schema().with_metadata(metadata))
+    return _replace(path, lambda temporary: pq.write_table(table, temporary))
+
+
+def _read_requests(path: Path) -> tuple[Envelope, Requests]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        table = pq.read_table(path)
+    except (pa.ArrowInvalid, OSError) as error:
+        raise RecordError(f"{path}: is not Parquet, or was cut off: {error}") from error
+    metadata = (table.schema.metadata or {}).get(b"mlsys")
+    if metadata is None:
+        raise RecordError(f"{path}: is Parquet, but no mlsys record (its metadata has no 'mlsys')")
+    head = _json(metadata, str(path))
+    schema = head.get("schema") if isinstance(head, dict) else None
+    if schema != SCHEMA:
+        raise RecordError(f"{path}: has schema {schema!r}, this version reads {SCHEMA!r}; make the file again")
+    t0_unix_s = head.pop("t0_unix_s", None)
+    rows = table.to_pylist()
+    names = dict.fromkeys(_requests_schema().names)
+    _refuse_unknown(dict.fromkeys(table.column_names), names, str(path))
+    for row in rows:
+        row["stage_s"] = dict(row.get("stage_s") or ())
+    _refuse_non_finite(rows, str(path))
+    requests = _convert({"t0_unix_s": t0_unix_s, "requests": rows}, Requests, str(path))
+    return _convert(head, Envelope, str(path)), requests

@@ -1,0 +1,52 @@
+"""Any record -> what a person reads: a terminal, one self-contained HTML file, Markdown."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from mlsys_bench.record import Envelope, Record
+
+    Item = tuple[str, Envelope, Record]
+
+
+def write_html(path: Path, items: Sequence[Item]) -> Path:
+    """Write one HTML file with everything in it, and return its path.  `items` are file name, envelope and record."""
+    from mlsys_bench.report.html import render
+
+    return _write(path, render(items))
+
+
+def write_markdown(path: Path, items: Sequence[Item]) -> Path:
+    """Write the same in Markdown, short, for a pull request or a wiki, and return its path."""
+    from mlsys_bench.report.markdown import render
+
+    return _write(path, render(items))
+
+
+def _write(path: Path, text: str) -> Path:
+    from mlsys_bench.errors import BadInput
+
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise BadInput(f"{path}: cannot be written: {error.strerror or error}") from error
+    return path
+
+
+def load(paths: Sequence[Path]) -> list[Item]:
+    """Return the records of some files, named as their files are."""
+    from mlsys_bench import record
+
+    return [(path.name, *record.load(path)) for path in paths]
+
+
+def print_all(items: Sequence[Item]) -> None:
+    """Print records on the terminal, one after the other."""
+    from mlsys_bench.report import terminal
+
+    for _, _, record in items:
+        terminal.show(record)

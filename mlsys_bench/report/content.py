@@ -1,0 +1,54 @@
+"""Any record -> sections: the one place that knows which words belong to which kind."""
+
+from __future__ import annotations
+
+from typing import assert_never
+
+from mlsys_bench.record import Record
+from mlsys_bench.report import benches, lookups, plans, runs
+from mlsys_bench.report.parts import Section
+from mlsys_bench.types import (
+    Bench,
+    Catalog,
+    Demo,
+    Doctor,
+    LatencyProfile,
+    LoadTest,
+    Plan,
+    Requests,
+    Scenario,
+    Verdict,
+    Verification,
+    Workload,
+)
+
+
+def describe(record: Record, extra: object = None) -> tuple[Section, ...]:
+    """Return the sections of a record, the answer first.  `extra` goes beside it: a bench's ready-made rows, what a trace showed."""
+    match record:
+        case Plan():
+            return (plans.plan(record),)
+        case LoadTest():
+            return (runs.loadtest(record),)
+        case Bench():
+            return (benches.bench(record, extra if isinstance(extra, tuple | list) else None),)
+        case LatencyProfile():
+            return (plans.profile(record),)
+        case Demo():
+            return runs.demo(record)
+        case Verification():
+            return runs.verification(record)
+        case Verdict():
+            return (benches.verdict(record),)
+        case Workload():
+            return (plans.workload(record, extra),)
+        case Requests():
+            return (runs.requests(record),)
+        case Scenario():
+            return (lookups.scenario(record),)
+        case Doctor():
+            return (lookups.doctor(record),)
+        case Catalog():
+            return (lookups.catalog(record),)
+        case _:
+            assert_never(record)

@@ -1,0 +1,72 @@
+"""Scenarios, catalogues and this machine's abilities, in words."""
+
+from __future__ import annotations
+
+from mlsys_bench import slo, units
+from mlsys_bench.report import plans
+from mlsys_bench.report.parts import Cell, Column, Fact, Section, Table, count, mark, percent, scalar
+from mlsys_bench.types import Catalog, Doctor, Scalar, Scenario
+
+WIDE = ("source", "date", "region", "hf_id", "aliases", "arch", "vendor", "verified", "tdp_w", "interconnect")
+
+
+def scenario(record: Scenario) -> Section:
+    """Return a system, its traffic and its promises."""
+    return Section(
+        kind="scenario",
+        title=f"Scenario: {record.name}",
+        lead=" ".join(record.description.split()),
+        tag="assumed",
+        facts=(
+            Fact("Model", record.model, ", ".join(record.precision), "assumed"),
+            Fact("Devices", ", ".join(record.gpus), f"batch of at most {record.max_batch:,}", "assumed"),
+            *plans.traffic_facts(record.workload),
+            Fact(
+                "Promises",
+                ", ".join(map(slo.show_limit, record.slo)),
+                f"{percent(100 * record.headroom)} of each replica stays free",
+                "assumed",
+            ),
+        ),
+        notes=(("Source", (record.source,)),),
+    )
+
+
+def doctor(record: Doctor) -> Section:
+    """Return what this machine can do, and what would change what it cannot."""
+    working = sum(ability.works for ability in record.abilities)
+    rows = tuple((mark(a.works), Cell(a.name, "strong"), Cell(a.detail, "", a.cure or "")) for a in record.abilities)
+    return Section(
+        kind="doctor",
+        title="This machine",
+        lead=f"{working} of {len(record.abilities)} abilities are there.",
+        tables=(Table(title="", columns=(Column(""), Column("ability"), Column("what was found", flexible=True)), rows=rows),),
+    )
+
+
+def catalog(record: Catalog) -> Section:
+    """Return a catalogue as a table: its own columns, in its own order."""
+    titles = list(dict.fromkeys(name for row in record.rows for name in row))
+    columns = tuple(Column(t.replace("_", " "), right=_numeric(record, t), wide=t in WIDE, flexible=t == "source") for t in titles)
+    rows = tuple(tuple(Cell(_by_unit(t, row.get(t)), "strong" if t == titles[0] else "") for t in titles) for row in record.rows)
+    return Section(
+        kind="catalog",
+        title=f"Catalogue: {record.catalog}",
+        lead=f"{count(len(rows), 'row')}, each with its source and date in --json.",
+        tables=(Table(title="", columns=columns, rows=rows),),
+    )
+
+
+def _by_unit(name: str, value: Scalar) -> str:
+    """Print a value in the unit its column's name ends in; units stay in the title where they cannot be told."""
+    if value is None or isinstance(value, bool | str):
+        return scalar(value)
+    for ending, unit in (("bytes_per_s", "B/s"), ("flops_per_s", "FLOP/s"), ("bytes", "B")):
+        if name.endswith(ending):
+            return units.show_scaled(float(value), unit) if value else scalar(None)
+    return units.show_usd(float(value)) if "usd" in name else scalar(value)
+
+
+def _numeric(record: Catalog, name: str) -> bool:
+    values = [row.get(name) for row in record.rows if row.get(name) is not None]
+    return bool(values) and all(isinstance(v, int | float) for v in values)

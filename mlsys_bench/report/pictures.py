@@ -1,0 +1,88 @@
+"""Which pictures a set of records allows, and what stands under each."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+from mlsys_bench.record import Envelope, Record
+from mlsys_bench.types import Bench, Check, Demo, LatencyProfile, Plan, Requests, Verification
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+COST = "Cost of the chosen design and of its alternatives; hatched ones do not hold the limits."
+MISSING = "Pictures need matplotlib: python -m pip install 'mlsys-bench[plot]'"
+
+
+class Picture(NamedTuple):
+    """One picture inside the page: the image as a data URI, what it shows in words, and the section it belongs to."""
+
+    kind: str
+    uri: str
+    caption: str
+
+
+def draw(items: Sequence[tuple[str, Envelope, Record]]) -> tuple[Picture, ...] | None:
+    """Return every picture the records allow, or None where matplotlib is not installed."""
+    if importlib.util.find_spec("matplotlib") is None:
+        return None
+    from mlsys_bench.report import figures
+
+    made = _every(tuple(record for _, _, record in items))
+    return tuple(Picture(kind, figures.uri(figure), caption) for kind, caption, figure in made if figure is not None)
+
+
+def _every(records: Sequence[Record]) -> Iterator[tuple[str, str, Figure | None]]:
+    from mlsys_bench.report import figures
+
+    checked = next((r for r in records if isinstance(r, Demo | Verification)), None)
+    plans = _once(r.plan if isinstance(r, Demo) else r for r in records if isinstance(r, Demo | Plan))
+    plan = plans[0] if plans else None
+    if checked is not None:
+        where = "measured through HTTP with the load generator" + (f"; predicted: {plan.provenance}" if plan else "")
+        kind = "demo" if isinstance(checked, Demo) else "verify"
+        yield kind, _errors(checked.checks), figures.prediction(checked.checks, where)
+    for each in plans:
+        priced = f"{each.model}, {each.workload.rate_per_s:g} requests/s, {each.slo}; {each.provenance}"
+        yield "plan", COST, figures.alternatives(each, priced)
+    yield from _fits(records, plan)
+    for requests in (r for r in records if isinstance(r, Requests)):
+        yield from _runs(requests, plan if checked is not None else None)
+
+
+def _once(plans: Iterable[Plan]) -> list[Plan]:
+    """Return each plan once: a demo's plan may be there as a file too."""
+    found: list[Plan] = []
+    for plan in plans:
+        found += [plan] * (plan not in found)
+    return found
+
+
+def _errors(checks: Sequence[Check]) -> str:
+    inside, known = sum(c.inside is True for c in checks), sum(c.inside is not None for c in checks)
+    return f"{inside} of {known} measured figures lie inside the predicted 90 % interval; the error stands above each."
+
+
+def _fits(records: Sequence[Record], plan: Plan | None) -> Iterator[tuple[str, str, Figure | None]]:
+    from mlsys_bench.report import figures
+
+    benches = [r for r in records if isinstance(r, Bench)]
+    profiles = [r for r in records if isinstance(r, LatencyProfile)] or ([plan.profile] if plan else [])
+    for bench in benches:
+        for profile in (p for p in profiles if p.form == "step"):
+            at = profile.layout
+            where = f"{at.model}, {at.precision}, {at.device}{f', {at.threads} thread(s)' if at.threads else ''}; {profile.provenance}"
+            yield "bench", "Every measured engine step against what the profile says of it.", figures.step_fit(bench, profile, where)
+
+
+def _runs(requests: Requests, plan: Plan | None) -> Iterator[tuple[str, str, Figure | None]]:
+    from mlsys_bench.report import figures
+
+    where = "simulated" if "simulated" in {r.token_source for r in requests.requests} else "measured"
+    beside = f"{where}; predicted: {plan.provenance}" if plan else where
+    predicted, intervals = (plan.predicted, plan.intervals) if plan else ({}, {})
+    yield "requests", "Latency of every request, counted from when it was due.", figures.timeline(requests, where)
+    yield "requests", "Share of requests answered within a time.", figures.distribution(requests, predicted, intervals, beside)
+    yield "requests", "Tokens per second, and requests that had been sent and not yet answered.", figures.load(requests, where)

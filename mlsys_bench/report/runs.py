@@ -1,0 +1,213 @@
+"""Load tests, verifications, demos and raw requests, in words."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from mlsys_bench import stats, units
+from mlsys_bench.report import latencies, plans
+from mlsys_bench.report.parts import (
+    Cell,
+    Column,
+    Fact,
+    Section,
+    Table,
+    Tone,
+    count,
+    digits,
+    percent,
+    span,
+    time,
+    time_cell,
+    time_span,
+)
+from mlsys_bench.types import Check, Demo, LoadTest, RequestRecord, Requests, Validity, Verification
+
+VERDICT_TONE: dict[str, Tone] = {"valid": "good", "degraded": "unsure", "invalid": "bad"}
+
+
+def loadtest(record: LoadTest) -> Section:
+    """Return what the users of a run saw."""
+    tag = "measured" if record.source == "loadtest" else "simulated"
+    return Section(
+        kind="loadtest",
+        title=f"{'Load test' if record.source == 'loadtest' else 'Simulation'} of {record.target}",
+        lead=_lead(record),
+        tag=tag,
+        tone=VERDICT_TONE[record.validity.verdict],
+        facts=tuple(_facts(record, tag)),
+        tables=tuple(t for t in (latencies.percentiles(record), latencies.kept(record)) if t is not None),
+        notes=tuple(
+            (head, lines)
+            for head, lines in (
+                ("Why it may not be believed", record.validity.reasons),
+                ("Formulas", tuple(f"{k} = {v}" for k, v in record.formulas.items())),
+            )
+            if lines
+        ),
+    )
+
+
+def _lead(r: LoadTest) -> str:
+    good = f", {percent(100 * r.goodput_ratio)} within all limits" if r.goodput_ratio is not None else ""
+    return f"{r.ok:,} of {count(r.requests, 'request')} answered in {time(r.duration_s)}{good}."
+
+
+def _facts(r: LoadTest, tag: str) -> list[Fact]:
+    asked = "closed loop" if r.offered_rate_per_s is None else f"{units.show_rate(r.offered_rate_per_s)} asked"
+    errors = ", ".join(f"{n:,} {kind}" for kind, n in r.errors.items() if n)
+    facts = [
+        Fact(
+            "Rate",
+            f"{asked}, {units.show_rate(r.request_rate_per_s)} completed",
+            f"{r.arrivals} arrivals, window of {time(r.duration_s)}",
+            tag,
+        ),
+        Fact("Requests", f"{r.ok:,} of {r.requests:,} ok", errors or "no errors", tag, "bad" if errors else ""),
+        Fact("Tokens", f"{digits(r.output_tokens_per_s)} output tokens/s", "", tag),
+    ]
+    if r.goodput_ratio is not None:
+        interval = span(r.goodput_interval, 100, " %")
+        facts.append(Fact("Goodput", f"{units.show_rate(r.goodput_per_s)} = {percent(100 * r.goodput_ratio)}", interval, tag))
+    if r.lateness_s is not None and r.lateness_s.count:
+        worst = next((s for s in ("p99", "p95", "p90", "p50", "mean") if getattr(r.lateness_s, s) is not None), None)
+        if worst is not None:
+            late = time_span(r.lateness_s.intervals.get(worst), getattr(r.lateness_s, worst))
+            facts.append(Fact("Sent late", f"{worst} {time(getattr(r.lateness_s, worst))}", late or "by the client itself", tag))
+    return [*facts, _validity(r.validity)]
+
+
+def _validity(v: Validity) -> Fact:
+    return Fact("Validity", v.verdict, "; ".join(v.reasons), "", VERDICT_TONE[v.verdict])
+
+
+# ---------------------------------------------------------------- predictions held against measurements
+
+
+def verification(record: Verification) -> tuple[Section, ...]:
+    """Return the checks of a plan, then the load test they stand on."""
+    inside = _inside(record.checks)
+    section = Section(
+        kind="verify",
+        title=f"Verification of {record.plan_file}",
+        lead=f"The plan {'holds' if record.holds else 'does not hold'}: {inside}.",
+        tag="measured",
+        tone="good" if record.holds else "bad",
+        facts=(
+            Fact("Target", record.target, f"one replica at {units.show_rate(record.rate_per_s)}", "measured"),
+            Fact("Verdict", "holds" if record.holds else "does not hold", inside, "", "good" if record.holds else "bad"),
+        ),
+        tables=(latencies.checks(record.checks),),
+        notes=(("Notes", record.notes),) if record.notes else (),
+    )
+    return section, loadtest(record.measured)
+
+
+def _inside(checks: tuple[Check, ...]) -> str:
+    said = Counter(c.inside for c in checks)
+    return f"{said[True]} of {count(said[True] + said[False], 'figure')} inside the 90 % interval" + f", {said[None]} not measured" * bool(
+        said[None]
+    )
+
+
+def demo(record: Demo) -> tuple[Section, ...]:
+    """Return the whole loop: prediction beside measurement, then the plan and the load test."""
+    worst = max(record.checks, key=lambda c: abs(c.error_percent or 0.0), default=None)
+    lead = _inside(record.checks) + "."
+    if worst is not None and worst.error_percent is not None:
+        name = latencies.name(worst.key)
+        lead = f"{plans.lead(record.plan)} Measured: {lead} Largest error: {name} {percent(worst.error_percent, signed=True)}."
+    section = Section(
+        kind="demo",
+        title="Demo: prediction beside measurement",
+        lead=lead,
+        tag="measured",
+        tone="good" if all(c.inside is not False for c in record.checks) else "unsure",
+        tiles=_error_tiles(record.checks),
+        tables=(latencies.checks(record.checks), *_errors(record)),
+        notes=tuple((head, lines) for head, lines in (("Files", _files(record)), ("Time taken", (_took(record),))) if lines),
+    )
+    return section, plans.plan(record.plan), loadtest(record.measured)
+
+
+def _error_tiles(checks: tuple[Check, ...]) -> tuple[Fact, ...]:
+    wanted = [c for c in checks if c.error_percent is not None and c.key.endswith("p50_s")][:3]
+    return tuple(
+        Fact(
+            f"{latencies.name(c.key)} error",
+            percent(c.error_percent, signed=True),
+            f"{time(c.predicted)} against {time(c.measured)}",
+            "measured",
+        )
+        for c in wanted
+    )
+
+
+def _errors(record: Demo) -> tuple[Table, ...]:
+    """Return the errors that no check carries already."""
+    left = {k: v for k, v in record.prediction_error_percent.items() if k not in {c.key for c in record.checks}}
+    rows = tuple((Cell(latencies.name(key)), Cell(percent(value, signed=True))) for key, value in left.items())
+    return (Table(title="Other errors", columns=(Column("figure"), Column("error", right=True)), rows=rows),) if rows else ()
+
+
+def _files(record: Demo) -> tuple[str, ...]:
+    return tuple(f"{name}: {path}" for name, path in record.files.items())
+
+
+def _took(record: Demo) -> str:
+    stages = ", ".join(f"{name} {time(seconds)}" for name, seconds in record.took_s.items() if name != "total")
+    return f"{stages}; {time(record.took_s.get('total', sum(record.took_s.values())))} in all"
+
+
+# ---------------------------------------------------------------- raw requests
+
+
+def requests(record: Requests) -> Section:
+    """Return what a file of requests holds: outcomes, and latencies inside the window."""
+    window = [r for r in record.requests if r.in_window]
+    outcomes = Counter(r.outcome for r in record.requests)
+    ok = [r for r in window if r.outcome == "ok"]
+    simulated = "simulated" in {r.token_source for r in record.requests}
+    tag = "simulated" if simulated else "measured"
+    facts = (
+        Fact("Requests", f"{len(record.requests):,}, {len(window):,} of them in the window", _span_of(record.requests), tag),
+        Fact(
+            "Outcomes", ", ".join(f"{n:,} {kind}" for kind, n in outcomes.most_common()), "", tag, "" if set(outcomes) <= {"ok"} else "bad"
+        ),
+        Fact("Tokens", f"{sum(r.output_tokens or 0 for r in ok):,} out", f"{sum(r.prompt_tokens or 0 for r in ok):,} in", tag),
+    )
+    return Section(
+        kind="requests",
+        title=f"Requests: {len(record.requests):,}",
+        lead=f"{outcomes['ok']:,} of {count(len(record.requests), 'request')} ok.",
+        tag=tag,
+        facts=facts,
+        tables=(
+            _quantiles({"TTFT": [t for r in ok if (t := ttft_s(r)) is not None], "E2E": [t for r in ok if (t := e2e_s(r)) is not None]}),
+        ),
+    )
+
+
+def ttft_s(r: RequestRecord) -> float | None:
+    """Return the time to the first token, from the scheduled send."""
+    return r.token_s[0] - r.scheduled_s if r.token_s else None
+
+
+def e2e_s(r: RequestRecord) -> float | None:
+    """Return the time to the end of the answer, from the scheduled send."""
+    return None if r.done_s is None else r.done_s - r.scheduled_s
+
+
+def _span_of(records: tuple[RequestRecord, ...]) -> str:
+    return f"sent over {time(max(r.scheduled_s for r in records) - min(r.scheduled_s for r in records))}" if records else "none"
+
+
+def _quantiles(samples: dict[str, list[float]]) -> Table:
+    rows = tuple((Cell(name, "strong"), Cell(f"{len(s):,}"), *(_quantile(s, p) for p in (0.5, 0.95, 0.99))) for name, s in samples.items())
+    columns = (Column("in the window"), Column("n", right=True), *(Column(s, right=True) for s in ("p50", "p95", "p99")))
+    return Table(title="", columns=columns, rows=rows, note="below each figure its 90 % interval")
+
+
+def _quantile(samples: list[float], p: float) -> Cell:
+    interval = stats.quantile_interval(samples, p)
+    return Cell("too few", "muted") if interval is None else time_cell(stats.quantile(samples, p), interval)

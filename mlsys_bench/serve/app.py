@@ -1,0 +1,165 @@
+"""The routes: each handler checks its request and hands it on."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import msgspec
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from mlsys_bench.batching import Limits
+from mlsys_bench.engine.tokenizer import ByteTokenizer
+from mlsys_bench.serve import openai_api as api
+from mlsys_bench.serve.answer import Answer
+from mlsys_bench.serve.link import Link
+from mlsys_bench.serve.metrics import Metrics
+from mlsys_bench.serve.text import TextStream
+from mlsys_bench.types import Layout
+
+_BODY_LIMIT_BYTES = 8 << 20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Served:
+    """What is served.  `process` is what `/health` tells of the processes behind it."""
+
+    layout: Layout
+    limits: Limits
+    queue_limit: int
+    tokenizer: ByteTokenizer
+    process: dict[str, Any]
+    created: int = field(default_factory=lambda: int(time.time()))
+
+    @property
+    def context(self) -> int:
+        """How many tokens prompt and answer may have together."""
+        return min(self.limits.max_context, self.limits.blocks * self.limits.block_tokens)
+
+
+class Handlers:
+    """One handler per route."""
+
+    def __init__(self, served: Served, link: Link, metrics: Metrics) -> None:
+        self.served, self.link, self.metrics = served, link, metrics
+        self._ids = itertools.count(1)
+
+    async def completions(self, request: Request) -> Response:
+        """`POST /v1/completions`."""
+        return await self._answer(request, api.parse_completion)
+
+    async def chat(self, request: Request) -> Response:
+        """`POST /v1/chat/completions`."""
+        return await self._answer(request, api.parse_chat)
+
+    async def _answer(self, request: Request, parse: Callable[..., api.Call]) -> Response:
+        arrived_s, served = time.perf_counter(), self.served
+        call = parse(await _body(request), model=served.layout.model, context=served.context, tokenizer=served.tokenizer)
+        self._check_room()
+        generation = self.link.submit(call.prompt, call.sampling)
+        self.metrics.prompt_tokens.inc(len(call.prompt))
+        name = f"{'chatcmpl' if call.is_chat else 'cmpl'}-{next(self._ids)}"
+        shape = api.Shape(id=name, created=int(time.time()), model=served.layout.model, call=call)
+        text = TextStream(served.tokenizer.stream(), call.stop)
+        return Answer(shape, generation, text, self.link, self.metrics, arrived_s)
+
+    def _check_room(self) -> None:
+        """Raise 503 when the engine is gone, and 429 when as many requests wait as may.
+
+        What waits is the larger of two views: ours, which knows at once of every request but not how many have a seat, and the
+        engine's of its last step, which also knows of those that wait for KV blocks while seats are free.
+        """
+        if self.link.dead is not None:
+            raise api.ApiError(503, self.link.dead, kind="server_error", code="engine_dead")
+        beyond_seats = self.link.in_flight - self.served.limits.max_seqs
+        waiting = max(beyond_seats, self.link.state.waiting)
+        if beyond_seats >= self.served.queue_limit or waiting > self.served.queue_limit:
+            raise api.queue_full(max(waiting, 0), self.served.queue_limit, self.metrics.retry_after_s(waiting))
+
+    async def health(self, request: Request) -> Response:
+        """`GET /health`: also the layout and the limits, so that a profile can be held against a live server."""
+        dead, layout, limits = self.link.dead, asdict(self.served.layout), self.served.limits
+        body = {
+            "status": "ok" if dead is None else "dead",
+            "detail": dead,
+            **layout,
+            "layout": layout,
+            "limits": limits._asdict(),
+            "max_batch": limits.max_seqs,
+            "queue_limit": self.served.queue_limit,
+            "blocks": limits.blocks,
+            **self.link.state._asdict(),
+            "in_flight": self.link.in_flight,
+            **self.served.process,
+        }
+        return _json(200 if dead is None else 503, body)
+
+    async def metrics_page(self, request: Request) -> Response:
+        """`GET /metrics`."""
+        return Response(self.metrics.text(), media_type="text/plain; version=0.0.4")
+
+    async def models(self, request: Request) -> Response:
+        """`GET /v1/models`."""
+        return _json(200, {"object": "list", "data": [self._card()]})
+
+    async def model(self, request: Request) -> Response:
+        """`GET /v1/models/{name}`."""
+        name = request.path_params["name"]
+        if name != self.served.layout.model:
+            raise api.unknown_model(name, self.served.layout.model)
+        return _json(200, self._card())
+
+    def _card(self) -> dict[str, Any]:
+        return api.model_card(self.served.layout.model, self.served.created, self.served.context)
+
+    async def on_api_error(self, request: Request, error: Exception) -> Response:
+        """Return an error of ours, and count it if a generation was asked for."""
+        assert isinstance(error, api.ApiError)
+        if request.method == "POST":
+            self.metrics.requests.labels({429: "rejected", 503: "error"}.get(error.status, "bad_request")).inc()
+        return _json(error.status, error.body, error.headers)
+
+    async def on_http_error(self, request: Request, error: Exception) -> Response:
+        """Return a wrong path or method in OpenAI's shape."""
+        assert isinstance(error, HTTPException)
+        message = f"{request.method} {request.url.path}: {error.detail}"
+        return _json(error.status_code, api.ApiError(error.status_code, message).body)
+
+    async def on_bug(self, request: Request, error: Exception) -> Response:
+        """Return 500; the traceback goes to the log."""
+        return _json(500, api.ApiError(500, "internal error; the server's log has it", kind="server_error").body)
+
+
+def _json(status: int, body: dict[str, Any], headers: dict[str, str] | None = None) -> Response:
+    return Response(msgspec.json.encode(body), status_code=status, headers=headers, media_type="application/json")
+
+
+async def _body(request: Request) -> bytes:
+    """Return the request's body, up to a limit."""
+    data = bytearray()
+    async for part in request.stream():
+        data += part
+        if len(data) > _BODY_LIMIT_BYTES:
+            raise api.ApiError(413, f"the body is larger than {_BODY_LIMIT_BYTES} bytes")
+    return bytes(data)
+
+
+def create(served: Served, link: Link, metrics: Metrics) -> Starlette:
+    """Return the ASGI application."""
+    h = Handlers(served, link, metrics)
+    routes = [
+        Route("/v1/models", h.models),
+        Route("/v1/models/{name}", h.model),
+        Route("/v1/completions", h.completions, methods=["POST"]),
+        Route("/v1/chat/completions", h.chat, methods=["POST"]),
+        Route("/health", h.health),
+        Route("/metrics", h.metrics_page),
+    ]
+    return Starlette(routes=routes, exception_handlers={api.ApiError: h.on_api_error, HTTPException: h.on_http_error, Exception: h.on_bug})

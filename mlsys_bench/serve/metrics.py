@@ -1,0 +1,74 @@
+"""What Prometheus reads: metrics named after those of vLLM, with the prefix `mlsys_`, in a registry of their own."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+from mlsys_bench.serve import wire
+
+_STEP_S = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5)
+_LATENCY_S = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 60, 120)
+_COMPLETIONS_KEPT = 64
+_RETRY_S = (1, 60)
+
+
+class Metrics:
+    """Counters and histograms of one server."""
+
+    def __init__(self) -> None:
+        self.registry = r = CollectorRegistry()
+        self.requests = Counter("mlsys_requests", "Requests by what became of them", ["outcome"], registry=r)
+        for outcome in ("ok", "bad_request", "rejected", "cancelled", "error"):
+            self.requests.labels(outcome)  # a counter that has not counted yet reads 0
+        self.running = Gauge("mlsys_running", "Sequences that have a seat in the batch", registry=r)
+        self.waiting = Gauge("mlsys_waiting", "Requests that wait for a seat", registry=r)
+        self.free_blocks = Gauge("mlsys_kv_blocks_free", "KV blocks nobody holds", registry=r)
+        self.blocks = Gauge("mlsys_kv_blocks", "KV blocks in all", registry=r)
+        self.prompt_tokens = Counter("mlsys_prompt_tokens", "Prompt tokens of requests taken", registry=r)
+        self.generated = Counter("mlsys_generation_tokens", "Tokens generated", registry=r)
+        self.preempted = Counter("mlsys_preemptions", "Sequences that lost their KV blocks and start again", registry=r)
+        self.ttft = Histogram("mlsys_ttft_seconds", "From the request's arrival to its first token", buckets=_LATENCY_S, registry=r)
+        self.tpot = Histogram("mlsys_tpot_seconds", "Mean time per token after the first", buckets=_STEP_S, registry=r)
+        self.e2e = Histogram("mlsys_e2e_seconds", "From the request's arrival to its last token", buckets=_LATENCY_S, registry=r)
+        self.step = Histogram("mlsys_step_seconds", "Engine steps", buckets=_STEP_S, registry=r)
+        self._completed_s: deque[float] = deque(maxlen=_COMPLETIONS_KEPT)
+
+    def on_step(self, event: wire.Stepped) -> None:
+        """Count one engine step."""
+        self.running.set(event.running)
+        self.waiting.set(event.waiting)
+        self.free_blocks.set(event.free_blocks)
+        if event.step_s is not None:
+            self.step.observe(event.step_s)
+            self.generated.inc(len(event.tokens))
+            if event.preempted:
+                self.preempted.inc(event.preempted)
+
+    def on_end(self, outcome: str, *, arrived_s: float, token_s: list[float]) -> None:
+        """Count one request.  Only one that ran to its end counts in the histograms."""
+        self.requests.labels(outcome).inc()
+        if outcome != "ok":
+            return
+        first_s, last_s = token_s[0], token_s[-1]
+        self._completed_s.append(last_s)
+        self.ttft.observe(first_s - arrived_s)
+        self.e2e.observe(last_s - arrived_s)
+        if len(token_s) > 1:
+            self.tpot.observe((last_s - first_s) / (len(token_s) - 1))
+
+    def retry_after_s(self, waiting: int, now_s: float | None = None) -> int:
+        """Return when to come back, in whole seconds: the queue's length over the rate at which requests completed lately."""
+        done = self._completed_s
+        low, high = _RETRY_S
+        if not done:
+            return low
+        now = time.perf_counter() if now_s is None else now_s
+        rate_per_s = len(done) / max(now - done[0], 1e-3)
+        return min(max(-int(-waiting // rate_per_s), low), high)
+
+    def text(self) -> bytes:
+        """Return the page that Prometheus scrapes."""
+        return generate_latest(self.registry)

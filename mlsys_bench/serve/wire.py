@@ -1,0 +1,105 @@
+"""What the HTTP process and the engine process say to each other: msgpack frames over a socket pair.
+
+A frame is four bytes of length (big endian) and one message.  Request ids are the HTTP process's own.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import msgspec
+
+_LENGTH = struct.Struct(">I")
+
+
+class Sampling(NamedTuple):
+    """How to choose tokens, and when to stop: the keyword arguments of `Engine.add`."""
+
+    max_tokens: int
+    temperature: float = 1.0
+    top_p: float = 1.0
+    seed: int | None = None
+    ignore_eos: bool = False
+
+
+class Add(msgspec.Struct, frozen=True, array_like=True, tag="add"):
+    """Generate from this prompt."""
+
+    id: int
+    prompt: tuple[int, ...]
+    sampling: Sampling
+
+
+class Cancel(msgspec.Struct, frozen=True, array_like=True, tag="cancel"):
+    """Forget this request and free its blocks."""
+
+    id: int
+
+
+class Stop(msgspec.Struct, frozen=True, array_like=True, tag="stop"):
+    """End the engine process."""
+
+
+class Ready(msgspec.Struct, frozen=True, array_like=True, tag="ready"):
+    """The model is loaded and warm, on this device."""
+
+    device: str
+    free_blocks: int
+
+
+class Failed(msgspec.Struct, frozen=True, array_like=True, tag="failed"):
+    """The engine could not be built; the process ends after this."""
+
+    message: str
+
+
+class Refused(msgspec.Struct, frozen=True, array_like=True, tag="refused"):
+    """The engine does not take this request."""
+
+    id: int
+    message: str
+
+
+class Stepped(msgspec.Struct, frozen=True, array_like=True, tag="stepped"):
+    """What one engine step gave.  `step_s` is None when only the state changed (a cancelled request)."""
+
+    step_s: float | None
+    tokens: tuple[tuple[int, int], ...]  # (request, token)
+    finished: tuple[tuple[int, str], ...]  # (request, 'stop' or 'length')
+    preempted: int
+    free_blocks: int
+    running: int
+    waiting: int
+
+
+Command = Add | Cancel | Stop
+Event = Ready | Failed | Refused | Stepped
+
+_encoder = msgspec.msgpack.Encoder()
+commands = msgspec.msgpack.Decoder(Command)
+events = msgspec.msgpack.Decoder(Event)
+
+
+def frame(message: Command | Event) -> bytes:
+    """Return the message as one frame."""
+    body = _encoder.encode(message)
+    return _LENGTH.pack(len(body)) + body
+
+
+class Frames:
+    """Cuts a byte stream back into frames."""
+
+    def __init__(self) -> None:
+        self._buffer = bytearray()
+
+    def feed(self, data: bytes) -> Iterator[bytes]:
+        """Yield every frame that is complete now."""
+        self._buffer += data
+        while len(self._buffer) >= _LENGTH.size:
+            end = _LENGTH.size + _LENGTH.unpack_from(self._buffer)[0]
+            if len(self._buffer) < end:
+                return
+            yield bytes(self._buffer[_LENGTH.size : end])
+            del self._buffer[:end]

@@ -1,0 +1,436 @@
+"""The data that flows through the house: frozen dataclasses, SI units in the names, nothing else.
+
+Measurement -> LatencyProfile -> Plan -> Report; nothing is changed on the way.  What has no value is None, never 0 or -1.
+Each class here that is a file of its own is listed in `record.KINDS`.
+"""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass, field
+from typing import Literal
+
+Scalar = str | int | float | bool | None
+
+
+class Provenance(enum.StrEnum):
+    """Where a number comes from, strongest first.  A result is as weak as its weakest input: `Provenance.weakest`."""
+
+    MEASURED = "measured"  # here, on this machine
+    CALIBRATED = "calibrated"  # fitted to measurements
+    ROOFLINE = "roofline"  # physics of a catalogue entry
+    ASSUMED = "assumed"  # a scenario or a default says so
+
+    @staticmethod
+    def weakest(*inputs: Provenance) -> Provenance:
+        """Return the weakest of the inputs."""
+        order = list(Provenance)
+        return max(inputs, key=order.index)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Machine:
+    """What a machine is.  `hard` fields must match before two results may be compared, `soft` ones only warn."""
+
+    hard: dict[str, Scalar]
+    soft: dict[str, Scalar]
+
+
+# ---------------------------------------------------------------- bench
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Round:
+    """Samples taken in one go.  `cpu_s` and `involuntary` (context switches), when known, go sample by sample with `values`."""
+
+    values: tuple[float, ...]
+    cpu_s: tuple[float, ...] | None = None
+    involuntary: tuple[int, ...] | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Launch:
+    """All rounds of one process.  The launch, not the sample, is the unit of evidence."""
+
+    started_s: float
+    rounds: tuple[Round, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measurement:
+    """One benchmark: every sample, by launch and round.  `skipped` says why there is none."""
+
+    name: str
+    unit: str
+    better: Literal["lower", "higher"]
+    parameters: dict[str, Scalar]
+    launches: tuple[Launch, ...]
+    skipped: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bench:
+    """The record of one `mlsys bench` run."""
+
+    measurements: tuple[Measurement, ...]
+
+
+# ---------------------------------------------------------------- requests and their summary
+
+Outcome = Literal["ok", "rejected", "timeout", "connect", "reset", "bad_response", "cancelled", "unfinished"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RequestRecord:
+    """One request, measured or simulated.  Times are seconds since the run's start; latency counts from `scheduled_s`."""
+
+    index: int
+    scheduled_s: float
+    sent_s: float | None = None
+    headers_s: float | None = None
+    token_s: tuple[float, ...] = ()  # arrival of each event that carried tokens
+    tokens_per_event: tuple[int, ...] = ()
+    done_s: float | None = None
+    prompt_tokens: int | None = None
+    output_tokens: int | None = None
+    token_source: Literal["usage", "chunks", "tokenizer", "simulated"] | None = None
+    outcome: Outcome = "ok"
+    http_status: int | None = None
+    attempt: int = 1
+    tenant: str | None = None
+    session: str | None = None
+    stage_s: dict[str, float] = field(default_factory=dict)
+    in_window: bool = True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Requests:
+    """Every request of one run.  Stored as Parquet, one row each."""
+
+    t0_unix_s: float
+    requests: tuple[RequestRecord, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LatencySummary:
+    """A latency in seconds.  A percentile the sample is too small for is None and named in `too_few`.
+
+    `intervals` holds 90 % intervals by statistic.
+    """
+
+    count: int
+    mean: float | None
+    p50: float | None
+    p90: float | None
+    p95: float | None
+    p99: float | None
+    intervals: dict[str, tuple[float, float]]
+    too_few: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Validity:
+    """Whether a run may be believed, and why not."""
+
+    verdict: Literal["valid", "degraded", "invalid"]
+    reasons: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadTest:
+    """What the users of one run saw, from a load test or a simulation."""
+
+    source: Literal["loadtest", "simulation"]
+    target: str
+    arrivals: str
+    offered_rate_per_s: float | None  # None in a closed loop
+    requests: int  # in the window, whatever became of them
+    ok: int
+    errors: dict[str, int]
+    duration_s: float  # of the window
+    request_rate_per_s: float  # completed per second
+    output_tokens_per_s: float
+    goodput_per_s: float | None  # None without an SLO
+    goodput_ratio: float | None
+    goodput_interval: tuple[float, float] | None  # Wilson, 90 %, of the ratio
+    slo: str | None
+    slo_met: dict[str, bool | None]  # per limit; None where the sample is too small
+    lateness_s: LatencySummary | None  # how late the client itself sent; None in a simulation
+    ttft_s: LatencySummary
+    tpot_s: LatencySummary
+    itl_s: LatencySummary
+    e2e_s: LatencySummary
+    validity: Validity
+    requests_file: str | None = None
+    formulas: dict[str, str] = field(default_factory=dict)
+
+
+# ---------------------------------------------------------------- latency
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Layout:
+    """What a latency profile belongs to.  A profile of another layout is refused."""
+
+    model: str
+    precision: str
+    device: str
+    threads: int | None = None
+    pinned_cores: tuple[int, ...] | None = None
+    tp: int = 1
+    pp: int = 1
+    ep: int = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LatencyProfile:
+    """How long one engine step (`form='step'`) or one request (`form='service'`) takes in one layout.
+
+    `terms` names the coefficients (`latency` documents each, with its unit), `covariance` is that of their logarithms.
+    `constants` holds what is known and not fitted (bytes, FLOPs, bandwidth, peak).
+    `valid` is the measured range of each feature.  `residual_log_sd` is the sd of log(measured / predicted).
+    """
+
+    form: Literal["step", "service"]
+    layout: Layout
+    stage: str | None
+    terms: tuple[str, ...]
+    coefficients: tuple[float, ...]
+    covariance: tuple[tuple[float, ...], ...]
+    constants: dict[str, float]
+    residual_log_sd: float
+    valid: dict[str, tuple[float, float]]
+    provenance: Provenance
+    note: str | None = None
+
+
+# ---------------------------------------------------------------- promises and traffic
+
+Metric = Literal["ttft", "tpot", "itl", "e2e", "goodput", "availability"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limit:
+    """One promise: `ttft p95 < 0.5` seconds, or a share such as `goodput > 0.99` (then `stat` is 'ratio')."""
+
+    metric: Metric
+    stat: str
+    limit: float
+
+
+SLO = tuple[Limit, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lengths:
+    """Token counts of requests: a constant, or a lognormal or uniform law by mean and coefficient of variation, cut at [1, max]."""
+
+    dist: Literal["constant", "lognormal", "uniform"] = "constant"
+    mean: float
+    cv: float = 0.0
+    max: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Workload:
+    """Traffic: how requests arrive and how long they are.  `arrivals` is `poisson`, `constant` or `gamma:CV`."""
+
+    rate_per_s: float
+    arrivals: str
+    prompt_tokens: Lengths
+    output_tokens: Lengths
+    provenance: Provenance = Provenance.ASSUMED
+    source: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Offer:
+    """An instance that can be rented, at a dated, sourced price."""
+
+    provider: str
+    instance: str
+    device: str  # catalogue id of hardware
+    devices: int
+    region: str
+    term: Literal["on-demand", "spot", "reserved"]
+    usd_per_h: float
+    source: str
+    date: str
+    provenance: Provenance
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scenario:
+    """A system, its traffic and its promises, as read from YAML."""
+
+    name: str
+    description: str
+    model: str
+    precision: tuple[str, ...]
+    gpus: tuple[str, ...]
+    workload: Workload
+    slo: SLO
+    max_batch: int
+    headroom: float  # share of a replica's capacity that stays free
+    source: str
+
+
+# ---------------------------------------------------------------- plan
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FleetItem:
+    """So many replicas of one stage on one device."""
+
+    stage: str
+    gpu: str
+    precision: str
+    tp: int
+    pp: int
+    replicas: int
+    instances: int
+    instance: str | None
+    usd_per_hour: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Alternative:
+    """A design that was considered, and why it is not the plan."""
+
+    gpu: str
+    precision: str
+    tp: int
+    replicas: int | None
+    usd_per_hour: float | None
+    predicted: dict[str, float]
+    why_not: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """The answer: a fleet, its cost, what its users will see, with intervals (90 %) and the limit that binds."""
+
+    model: str
+    workload: Workload
+    slo: str
+    fleet: tuple[FleetItem, ...]
+    replicas: int
+    gpus: int
+    gpu: str | None  # None when the fleet is mixed
+    devices_per_replica: int
+    usd_per_hour: float | None
+    usd_per_month: float | None
+    usd_per_million_tokens: float | None
+    utilisation: float
+    binding_constraint: str
+    headroom: float  # extra traffic, as a share of today's, before the first limit breaks
+    provenance: Provenance
+    predicted: dict[str, float]
+    intervals: dict[str, tuple[float, float]]
+    analytic: dict[str, float]  # the same keys by queueing theory, beside the simulation in `predicted`
+    alternatives: tuple[Alternative, ...]
+    profile: LatencyProfile
+    capacity_per_replica_per_s: float
+    max_batch: int
+    kv_tokens_per_replica: int
+    assumptions: tuple[str, ...]
+    prices: tuple[Offer, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+# ---------------------------------------------------------------- checks
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Check:
+    """One prediction beside its measurement.  `inside` is None where nothing could be measured."""
+
+    key: str
+    predicted: float
+    low: float | None
+    high: float | None
+    measured: float | None
+    measured_low: float | None
+    measured_high: float | None
+    error_percent: float | None
+    inside: bool | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verification:
+    """A plan held against a load test of one replica."""
+
+    plan_file: str
+    target: str
+    rate_per_s: float
+    checks: tuple[Check, ...]
+    holds: bool
+    measured: LoadTest
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Demo:
+    """The whole loop on one machine: the plan, what was measured, and how far apart they are."""
+
+    plan: Plan
+    measured: LoadTest
+    prediction_error_percent: dict[str, float]
+    checks: tuple[Check, ...]
+    files: dict[str, str]
+    took_s: dict[str, float]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finding:
+    """One metric of a comparison.  `ratio` is candidate over baseline; > 1 is worse when `better` is 'lower'."""
+
+    name: str
+    parameters: dict[str, Scalar]
+    unit: str
+    better: Literal["lower", "higher"]
+    baseline: float | None
+    candidate: float | None
+    ratio: float | None
+    interval: tuple[float, float] | None
+    verdict: Literal["regression", "improved", "pass", "inconclusive", "suspect", "not_comparable"]
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verdict:
+    """What the gate says of two sets of measurements."""
+
+    verdict: Literal["regression", "improved", "pass", "inconclusive", "suspect", "not_comparable"]
+    findings: tuple[Finding, ...]
+    tolerance: float
+    reasons: tuple[str, ...]
+    fingerprint_differences: tuple[str, ...] = ()
+
+
+# ---------------------------------------------------------------- what a person looks up
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ability:
+    """One thing this machine can or cannot do, and what would change that."""
+
+    name: str
+    works: bool
+    detail: str
+    cure: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Doctor:
+    """What this machine is and what can be measured on it."""
+
+    abilities: tuple[Ability, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Catalog:
+    """The rows of one catalogue, as printed: every one with its source and date."""
+
+    catalog: Literal["gpus", "models", "prices"]
+    rows: tuple[dict[str, Scalar], ...]

@@ -1,0 +1,82 @@
+"""Everything a person or CI runs here.  `python -m pip install nox && nox -s demo`."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import nox
+
+nox.needs_version = ">=2024.4.15"
+nox.options.default_venv_backend = "virtualenv"
+nox.options.reuse_existing_virtualenvs = True
+nox.options.sessions = ["tests"]
+
+# Installed first and alone: any looser request, made beside other packages, can pull gigabytes of CUDA.
+TORCH = os.environ.get("MLSYS_TORCH", "torch==2.13.0")
+HONESTY = Path("../shared/tools/honesty.py")
+
+
+def install(session: nox.Session, extras: str) -> None:
+    """Install torch, then this checkout with its extras, everything else pinned."""
+    session.install(*TORCH.split())
+    session.install("-c", "constraints.txt", "-e", f".[{extras}]")
+
+
+@nox.session
+def demo(session: nox.Session) -> None:
+    """Run the whole loop on this machine: measure, fit, plan, serve, load-test, compare, report."""
+    install(session, "engine,serve,load,plot")
+    session.run("mlsys", "demo", *session.posargs)
+
+
+@nox.session
+def tests(session: nox.Session) -> None:
+    """Check style, types, floors and behaviour; then that the wheel works alone."""
+    install(session, "engine,serve,load,plot,test")
+    check_style(session)
+    session.run("python", "-m", "pytest", *session.posargs)
+    if HONESTY.exists():
+        session.run("python", str(HONESTY), ".")
+    session.notify("wheel")
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Check style and types only."""
+    install(session, "engine,serve,load,plot,test")
+    check_style(session)
+
+
+def check_style(session: nox.Session) -> None:
+    """Run ruff and mypy over everything."""
+    session.run("ruff", "check", ".")
+    session.run("ruff", "format", "--check", ".")
+    session.run("mypy")
+
+
+@nox.session
+def wheel(session: nox.Session) -> None:
+    """Build the wheel, install it alone, without torch, and plan with it from outside the checkout."""
+    session.install("build", "-c", "constraints.txt")
+    dist = Path(session.create_tmp()).resolve()
+    for old in dist.glob("*.whl"):
+        old.unlink()
+    session.run("python", "-m", "build", "--wheel", "--outdir", str(dist), ".")
+    built = next(dist.glob("*.whl"))
+    session.install("--force-reinstall", "--no-deps", str(built))
+    session.install("-c", "constraints.txt", str(built))
+    slo = "ttft_p95<500ms,tpot_p99<50ms"
+    with session.chdir(dist):
+        session.run("python", "-c", "import importlib.util, sys; sys.exit(importlib.util.find_spec('torch') is not None)")
+        session.run("mlsys", "scenario", "show", "llm-chat")
+        session.run("mlsys", "plan", "--qps", "200", "--model", "llama-3-8b", "--gpu", "h100-sxm,l4", "--slo", slo)
+
+
+@nox.session
+def bench(session: nox.Session) -> None:
+    """Run proofs/NAME.py: every figure beside its bar, non-zero on a miss.  `nox -s bench -- NAME`."""
+    names = session.posargs or sorted(p.stem for p in Path("proofs").glob("[a-z]*.py"))
+    install(session, "engine,serve,load,plot,fast,test")
+    for name in names:
+        session.run("python", f"proofs/{name}.py")

@@ -1,0 +1,356 @@
+"""The step profile: what it predicts by hand and by physics, and what a fit gives back."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mlsys_bench import hardware, latency, models, record
+from mlsys_bench.errors import BadInput, NotComparable, UnknownName
+from mlsys_bench.latency import physics
+from mlsys_bench.types import Bench, LatencyProfile, Launch, Layout, Measurement, Provenance, Round, Scalar
+
+BLIS = Path(__file__).parents[2] / "shared" / "data" / "llm" / "blis_measured.csv"
+DECODE_ONE = (1.0, 1.0, 0.0, 0.0, 1.0)
+GRID: list[tuple[float, ...]] = [
+    *((b, b * c, 0, 0, b) for b in (1, 2, 4, 8) for c in (64, 256, 768)),
+    *((0, 0, n, n * (past + n / 2), 1) for n in (16, 64, 128, 256) for past in (0, 256)),
+    (4, 400, 128, 8192, 5),
+]
+
+
+def nano_on_cpu(norm: float | None = None) -> LatencyProfile:
+    """Return a truth to recover: a small model on one slow core."""
+    constants = physics.constants_of(models.find("nano"), "fp32") | {
+        "bandwidth_bytes_per_s": 12e9, "peak_flops_per_s": 60e9, "pack_tokens": 3.0,
+    }  # fmt: skip
+    values = {"step_s": 2e-3, "sequence_s": 3e-4, "weights": 1.2, "linear": 1.5, "kv": 3.0, "attention": 4.0, "pack": 0.6}
+    return LatencyProfile(
+        form="step",
+        layout=Layout(model="nano", precision="fp32", device="cpu", threads=1, pinned_cores=(0,)),
+        stage=None,
+        terms=tuple(values),
+        coefficients=tuple(values.values()),
+        covariance=tuple(tuple(row) for row in np.diag(np.full(7, 0.01)).tolist()),
+        constants=constants if norm is None else constants | {"roof_norm": norm},
+        residual_log_sd=0.02,
+        valid={},
+        provenance=Provenance.CALIBRATED,
+    )
+
+
+def measured(name: str, unit: str, parameters: dict[str, Scalar], launches: list[list[float]]) -> Measurement:
+    return Measurement(
+        name=name,
+        unit=unit,
+        better="lower" if unit == "s" else "higher",
+        parameters={"device": "cpu", "threads": 1, "pinned_cores": "0"} | parameters,
+        launches=tuple(Launch(started_s=0.0, rounds=(Round(values=tuple(values)),)) for values in launches),
+    )
+
+
+def bench_of(truth: LatencyProfile, *, seed: int = 0, noise: float = 0.02, grid: list[tuple[float, ...]] = GRID) -> Bench:
+    """Return a bench file as that truth would give it: every cell is off by `noise` of its own, its samples by a little more."""
+    rng = np.random.default_rng(seed)
+    steps = []
+    for features in grid:
+        centre = latency.step_s(truth, features) * math.exp(rng.normal(0, noise))
+        parameters: dict[str, Scalar] = dict(zip(latency.FEATURES, features, strict=True))
+        parameters |= {"model": "nano", "precision": "fp32", "max_batch": 8, "kv_tokens": 8192}
+        steps.append(measured("engine.step", "s", parameters, [(centre * np.exp(rng.normal(0, 0.01, 20))).tolist()]))
+    ceilings = [
+        measured("memory.read", "B/s", {"bytes": 2**28}, [[11.8e9, 12e9]]),
+        measured("gemm", "FLOP/s", {"precision": "fp32", "n": 1024}, [[60e9, 58e9]]),
+    ]
+    return Bench(measurements=(*steps, *ceilings))
+
+
+@pytest.fixture(scope="module")
+def llama() -> LatencyProfile:
+    return latency.roofline(models.find("llama-3-8b"), hardware.find("H100"), precision="bf16")
+
+
+@pytest.fixture(scope="module")
+def fitted() -> LatencyProfile:
+    return latency.fit(bench_of(nano_on_cpu()))
+
+
+# ---------------------------------------------------------------- by hand
+
+
+def test_one_token_of_llama_8b_costs_an_h100_at_least_its_weights(llama: LatencyProfile) -> None:
+    """8.03 G parameters less 0.525 G of embedding table, 2 bytes each = 15.01 GB; over 3.35 TB/s = 4.48 ms."""
+    assert latency.floor_s(llama, DECODE_ONE) == pytest.approx(15.01e9 / 3.35e12, rel=2e-3)
+
+
+def test_a_long_prefill_of_llama_8b_costs_an_h100_at_least_its_flops(llama: LatencyProfile) -> None:
+    """8,192 tokens at 2 x 6.98 G FLOPs and 4 x 32 x 4,096 FLOPs a pair, over 989 TFLOP/s: compute, not bytes, is the floor."""
+    flops = 8192 * 2 * 6.98e9 + 8192**2 / 2 * 4 * 32 * 4096 + 2 * 4096 * 128256
+    assert latency.floor_s(llama, (0, 0, 8192, 8192**2 / 2, 1)) == pytest.approx(flops / 989e12, rel=2e-3)
+
+
+def test_the_roofline_of_one_decode_step_is_the_sum_of_its_assumed_parts(llama: LatencyProfile) -> None:
+    host_s = 0.3e-3 + 32 * 20e-6 + 10e-6
+    kv_s = 1000 * 131072 / 3.35e12 / 0.60
+    weights_s = 15.01e9 / 3.35e12 / 0.75
+    assert latency.step_s(llama, (1, 1000, 0, 0, 1)) == pytest.approx(host_s + kv_s + weights_s, rel=2e-3)
+    assert llama.provenance is Provenance.ROOFLINE
+    assert "assumed" in (llama.note or "")
+
+
+def test_a_mixture_reads_the_experts_that_are_hit() -> None:
+    """Mixtral sends a token to 2 of 8 experts; a batch of 16 leaves (3/4)^16 = 1 % of them unread."""
+    a = models.find("mixtral-8x7b")
+    profile = latency.roofline(a, hardware.find("H100"), precision="bf16")
+    k = profile.constants
+    assert k["dense_bytes"] + k["expert_bytes"] / 4 == pytest.approx(models.step_weight_bytes(a, "bf16", 1))
+    for n in (1, 2, 16):
+        read_s = models.step_weight_bytes(a, "bf16", n) / 3.35e12
+        assert latency.floor_s(profile, (n, 0, 0, 0, n)) == pytest.approx(read_s)
+
+
+def test_tensor_parallelism_divides_the_bytes_and_adds_all_reduces() -> None:
+    """Two devices: half the bytes; each token sends 2 x 80 layers x 8,192 x 2 bytes once (2 (tp - 1) / tp = 1) over 450 GB/s."""
+    a, h100 = models.find("llama-3-70b"), hardware.find("H100")
+    one, two = (latency.roofline(a, h100, precision="bf16", tp=tp) for tp in (1, 2))
+    assert latency.floor_s(two, DECODE_ONE) == pytest.approx(latency.floor_s(one, DECODE_ONE) / 2)
+    assert two.constants["link_s_per_token"] == pytest.approx(2 * 80 * 8192 * 2 / 450e9)
+    assert "link_s" not in one.terms
+    assert "assumed all-reduce" in (two.note or "")
+    with pytest.raises(BadInput, match="tp is 0"):
+        latency.roofline(a, h100, precision="bf16", tp=0)
+
+
+def test_a_device_without_bf16_says_so() -> None:
+    with pytest.raises(BadInput, match="bf16"):
+        latency.roofline(models.find("nano"), hardware.find("T4"), precision="bf16")
+
+
+# ---------------------------------------------------------------- properties
+
+counts = st.integers(0, 512)
+steps = st.tuples(counts, st.integers(0, 10**6), counts, st.integers(0, 10**7), counts)
+PROFILES = {
+    "dense": latency.roofline(models.find("llama-3-8b"), hardware.find("L4"), precision="int8"),
+    "mixture, tp 4": latency.roofline(models.find("mixtral-8x7b"), hardware.find("H100"), precision="fp8", tp=4),
+    "measured": nano_on_cpu(norm=2.0),
+}
+
+
+@pytest.mark.parametrize("profile", PROFILES.values(), ids=PROFILES.keys())
+@settings(max_examples=60, deadline=None)
+@given(features=steps, grown=st.integers(0, 4), by=st.integers(1, 1000))
+def test_a_larger_step_never_takes_less_time(profile: LatencyProfile, features: tuple[int, ...], grown: int, by: int) -> None:
+    larger = tuple(v + by * (i == grown) for i, v in enumerate(features))
+    assert latency.step_s(profile, larger) >= latency.step_s(profile, features)
+    assert latency.floor_s(profile, larger) >= latency.floor_s(profile, features)
+
+
+@pytest.mark.parametrize("profile", PROFILES.values(), ids=PROFILES.keys())
+@settings(max_examples=60, deadline=None)
+@given(features=steps, seed=st.integers(0, 2**32 - 1))
+def test_no_profile_nor_a_draw_of_it_is_faster_than_physics(profile: LatencyProfile, features: tuple[int, ...], seed: int) -> None:
+    drawn = latency.draw(profile, np.random.default_rng(seed))
+    assert latency.step_s(drawn, features) >= latency.floor_s(profile, features) * (1 - 1e-12)
+    assert latency.check(drawn) is drawn
+
+
+@pytest.mark.parametrize("profile", PROFILES.values(), ids=PROFILES.keys())
+@settings(max_examples=60, deadline=None)
+@given(features=steps)
+def test_the_clock_shows_the_same_time_as_the_formula(profile: LatencyProfile, features: tuple[int, ...]) -> None:
+    alone = latency.step_s(profile, features)
+    assert latency.clock(profile)(features) == pytest.approx(alone, rel=1e-12)
+    many = latency.step_s(profile, [np.full(3, float(v)) for v in features])
+    assert many == pytest.approx(np.full(3, alone), rel=1e-12)
+
+
+def test_a_smooth_roof_lies_between_the_longer_time_and_the_sum() -> None:
+    sharp, smooth, summed = (latency.step_s(nano_on_cpu(norm), (8, 2048, 0, 0, 8)) for norm in (None, 4.0, 1.0))
+    assert sharp < smooth < summed
+
+
+def test_draws_scatter_as_the_covariance_says() -> None:
+    profile = dataclasses.replace(nano_on_cpu(), covariance=tuple(map(tuple, (0.02 * (np.eye(7) + 0.5)).tolist())))
+    rng = np.random.default_rng(1)
+    far_from_floor = dataclasses.replace(profile, coefficients=(2e-3, 1e-4, 5.0, 5.0, 5.0, 5.0, 0.6))
+    logs = np.log([latency.draw(far_from_floor, rng).coefficients for _ in range(4000)])
+    error = 4 * 0.03 * math.sqrt(2 / 4000)  # four standard errors of a variance of 0.03
+    assert np.cov(logs.T) == pytest.approx(np.asarray(profile.covariance), abs=error)
+
+
+# ---------------------------------------------------------------- refusals
+
+
+def test_a_profile_faster_than_the_hardware_is_an_error() -> None:
+    fast = dataclasses.replace(nano_on_cpu(), coefficients=(2e-3, 1e-4, 0.8, 1.5, 3.0, 4.0, 0.6))
+    with pytest.raises(BadInput, match=r"weights = 0.8 is below its physics floor"):
+        latency.check(fast)
+    with pytest.raises(BadInput, match="sequence_s is 0"):
+        latency.check(dataclasses.replace(nano_on_cpu(), coefficients=(2e-3, 0.0, 1.2, 1.5, 3.0, 4.0, 0.6)))
+
+
+def test_a_profile_of_requests_is_no_step_profile() -> None:
+    with pytest.raises(BadInput, match="'service'"):
+        latency.step_s(dataclasses.replace(nano_on_cpu(), form="service"), DECODE_ONE)
+
+
+def test_a_profile_of_another_layout_is_refused_by_what_differs() -> None:
+    profile = nano_on_cpu()
+    latency.check_layout(profile, profile.layout)
+    with pytest.raises(NotComparable, match="precision fp32 against int8, threads 1 against 2"):
+        latency.check_layout(profile, dataclasses.replace(profile.layout, precision="int8", threads=2))
+
+
+def test_a_step_beyond_the_measured_range_is_named(fitted: LatencyProfile) -> None:
+    assert latency.outside(fitted, (8, 2000, 0, 0, 8)) == []
+    warnings = latency.outside(fitted, (9, 2000, 0, 0, 8))
+    assert warnings == ["decode_seqs = 9 is outside the measured 0 to 8: extrapolated"]
+
+
+@pytest.mark.parametrize(
+    ("measurements", "message"),
+    [
+        ((), "no engine.step"),
+        (bench_of(nano_on_cpu(), grid=GRID[:12]).measurements, "prefill steps of two lengths"),
+        (bench_of(nano_on_cpu(), grid=GRID[12:20]).measurements, "decode steps at two batch sizes and decode steps at two contexts"),
+        ((measured("engine.step", "s", {"model": "nano", "precision": "fp32"}, [[1.0]]),), "lacks the parameter"),
+    ],
+)
+def test_a_bench_file_that_cannot_be_fitted_says_what_it_lacks(measurements: tuple[Measurement, ...], message: str) -> None:
+    with pytest.raises(BadInput, match=message):
+        latency.fit(Bench(measurements=measurements))
+
+
+def test_a_file_of_two_layouts_needs_a_choice() -> None:
+    file = bench_of(nano_on_cpu())
+    other = tuple(dataclasses.replace(m, parameters=m.parameters | {"threads": 2}) for m in file.measurements)
+    both = Bench(measurements=file.measurements + other)
+    with pytest.raises(BadInput, match="2 layouts"):
+        latency.fit(both)
+    assert [layout.threads for layout in latency.layouts(both)] == [1, 2]
+    assert latency.fit(both, layout=latency.layouts(both)[1]).layout.threads == 2
+
+
+def test_a_model_nobody_knows_is_refused() -> None:
+    file = bench_of(nano_on_cpu())
+    with pytest.raises(UnknownName, match="nono"):
+        latency.fit(
+            Bench(measurements=tuple(dataclasses.replace(m, parameters=m.parameters | {"model": "nono"}) for m in file.measurements))
+        )
+
+
+# ---------------------------------------------------------------- the fit
+
+
+def test_a_fit_gives_back_the_truth_within_its_interval() -> None:
+    """Over six noisy files, coefficients lie within 1.645 sd of the truth about nine times in ten (42 trials: 3 sd below is 32)."""
+    truth = nano_on_cpu()
+    inside = 0
+    for seed in range(6):
+        profile = latency.fit(bench_of(truth, seed=seed))
+        off = np.log(profile.coefficients) - np.log(truth.coefficients)
+        inside += int((np.abs(off) <= 1.645 * np.sqrt(np.diag(profile.covariance))).sum())
+    assert inside >= 32
+
+
+@pytest.mark.parametrize("norm", [None, 2.0])
+def test_a_fit_predicts_steps_it_has_not_seen(norm: float | None) -> None:
+    truth = nano_on_cpu(norm)
+    profile = latency.fit(bench_of(truth, seed=3))
+    unseen = [(3, 3 * 500, 0, 0, 3), (6, 6 * 100, 0, 0, 6), (0, 0, 200, 200 * 228, 1), (2, 600, 64, 64 * 32, 3)]
+    errors = [math.log(latency.step_s(profile, f) / latency.step_s(truth, f)) for f in unseen]
+    assert max(map(abs, errors)) < 3 * profile.residual_log_sd
+
+
+def test_a_fit_carries_limits_range_and_what_it_is_worth(fitted: LatencyProfile) -> None:
+    assert fitted.provenance is Provenance.CALIBRATED
+    assert fitted.layout == Layout(model="nano", precision="fp32", device="cpu", threads=1, pinned_cores=(0,))
+    assert fitted.constants["max_batch"] == 8
+    assert fitted.constants["bandwidth_bytes_per_s"] == 12e9  # the best sample of memory.read, not the median
+    assert fitted.valid["prefill_tokens"] == (0, 256)
+    assert 0.01 < fitted.residual_log_sd < 0.06  # cells scatter by 2 %, held-out corners by more
+    assert "held-out cells are off by" in (fitted.note or "")
+    found = latency.residuals(fitted, bench_of(nano_on_cpu()))
+    assert len(found) == len(GRID)
+    assert max(abs(r.error) for r in found) < 0.1
+
+
+def test_a_fitted_profile_survives_its_file(fitted: LatencyProfile) -> None:
+    text = record.dumps(fitted, hardware.machine())
+    assert record.loads(text, "profile.json")[1] == fitted
+
+
+def test_one_wild_cell_does_not_rule_the_fit() -> None:
+    file = bench_of(nano_on_cpu(), seed=5)
+    wild = dataclasses.replace(file.measurements[5], launches=(Launch(started_s=0, rounds=(Round(values=(1.0,) * 9),)),))
+    profile = latency.fit(Bench(measurements=(*file.measurements[:5], wild, *file.measurements[6:])))
+    errors = [abs(r.error) for r in latency.residuals(profile, file)]
+    assert float(np.median(errors)) < 0.06
+
+
+def disturbed(file: Bench, *, share: int) -> Bench:
+    """Return the file with `share` disturbed copies of each sample added: ten times the wall time, the same CPU time."""
+
+    def slowed(m: Measurement) -> Measurement:
+        values = m.launches[0].rounds[0].values
+        late = tuple(10 * v for v in values) * share
+        both = Round(values=(*values, *late)[-20 * share - 5 :], cpu_s=(values * (share + 1))[-20 * share - 5 :])
+        return dataclasses.replace(m, launches=(Launch(started_s=0, rounds=(both,)),))
+
+    return Bench(measurements=tuple(slowed(m) if m.name == "engine.step" else m for m in file.measurements))
+
+
+def test_a_step_that_had_to_wait_for_its_core_does_not_count_as_slow() -> None:
+    """Five clean samples beside twenty disturbed ones are too few: CPU time speaks for all, and the note warns."""
+    file = bench_of(nano_on_cpu(), noise=0)
+    clean, busy = latency.fit(file), latency.fit(disturbed(file, share=1))
+    assert [r.predicted_s for r in latency.residuals(busy, file)] == pytest.approx(
+        [r.predicted_s for r in latency.residuals(clean, file)], rel=0.02
+    )
+    assert "80 % of the samples shared their core" in (busy.note or "")
+    assert "shared their core" not in (clean.note or "")
+
+
+def test_without_ceilings_in_the_file_the_steps_are_their_own() -> None:
+    file = bench_of(nano_on_cpu())
+    profile = latency.fit(Bench(measurements=tuple(m for m in file.measurements if m.name == "engine.step")))
+    assert "no memory.read and gemm in the file" in (profile.note or "")
+    for r in latency.residuals(profile, file):
+        assert r.measured_s >= latency.floor_s(profile, r.features) * (1 - 1e-9)
+
+
+# ---------------------------------------------------------------- real engines
+
+
+def test_vllm_on_h100_a100_and_l40s_lies_above_the_floor_and_mostly_within_the_roofline_band() -> None:
+    """Mean ITL at a constant rate; by Little's law rate x output tokens x ITL sequences decode at once, with half their output cached."""
+    if not BLIS.exists():
+        pytest.skip("the measurements of others are not beside this checkout")
+    names = {"H100": "h100-sxm", "A100-80GB": "a100-80gb-sxm", "L40S": "l40s"}
+    inside = []
+    with BLIS.open() as file:
+        for row in csv.DictReader(file):
+            if row["stage"] == "summary" or row["precision"] != "FP16" or "codellama" in row["model"].lower() or "Nemo" in row["model"]:
+                continue
+            profile = latency.roofline(models.find(row["model"]), hardware.find(names[row["gpu"]]), precision="bf16", tp=int(row["tp"]))
+            itl_s, out, rate_per_s = float(row["itl_mean_ms"]) / 1e3, float(row["output_len"]), float(row["rate_rps"])
+            fresh = float(row["question_len"])
+            context = fresh + float(row["system_prompt_len"]) + out / 2
+            batch = rate_per_s * out * itl_s
+            step = (batch, batch * context, rate_per_s * itl_s * fresh, rate_per_s * itl_s * fresh * context, batch)
+            assert itl_s > latency.floor_s(profile, (batch, batch * context, 0, 0, batch))
+            draws = [latency.draw(profile, np.random.default_rng(seed)) for seed in range(60)]
+            noise = np.exp(np.random.default_rng(0).normal(0, profile.residual_log_sd, 60))
+            low, high = np.quantile(np.array([latency.step_s(d, step) for d in draws]) * noise, [0.05, 0.95])
+            inside.append(bool(low <= itl_s <= high))
+    print(f"{sum(inside)} of {len(inside)} inside the 90 % band")  # noqa: T201
+    assert len(inside) >= 20
+    assert np.mean(inside) > 0.5

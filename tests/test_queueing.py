@@ -1,0 +1,292 @@
+"""Queueing formulas against truth tables, textbook answers, and each other."""
+
+from __future__ import annotations
+
+import csv
+import itertools
+import math
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mlsys_bench.errors import BadInput, Infeasible, Overload
+from mlsys_bench.queueing import Batching, MMc, erlang_b, erlang_c, servers_for
+
+TRUTH = Path(__file__).parents[2] / "shared" / "data" / "queueing" / "truth.csv"
+
+
+def truth(model: str) -> list[tuple[dict[str, str], str, float]]:
+    """Return (parameters, quantity, value) of one model's rows."""
+    if not TRUTH.exists():
+        pytest.skip("the queueing truth table is not beside this checkout")
+    with TRUTH.open(newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row["model"] == model]
+    assert rows
+    return [(dict(part.split("=", 1) for part in row["parameters"].split(";")), row["quantity"], float(row["value"])) for row in rows]
+
+
+def agrees(value: float, expected: float) -> bool:
+    return math.isclose(value, expected, rel_tol=1e-7, abs_tol=1e-9)
+
+
+def percentile(quantity: str) -> float | None:
+    found = re.search(r"_p(\d\d)$", quantity)
+    return int(found[1]) / 100 if found else None
+
+
+# ---------------------------------------------------------------- Erlang and M/M/c
+
+
+def test_erlang_b_reproduces_the_truth_table() -> None:
+    rows = truth("M/M/c/c")
+    wrong = [(p, v) for p, _, v in rows if not agrees(erlang_b(int(p["c"]), float(p["a"])), v)]
+    assert wrong == []
+
+
+def test_m_m_c_reproduces_the_truth_table() -> None:
+    wrong = []
+    for parameters, quantity, expected in truth("M/M/c"):
+        queue = MMc(float(parameters["rho"]) * int(parameters["c"]), 1.0, int(parameters["c"]))
+        p = percentile(quantity)
+        if p is not None:
+            value = queue.wait_quantile_s(p) if quantity.startswith("wait") else queue.sojourn_quantile_s(p)
+        else:
+            value = {"p_delay": queue.p_wait, "wait_mean": queue.wait_s, "sojourn_mean": queue.sojourn_s}.get(
+                quantity, queue.wait_s * queue.rate_per_s
+            )
+        tolerance = 1e-6 if quantity == "Lq_mean_published" else 1e-9  # printed with six decimals
+        if not math.isclose(value, expected, rel_tol=1e-8, abs_tol=tolerance):
+            wrong.append((parameters, quantity, expected, value))
+    assert wrong == []
+
+
+def test_a_lone_server_waits_as_the_textbook_says() -> None:
+    """M/M/1 at 80 % load: P(wait) = 0.8, mean wait four service times, sojourn exponential with mean five."""
+    queue = MMc(0.8, 1.0, 1)
+    assert (queue.p_wait, queue.wait_s, queue.sojourn_s) == pytest.approx((0.8, 4.0, 5.0))
+    assert queue.sojourn_p(3.0) == pytest.approx(math.exp(-3 / 5))
+    assert queue.sojourn_quantile_s(0.95) == pytest.approx(-5 * math.log(0.05))
+
+
+def test_erlang_c_of_two_servers_by_hand() -> None:
+    """For c = 2, C = 2 rho^2 / (1 + rho)."""
+    assert erlang_c(2, 1.5) == pytest.approx(2 * 0.75**2 / 1.75)
+
+
+def test_erlang_formulas_agree_with_direct_sums() -> None:
+    """The definition with factorials, in exact integers, where they still fit."""
+    from fractions import Fraction
+
+    for c, a in itertools.product((1, 3, 20, 60), (Fraction(1, 2), Fraction(5, 2), Fraction(17))):
+        terms = [a**k / math.factorial(k) for k in range(c + 1)]
+        assert erlang_b(c, float(a)) == pytest.approx(float(terms[-1] / sum(terms)), rel=1e-12)
+        if a < c:
+            last = terms[-1] * c / (c - a)
+            assert erlang_c(c, float(a)) == pytest.approx(float(last / (sum(terms[:-1]) + last)), rel=1e-12)
+
+
+def test_ten_thousand_servers_stay_finite_and_near_the_halfin_whitt_limit() -> None:
+    """With a = c - beta sqrt(c), C tends to 1 / (1 + beta Phi(beta) / phi(beta)) (Halfin and Whitt 1981)."""
+    beta, c = 1.0, 10_000
+    density = math.exp(-beta * beta / 2) / math.sqrt(2 * math.pi)
+    limit = 1 / (1 + beta * (0.5 * (1 + math.erf(beta / math.sqrt(2)))) / density)
+    assert erlang_c(c, c - beta * math.sqrt(c)) == pytest.approx(limit, rel=0.02)  # corrections are of order 1 / sqrt(c)
+    assert erlang_b(c, 100.0) == 0.0
+    assert 0 < erlang_c(c, 9999.9) < 1
+
+
+def test_the_sojourn_needs_no_special_case_where_both_rates_coincide() -> None:
+    """Two servers at load one have c mu - lambda = mu: the law is continuous through that point."""
+    inside = MMc(1.0, 1.0, 2)
+    assert inside.sojourn_p(2.0) == pytest.approx(math.exp(-2) * (1 + inside.p_wait * 2), rel=1e-14)
+    for rate in (1 - 1e-9, 1 + 1e-9):
+        assert MMc(rate, 1.0, 2).sojourn_p(2.0) == pytest.approx(inside.sojourn_p(2.0), rel=1e-8)
+
+
+loads = st.tuples(st.integers(1, 300), st.floats(0.01, 0.999), st.floats(1e-3, 1e3))
+
+
+@given(loads)
+def test_quantiles_invert_the_laws(load: tuple[int, float, float]) -> None:
+    c, rho, service_s = load
+    queue = MMc(rho * c / service_s, service_s, c)
+    assert queue.sojourn_p(queue.sojourn_quantile_s(0.99)) == pytest.approx(0.01, rel=1e-9)
+    wait_s = queue.wait_quantile_s(0.99)
+    assert queue.wait_p(wait_s) == pytest.approx(0.01, rel=1e-9) if wait_s > 0 else queue.p_wait <= 0.01 + 1e-15
+
+
+@given(loads, st.floats(0.001, 0.999))
+def test_waiting_grows_with_load_falls_with_servers_and_has_no_unit(load: tuple[int, float, float], less: float) -> None:
+    c, rho, scale = load
+    queue = MMc(rho * c, 1.0, c)
+    assert MMc(rho * c * less, 1.0, c).p_wait <= queue.p_wait
+    assert MMc(rho * c, 1.0, c + 1).p_wait <= queue.p_wait
+    assert MMc(rho * c / scale, scale, c).sojourn_quantile_s(0.9) == pytest.approx(scale * queue.sojourn_quantile_s(0.9), rel=1e-9)
+
+
+@given(st.floats(0.05, 60), st.floats(0.01, 5), st.sampled_from(["wait", "sojourn"]))
+def test_the_fewest_servers_are_those_of_brute_force(offered: float, limit: float, of: str) -> None:
+    p = 0.95
+    limit_s = limit if of == "wait" else limit - math.log(1 - p)
+
+    def meets(c: int) -> bool:
+        queue = MMc(offered, 1.0, c)
+        return (queue.wait_p(limit_s) if of == "wait" else queue.sojourn_p(limit_s)) <= 1 - p
+
+    brute = next(c for c in itertools.count(math.floor(offered) + 1) if meets(c))
+    assert servers_for(offered, 1.0, limit_s, p, of) == brute  # type: ignore[arg-type]
+
+
+def test_a_sojourn_limit_below_service_itself_is_infeasible() -> None:
+    with pytest.raises(Infeasible, match=r"p95 of the sojourn under 1 s: service alone takes 2\.99573 s"):
+        servers_for(1.0, 1.0, 1.0, 0.95, "sojourn")
+
+
+def test_the_design_note_s_sizing_example() -> None:
+    """100 erlangs, wait target half a service time: 108 servers keep p99 (SCV 1)."""
+    assert servers_for(100.0, 1.0, 0.5, 0.99) == 108
+
+
+@pytest.mark.parametrize(("offered", "enough"), [(4.0, 5), (4.7, 5), (9.99, 10)])
+def test_overload_says_how_many_servers_would_do(offered: float, enough: int) -> None:
+    with pytest.raises(Overload, match=f"{enough} would do") as caught:
+        MMc(offered, 1.0, 4)
+    assert caught.value.enough == enough
+    assert MMc(offered, 1.0, enough).utilisation < 1
+
+
+@pytest.mark.parametrize(
+    ("call", "says"),
+    [
+        (lambda: erlang_b(0, 1.0), "at least one"),
+        (lambda: erlang_c(2, math.nan), "nan erlangs"),
+        (lambda: MMc(1.0, 0.0, 2), "service time of 0"),
+        (lambda: MMc(1.0, 1.0, 2).wait_quantile_s(1.0), "between 0 and 1"),
+        (lambda: Batching(1.0, []), "one positive"),
+        (lambda: Batching(1.0, [2.0, -1.0]), "one positive"),
+        (lambda: Batching(-1.0, [2.0]), "arrival rate of -1"),
+        (lambda: Batching(1.0, [2.0, 3.0], capacity=1), "less than the 2 slots"),
+        (lambda: Batching(1.0, [2.0]).wait_quantile_s(0.0), "between 0 and 1"),
+    ],
+)
+def test_bad_input_is_refused_in_one_line(call, says: str) -> None:  # type: ignore[no-untyped-def]
+    with pytest.raises(BadInput, match=says):
+        call()
+
+
+# ---------------------------------------------------------------- the batching chain
+
+
+def llm_chain(parameters: dict[str, str]) -> Batching:
+    n = np.arange(1, int(parameters["max_batch"]) + 1)
+    rates = n / (float(parameters["tokens"]) * (float(parameters["alpha"]) + float(parameters["beta"]) * n))
+    return Batching(float(parameters["lambda"]), rates, capacity=int(parameters["K"]))
+
+
+def test_the_chain_reproduces_the_truth_table() -> None:
+    """State-dependent M/M/1/K rows; the percentiles of the sojourn belong to a tagged request and are not this chain's."""
+    checked, wrong = 0, []
+    for parameters, quantity, expected in truth("LLM-BD"):
+        chain, p = llm_chain(parameters), percentile(quantity)
+        if quantity.startswith("sojourn_p"):
+            continue
+        means = {
+            "blocking": chain.p_blocked,
+            "sojourn_mean": chain.sojourn_s,
+            "wait_mean": chain.wait_s,
+            "mean_in_service": chain.mean_batch,
+        }
+        value = chain.wait_quantile_s(p) if p is not None else means[quantity]
+        checked += 1
+        if not math.isclose(value, expected, rel_tol=1e-7, abs_tol=1e-9):
+            wrong.append((parameters, quantity, expected, value))
+    assert (checked, wrong) == (24, [])
+
+
+def test_slot_bound_simulations_agree_with_the_chain_on_means() -> None:
+    """Iteration-level simulations of others, whose lengths are not exponential; the chain's mean batch and ITL are within 3 %."""
+    seen = 0
+    for parameters, quantity, expected in truth("LLM"):
+        if parameters.get("kv_tokens") != "1e+09" or quantity not in {"time_avg_batch", "itl_mean"}:
+            continue
+        prompt, output = mean_tokens(parameters["prompt"]), mean_tokens(parameters["output"])
+        n = np.arange(1, int(parameters["max_batch"]) + 1)
+        step = float(parameters["a0"]) + n * (float(parameters["b0"]) + float(parameters["pf"]) * prompt / output)
+        chain = Batching(float(parameters["lambda"]), n / (output * step))
+        value = chain.mean_batch if quantity == "time_avg_batch" else float(chain.batch_law_of_tokens @ step)
+        assert value == pytest.approx(expected, rel=0.03), (parameters, quantity)
+        seen += 1
+    assert seen == 4
+
+
+def mean_tokens(law: str) -> float:
+    found = re.search(r"mean (\d+)", law)
+    assert found is not None
+    return float(found[1])
+
+
+rates = st.lists(st.floats(0.05, 20), min_size=1, max_size=40).map(lambda steps: np.cumsum(np.sort(steps)[::-1]))
+
+
+@given(rates, st.floats(0.01, 0.99), st.one_of(st.none(), st.integers(0, 30)))
+def test_little_s_law_and_flow_balance_hold(completions: np.ndarray, rho: float, room: int | None) -> None:
+    """L = lambda T; arrivals accepted = completions; and the mean wait from the law of the wait is the one from the queue's length."""
+    chain = Batching(rho * completions[-1], completions, capacity=None if room is None else len(completions) + room)
+    done = float(chain.batch_law[1:] @ completions)
+    assert done == pytest.approx(chain.throughput_per_s, rel=1e-9)
+    assert chain.mean_requests == pytest.approx(chain.throughput_per_s * chain.sojourn_s, rel=1e-9)
+    assert float(chain.batch_law.sum()) == pytest.approx(1.0, rel=1e-12)
+    if room is None:
+        assert chain.p_wait / (completions[-1] - chain.rate_per_s) == pytest.approx(chain.wait_s, rel=1e-6, abs=1e-12 * chain.sojourn_s)
+
+
+@given(st.integers(1, 80), st.floats(0.01, 0.98))
+def test_equal_speeds_make_the_chain_an_m_m_c_queue(servers: int, rho: float) -> None:
+    queue, chain = MMc(rho * servers, 1.0, servers), Batching(rho * servers, np.arange(1.0, servers + 1))
+    assert chain.p_wait == pytest.approx(queue.p_wait, rel=1e-9)
+    assert chain.wait_quantile_s(0.99) == pytest.approx(queue.wait_quantile_s(0.99), rel=1e-9, abs=1e-12)
+    assert chain.wait_p(0.3) == pytest.approx(queue.wait_p(0.3), rel=1e-9)
+
+
+@given(rates, st.floats(0.01, 0.98), st.floats(0.1, 1), st.floats(1e-3, 1e3))
+def test_the_chain_waits_longer_under_more_load_and_has_no_unit(completions: np.ndarray, rho: float, less: float, scale: float) -> None:
+    chain = Batching(rho * completions[-1], completions)
+    assert Batching(less * rho * completions[-1], completions).wait_s <= chain.wait_s * (1 + 1e-9) + 1e-12
+    stretched = Batching(rho * completions[-1] / scale, completions / scale)
+    assert stretched.wait_quantile_s(0.95) == pytest.approx(scale * chain.wait_quantile_s(0.95), rel=1e-6, abs=1e-12 * scale)
+
+
+def test_a_token_sees_the_batch_that_an_arrival_leaves() -> None:
+    """By flow balance the token-weighted batch is one more than what a Poisson arrival finds, cut at B."""
+    chain = Batching(1.6, [1.0, 1.5, 1.9])
+    found = [chain.p(0), chain.p(1), 1 - chain.p(0) - chain.p(1)]
+    assert chain.batch_law_of_tokens == pytest.approx(found, rel=1e-12)
+
+
+def test_a_large_capacity_is_no_capacity() -> None:
+    free, bounded = Batching(1.5, [1.0, 1.5, 1.9]), Batching(1.5, [1.0, 1.5, 1.9], capacity=400)
+    assert bounded.wait_quantile_s(0.99) == pytest.approx(free.wait_quantile_s(0.99), rel=1e-9)
+    assert bounded.p(7) == pytest.approx(free.p(7), rel=1e-9)
+    assert bounded.p_blocked < 1e-30
+
+
+def test_ten_thousand_slots_stay_finite() -> None:
+    n = np.arange(1.0, 10_001)
+    chain = Batching(500.0, n / (1 + 0.001 * n))
+    assert 0 < chain.mean_batch < 10_000
+    assert math.isfinite(chain.wait_quantile_s(0.999))
+
+
+def test_an_empty_replica_waits_for_nothing() -> None:
+    chain = Batching(0.0, [1.0, 2.0])
+    assert (chain.p(0), chain.wait_s, chain.p_wait, chain.mean_requests) == (1.0, 0.0, 0.0, 0.0)
+    assert chain.batch_law_of_tokens.tolist() == [1.0, 0.0]
+
+
+def test_an_overloaded_replica_says_how_many_would_do() -> None:
+    with pytest.raises(Overload, match="3 would do"):
+        Batching(5.0, [1.0, 2.0])
