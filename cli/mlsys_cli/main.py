@@ -6,12 +6,14 @@ import os
 import sys
 from typing import Annotated
 
-import click
 import typer
 
 from mlsys_bench import __version__
 from mlsys_bench.errors import MlsysError
 from mlsys_cli import guard, look, measure, model, traffic
+
+# typer carries a click of its own, older ones use click itself: this is the base of all usage errors in both
+USAGE_ERROR: type[Exception] = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")
 
 app = typer.Typer(
     name="mlsys",
@@ -46,13 +48,14 @@ def run() -> None:
         status = app(standalone_mode=False)
     except MlsysError as error:
         status = complain(str(error), error.exit_status)
-    except click.exceptions.Abort:
-        status = complain("interrupted", 130)
-    except click.ClickException as error:
-        usage = getattr(error, "ctx", None)
-        hint = f" (see `{usage.command_path} --help`)" if usage is not None else ""
-        status = complain(error.format_message() + hint, 2)
-    except KeyboardInterrupt:
+    except USAGE_ERROR as error:
+        if type(error).__name__ == "NoArgsIsHelpError":  # a bare `mlsys` asks what there is
+            print(error.format_message())  # type: ignore[attr-defined]
+            sys.exit(2)
+        context = getattr(error, "ctx", None)
+        hint = f" (see `{context.command_path} --help`)" if context is not None else ""
+        status = complain(f"{error.format_message()}{hint}", 2)  # type: ignore[attr-defined]
+    except (typer.Abort, KeyboardInterrupt):
         status = complain("interrupted", 130)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader of our pipe left; that is its right

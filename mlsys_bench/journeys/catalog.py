@@ -14,16 +14,18 @@ def gpus() -> Catalog:
 def _device(device: hardware.Device) -> dict[str, Scalar]:
     cheapest = pricing.cheapest(device.id, 1)
     each = None if cheapest is None else cheapest[0].usd_per_h / cheapest[0].devices
-    rates: dict[str, Scalar] = {f"{name}_flops_per_s": value for name, value in device.flops_per_s.items()}
+    rates: dict[str, Scalar] = {f"{name}_flops_per_s": value for name, value in device.flops_per_s.items() if name not in ("bf16", "fp8")}
     return {
         "id": device.id,
-        "kind": device.kind,
-        "arch": device.arch,
         "memory_bytes": device.memory_bytes,
         "bandwidth_bytes_per_s": device.bandwidth_bytes_per_s,
-        **rates,
+        "bf16_flops_per_s": device.flops_per_s.get("bf16"),
+        "fp8_flops_per_s": device.flops_per_s.get("fp8"),
         "usd_per_device_h": each,
         "offer": None if cheapest is None else f"{cheapest[0].provider} {cheapest[0].instance}",
+        **rates,
+        "kind": device.kind,
+        "arch": device.arch,
         "verified": device.verified,
         "source": device.source,
         "date": device.date,

@@ -27,9 +27,8 @@ def examine() -> Doctor:
 
 
 def _processor(hard: Mapping[str, Scalar]) -> Ability:
-    return Ability(
-        name="processor", works=True, detail=f"{hard['cpu_name'] or hard['architecture']}; {hard['isa'] or 'no vector extensions known'}"
-    )
+    name, flags = hard["cpu_name"] or hard["architecture"], hard["isa"] or "no vector extensions known"
+    return Ability(name="processor", works=True, detail=f"{name}; {flags}")
 
 
 def _memory(hard: Mapping[str, Scalar]) -> Ability:
@@ -40,11 +39,8 @@ def _memory(hard: Mapping[str, Scalar]) -> Ability:
 def _layout() -> Ability:
     cores = hardware.cpu_layout()
     if cores >= 2:
-        return Ability(
-            name="load tests here",
-            works=True,
-            detail=f"{cores} cores: the engine takes one, server and client another; they do not disturb",
-        )
+        detail = f"{cores} cores: the engine takes one, server and client another, so they do not disturb each other"
+        return Ability(name="load tests here", works=True, detail=detail)
     return Ability(
         name="load tests here",
         works=False,

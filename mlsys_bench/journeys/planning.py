@@ -175,7 +175,7 @@ def simulate(request: planner.Request, *, replicas: int, routing: str, duration:
 
 def _one_design(request: planner.Request) -> planner.Candidate:
     """Return the design to simulate: the narrowest that fits of the one GPU and precision asked for."""
-    fitting, misfits = planner.candidates(planner.check(request))
+    fitting, misfits = planner.every_candidate(planner.check(request))
     kinds = sorted({(c.gpu, c.precision) for c in fitting})
     if not fitting:
         raise BadInput(f"nothing to simulate: {misfits[0].why_not}" if misfits else "nothing to simulate: name a --gpu")

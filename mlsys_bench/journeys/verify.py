@@ -14,7 +14,7 @@ from mlsys_bench.journeys.load import progress
 from mlsys_bench.journeys.progress import Line
 from mlsys_bench.types import Check, Layout, LoadTest, Plan, Requests, Verification
 
-KEYS = tuple(f"{metric}_{stat}_s" for metric in ("ttft", "tpot", "e2e") for stat in ("p50", "p95", "p99")) + ("throughput_tokens_per_s",)
+KEYS = (*(f"{metric}_{stat}_s" for metric in ("ttft", "tpot", "e2e") for stat in ("p50", "p95", "p99")), "throughput_tokens_per_s")
 ENGINES = ("cpu", "cuda:0")  # devices the built-in engine runs on
 
 
@@ -139,9 +139,8 @@ def _interval(key: str, measured: LoadTest) -> tuple[float | None, float | None]
 
 def notes(plan: Plan, measured: LoadTest) -> tuple[str, ...]:
     """Return what a reader must know beside the figures."""
-    said = [
-        f"one replica at {units.show_rate(rate_per_replica(plan))}, {measured.ok} answers; the load test was {measured.validity.verdict}"
-    ]
+    rate = units.show_rate(rate_per_replica(plan))
+    said = [f"one replica at {rate}, {measured.ok} answers; the load test was {measured.validity.verdict}"]
     if measured.validity.reasons:
         said.append("; ".join(measured.validity.reasons))
     said.append("a prediction holds when its 90 % interval and the measurement's overlap; error is (predicted - measured) / measured")

@@ -153,13 +153,13 @@ def _median_se(logs: Array) -> float:
     return float(1.2533 * 1.4826 * np.median(np.abs(logs - np.median(logs))) / np.sqrt(len(logs)))
 
 
-def _undisturbed(m: Measurement, launch: Launch) -> tuple[Array, Array]:
+def _undisturbed(m: Measurement, launch: Launch) -> tuple[Array, npt.NDArray[np.int64]]:
     """Return the samples that had their core to themselves, if enough did to speak for the cell, and the round of each.
 
     Else, for an engine of one thread on a CPU, the CPU time of all: what the step takes once the others have left.
     """
     wall_s = np.array([v for r in launch.rounds for v in r.values])
-    turn = np.repeat(np.arange(len(launch.rounds)), [len(r.values) for r in launch.rounds])
+    turn = np.repeat(np.arange(len(launch.rounds), dtype=np.int64), [len(r.values) for r in launch.rounds])
     if not (wall_s > 0).all():
         raise BadInput("engine.step holds a time that is not above 0 s; the file is broken, measure again")
     if not _owns_its_core(m) or any(r.cpu_s is None for r in launch.rounds):
