@@ -5,6 +5,9 @@
     ended = update(state, limits, plan)                       the step is done: tokens are cached, one sampled per row that samples
     remove(state, row)                                        finished, stopped or cancelled: its blocks go back at once
 
+Where only the size of steps matters, as in a simulator, `calm(state, limits)` says how many steps ahead hold nothing but one decode of
+everyone seated, and `decode(state, limits, rows, steps)` does them at once.
+
 The policy is that of vLLM V1 (`vllm/v1/core/sched/scheduler.py`): one budget of tokens per step; running sequences first, in order of
 admission, each with all its tokens that are not yet computed (one in decode) as far as the budget goes; then waiting ones, first come
 first served, while seats, budget and blocks suffice.  Long prompts are so computed in chunks.  KV memory is a pool of equal blocks, taken
@@ -64,6 +67,17 @@ class StepFeatures(NamedTuple):
     prefill_tokens: int
     prefill_pairs: float  # sum of chunk * (past + chunk / 2)
     sampled_tokens: int
+
+
+class Calm(NamedTuple):
+    """Steps ahead in which all those seated decode and nobody else computes: `steps` of them unless someone arrives or is removed."""
+
+    rows: Int32
+    steps: int  # the first of the rows ends in the last step, or the blocks do; 0: the next step is of another kind
+    kv_tokens: int  # read by the first step; each step reads len(rows) more
+
+
+_RESTLESS = Calm(_NOBODY, 0, 0)
 
 
 class Arrays(NamedTuple):
@@ -284,6 +298,61 @@ def features(state: SchedulerState, plan: StepPlan) -> StepFeatures:
         return StepFeatures(decodes, kv_tokens, 0, 0.0, sampled)
     chunk, past = tokens[~is_decode].astype(np.float64), start[~is_decode]
     return StepFeatures(decodes, kv_tokens, int(chunk.sum()), float(chunk @ (past + 0.5 * chunk)), sampled)
+
+
+def calm(state: SchedulerState, limits: Limits) -> Calm:
+    """Return the steps ahead that `decode` can do at once."""
+    a = state.arrays
+    head, seated, _, free, _ = state.views.counts
+    if not 0 < seated <= limits.max_step_tokens or _next_fits(state, limits):
+        return _RESTLESS
+    rows = a.queue[head : head + seated].copy()
+    known = a.known[rows]
+    kv_tokens = int(np.add.reduce(known))
+    if kv_tokens - int(np.add.reduce(a.computed[rows])) > seated or (known <= a.prompt[rows]).any():
+        return _RESTLESS
+    steps = int(np.minimum.reduce(a.final[rows] - known))
+    room = a.blocks_held[rows] * limits.block_tokens - known + 1  # steps until each needs a block
+    while steps and int(np.add.reduce(_blocks_of(steps - room, limits))) > free:
+        steps //= 2
+    return Calm(rows, steps, kv_tokens)
+
+
+def decode(state: SchedulerState, limits: Limits, rows: Int32, steps: int) -> tuple[Int32, list[int]]:
+    """Do so many of the steps that `calm` found, as `schedule` and `update` would.
+
+    Returns the rows that reached their output limit, which wait for `remove`, and by step how many blocks were taken.
+    """
+    a, views = state.arrays, state.views
+    known = a.known[rows]
+    room = a.blocks_held[rows] * limits.block_tokens - known + 1
+    needy = (room < steps).nonzero()[0]
+    taken = [0] * steps
+    for row, first in zip(rows[needy].tolist(), room[needy].tolist(), strict=True):
+        for step in range(first, steps, limits.block_tokens):
+            taken[step] += 1
+            views.counts[BLOCKS] = _take(views, row, 1, views.counts[BLOCKS])
+    known += steps
+    a.known[rows] = known
+    a.computed[rows] = known - 1
+    return rows[known == a.final[rows]], taken
+
+
+def _next_fits(state: SchedulerState, limits: Limits) -> bool:
+    """Say whether the first that waits could be admitted beside a decode of all those seated, their new blocks left aside."""
+    a = state.views
+    head, seated, queued, free, _ = a.counts
+    budget = limits.max_step_tokens - seated
+    if queued == 0 or seated == limits.max_seqs or budget <= 0:
+        return False
+    row = a.queue[head + seated]
+    return -(-min(a.known[row], budget) // limits.block_tokens) <= free
+
+
+def _blocks_of(tokens: Int32, limits: Limits) -> Int32:
+    """Return the blocks that so many tokens begin, none for a number below 1."""
+    blocks: Int32 = (np.maximum(tokens, 0) + limits.block_tokens - 1) // limits.block_tokens
+    return blocks
 
 
 def _all_seated(state: SchedulerState, limits: Limits) -> tuple[Int32, Int32, Int32, int]:

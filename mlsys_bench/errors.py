@@ -87,7 +87,8 @@ def unknown(kind: str, name: str, known: Iterable[str], where: str = "") -> Unkn
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """Return '; did you mean …?', or the list of what is known when nothing is near."""
     names = sorted(set(known))
-    near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
+    by_folded = {known_name.casefold(): known_name for known_name in names}
+    near = difflib.get_close_matches(name.casefold(), by_folded, n=3, cutoff=0.5)
     if near:
-        return f"; did you mean {' or '.join(near)}?"
+        return f"; did you mean {' or '.join(by_folded[found] for found in near)}?"
     return f"; known: {', '.join(names[:12])}{', …' if len(names) > 12 else ''}"

@@ -7,6 +7,7 @@ interrupted write leaves the old one.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import datetime
 import hashlib
@@ -96,6 +97,17 @@ def write(path: Path, record: Record, machine: Machine, inputs: Iterable[Path] =
     return _replace(path, lambda temporary: temporary.write_text(text + "\n"))
 
 
+def check_writable(path: Path) -> None:
+    """Raise RecordError when no file can be written there: measurements of minutes must not end in that."""
+    trial = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        trial.touch()
+        trial.unlink()
+    except OSError as error:
+        raise RecordError(f"{path}: cannot be written: {error.strerror or error}") from error
+
+
 def read(path: Path, cls: type[T]) -> T:
     """Return the record of a file that must hold this type.  Raises RecordError saying what it holds instead."""
     stored, value = load(path)
@@ -180,15 +192,16 @@ def _refuse_unknown(given: Any, understood: Any, where: str, path: str = "") -> 
 
 
 def _replace(path: Path, fill: Any) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         fill(temporary)
         temporary.replace(path)
     except OSError as error:
         raise RecordError(f"{path}: cannot be written: {error.strerror or error}") from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # nothing is there when the folder could not be made
+            temporary.unlink()
     return path
 
 

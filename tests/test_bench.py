@@ -9,6 +9,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -86,7 +87,7 @@ def test_every_task_is_visited_once_a_round_first_the_cheap_then_in_random_order
 def test_what_would_overrun_the_budget_is_not_begun_and_is_named() -> None:
     log: list[str] = []
     tasks = [counting_task("cheap", 0.0, log), counting_task("dear", 1e9, log)]
-    deadline = harness.time.monotonic() + 60
+    deadline = time.monotonic() + 60
     missed = harness.visit_all(tasks, rounds=3, deadline=deadline, rng=np.random.default_rng(0), emit=lambda *_: None)
     assert log == ["cheap"] * 3
     assert [t.specs[0].name for t in missed] == ["dear"]
@@ -158,7 +159,7 @@ def test_logits_that_are_no_numbers_end_the_measurement() -> None:
 def small() -> Bench:
     """Two launches of a small engine, everything but the model's own matrices."""
     suite = ("memory.read", "gemm", "engine")
-    return bench.run(dataclasses.replace(SMALL, only=suite, launches=2, rounds=2, budget_s=120.0))
+    return bench.run(dataclasses.replace(SMALL, only=suite, launches=2, rounds=1, budget_s=120.0))
 
 
 def test_a_run_keeps_every_sample_by_launch_and_round(small: Bench) -> None:

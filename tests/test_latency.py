@@ -31,7 +31,7 @@ def nano_on_cpu(norm: float | None = None) -> LatencyProfile:
     constants = physics.constants_of(models.find("nano"), "fp32") | {
         "bandwidth_bytes_per_s": 12e9, "peak_flops_per_s": 60e9, "pack_tokens": 3.0,
     }  # fmt: skip
-    values = {"step_s": 2e-3, "sequence_s": 3e-4, "weights": 1.2, "linear": 1.5, "kv": 3.0, "attention": 4.0, "pack": 0.6}
+    values = {"step_s": 2e-3, "sequence_s": 3e-4, "weights": 1.2, "linear": 1.5, "kv": 3.0, "attention": 4.0, "pack_s": 3e-3}
     return LatencyProfile(
         form="step",
         layout=Layout(model="nano", precision="fp32", device="cpu", threads=1, pinned_cores=(0,)),
@@ -180,7 +180,7 @@ def test_a_smooth_roof_lies_between_the_longer_time_and_the_sum() -> None:
 def test_draws_scatter_as_the_covariance_says() -> None:
     profile = dataclasses.replace(nano_on_cpu(), covariance=tuple(map(tuple, (0.02 * (np.eye(7) + 0.5)).tolist())))
     rng = np.random.default_rng(1)
-    far_from_floor = dataclasses.replace(profile, coefficients=(2e-3, 1e-4, 5.0, 5.0, 5.0, 5.0, 0.6))
+    far_from_floor = dataclasses.replace(profile, coefficients=(2e-3, 1e-4, 5.0, 5.0, 5.0, 5.0, 3e-3))
     logs = np.log([latency.draw(far_from_floor, rng).coefficients for _ in range(4000)])
     error = 4 * 0.03 * math.sqrt(2 / 4000)  # four standard errors of a variance of 0.03
     assert np.cov(logs.T) == pytest.approx(np.asarray(profile.covariance), abs=error)
@@ -190,11 +190,11 @@ def test_draws_scatter_as_the_covariance_says() -> None:
 
 
 def test_a_profile_faster_than_the_hardware_is_an_error() -> None:
-    fast = dataclasses.replace(nano_on_cpu(), coefficients=(2e-3, 1e-4, 0.8, 1.5, 3.0, 4.0, 0.6))
+    fast = dataclasses.replace(nano_on_cpu(), coefficients=(2e-3, 1e-4, 0.8, 1.5, 3.0, 4.0, 3e-3))
     with pytest.raises(BadInput, match=r"weights = 0.8 is below its physics floor"):
         latency.check(fast)
     with pytest.raises(BadInput, match="sequence_s is 0"):
-        latency.check(dataclasses.replace(nano_on_cpu(), coefficients=(2e-3, 0.0, 1.2, 1.5, 3.0, 4.0, 0.6)))
+        latency.check(dataclasses.replace(nano_on_cpu(), coefficients=(2e-3, 0.0, 1.2, 1.5, 3.0, 4.0, 3e-3)))
 
 
 def test_a_profile_of_requests_is_no_step_profile() -> None:

@@ -8,7 +8,6 @@ from typing import Annotated
 import typer
 
 from mlsys_bench.errors import NotBuilt
-from mlsys_bench.types import Bench
 from mlsys_cli.options import AsJson, Html, Markdown, Out
 from mlsys_cli.show import show
 
@@ -39,16 +38,6 @@ def compare(
 
     verdict = journey.compare(base, cand, tolerance)
     show(verdict, as_json, out, html, md, inputs=[base, cand])
-    raise typer.Exit(gate.exit_status(verdict))
-
-
-def compare_with(base: str, candidate: Bench, as_json: bool) -> None:
-    """Compare a fresh bench with a recorded one: `bench gpu --compare FILE`."""
-    from mlsys_bench import gate
-    from mlsys_bench.journeys import compare as journey
-
-    verdict = journey.compare_fresh(Path(base), candidate)
-    show(verdict, as_json)
     raise typer.Exit(gate.exit_status(verdict))
 
 

@@ -45,7 +45,8 @@ for room in (look, measure, traffic, model, guard):
 def run() -> None:
     """Run the command line and end with its exit status (docs/commands.md lists them)."""
     try:
-        status = app(standalone_mode=False)
+        status = app(prog_name="mlsys", standalone_mode=False)
+        sys.stdout.flush()  # here, where a reader who left or a full disk can still be told
     except MlsysError as error:
         status = complain(str(error), error.exit_status)
     except USAGE_ERROR as error:
@@ -58,12 +59,19 @@ def run() -> None:
     except (typer.Abort, KeyboardInterrupt):
         status = complain("interrupted", 130)
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader of our pipe left; that is its right
-        status = 0
+        status = forget_output(0)  # the reader of our pipe left; that is its right
+    except OSError as error:
+        status = forget_output(complain(f"{error.filename or 'standard output'}: {error.strerror or error}", 2))
     sys.exit(status if isinstance(status, int) else 0)
 
 
 def complain(message: str, status: int) -> int:
     """Print one line to stderr and give the status back."""
-    print(f"mlsys: {message}", file=sys.stderr)
+    print(f"mlsys: {' '.join(message.split())}", file=sys.stderr)
+    return status
+
+
+def forget_output(status: int) -> int:
+    """Drop what is still to be printed, so that the interpreter does not stumble over it at its end, and give the status back."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return status

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -29,23 +30,28 @@ def gpu(
     launches: Annotated[int, typer.Option(help="Processes to measure in; the launch is the unit of evidence.", min=1)] = 1,
     budget: Annotated[str, typer.Option(help="Time for all launches together.")] = "75s",
     threads: Annotated[int | None, typer.Option(help="Threads on a CPU; 1, pinned to core 0, is how `serve` runs.", min=1)] = None,
-    compare: Annotated[str | None, typer.Option(help="A bench file to compare with.")] = None,
+    compare: Annotated[Path | None, typer.Option(help="A bench file to compare with; --json gives the verdict.", dir_okay=False)] = None,
     out: Out = None,
     seed: Seed = 0,
     as_json: AsJson = False,
 ) -> None:
     """Measure what this machine delivers to a transformer: bandwidth, GEMM, prefill, decode.  On the CPU when there is no GPU."""
     from mlsys_bench.journeys import benchmark
+    from mlsys_bench.journeys import compare as comparison
 
+    base = comparison.baseline(compare) if compare else None  # before minutes are spent measuring
     record, rows = benchmark.gpu(
         device=device, suite=suite, only=only, model=model, precision=precision, launches=launches, budget=budget,
         threads=threads, seed=seed, out=out, quiet=as_json,
     )  # fmt: skip
-    show(record, as_json, extra=rows)
-    if compare is not None:
-        from mlsys_cli.guard import compare_with
+    if base is None or not as_json:
+        show(record, as_json, extra=rows)
+    if base is not None:
+        from mlsys_bench import gate
 
-        compare_with(compare, record, as_json)
+        verdict = comparison.compare_fresh(base, record)
+        show(verdict, as_json)
+        raise typer.Exit(gate.exit_status(verdict))
 
 
 @bench_app.command("list")

@@ -38,6 +38,8 @@ def loadtest(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the schedule and send nothing.")] = False,
     web: Annotated[bool, typer.Option("--web", help="Not built yet.")] = False,
     processes: Annotated[int, typer.Option(help="Load processes; only 1 is built.", min=1)] = 1,
+    master: Annotated[bool, typer.Option("--master", help="Not built yet.")] = False,
+    worker: Annotated[str | None, typer.Option("--worker", help="Not built yet.")] = None,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Write the summary here, the requests beside it (.parquet).")] = None,
     html: Html = None,
     md: Markdown = None,
@@ -46,7 +48,10 @@ def loadtest(
     """Load-test any OpenAI-compatible server; latency counts from the scheduled send."""
     from mlsys_bench.journeys import load
 
-    refuse({"--sweep": sweep, "--find-max": find_max, "--calibrate": calibrate, "--web": web, "--processes": processes > 1})
+    refuse({
+        "--sweep": sweep, "--find-max": find_max, "--calibrate": calibrate, "--web": web, "--processes above 1": processes > 1,
+        "--master": master, "--worker": worker,
+    })  # fmt: skip
     plan = load.options(
         target=target, qps=qps, users=users, trace=trace, arrivals=arrivals, prompt_tokens=prompt_tokens, output_tokens=output_tokens,
         model=model, endpoint=endpoint, duration=duration, warmup=warmup, timeout=timeout, slo=slo, seed=seed,
@@ -62,6 +67,7 @@ def loadtest(
 def workload(
     file: Annotated[Path | None, typer.Argument(help="CSV of arrivals and lengths (Azure, Mooncake, or named columns).")] = None,
     prometheus: Annotated[str | None, typer.Option(help="Not built yet.")] = None,
+    synthetic: Annotated[bool, typer.Option("--synthetic", help="Not built yet.")] = False,
     time_column: Annotated[str | None, typer.Option(help="Column of arrival times.")] = None,
     prompt_column: Annotated[str | None, typer.Option(help="Column of prompt tokens.")] = None,
     output_column: Annotated[str | None, typer.Option(help="Column of output tokens.")] = None,
@@ -71,6 +77,6 @@ def workload(
     """Describe traffic as the planner sees it: rate, burstiness, lengths."""
     from mlsys_bench.journeys import load
 
-    refuse({"--prometheus": prometheus})
+    refuse({"--prometheus": prometheus, "--synthetic": synthetic})
     described, summary = load.describe(file, time_column=time_column, prompt_column=prompt_column, output_column=output_column)
     show(described, as_json, out, inputs=[file] if file else [], extra=summary)

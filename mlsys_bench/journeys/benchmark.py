@@ -41,6 +41,8 @@ def gpu(
 
 def measure(options: bench.Options, out: Path | None, quiet: bool = False) -> tuple[Bench, list[bench.Row]]:
     """Run the benchmarks with a live line; what was measured before a Ctrl-C is kept.  Raises MeasurementFailed when nothing was."""
+    if out is not None:
+        record.check_writable(out)
     line = Line(quiet)
     try:
         result = bench.run(options, lambda progress: line.show(str(progress.text)))

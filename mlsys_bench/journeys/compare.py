@@ -12,15 +12,16 @@ from mlsys_bench.types import Bench, Verdict
 
 def compare(base: Path, cand: Path, tolerance: str) -> Verdict:
     """Return the verdict on two bench files."""
-    return gate.compare(_bench(base), _bench(cand), tolerance=units.fraction(tolerance, "--tolerance"))
+    return gate.compare(baseline(base), baseline(cand), tolerance=units.fraction(tolerance, "--tolerance"))
 
 
-def compare_fresh(base: Path, candidate: Bench) -> Verdict:
-    """Return the verdict on what was just measured here, against a bench file."""
-    return gate.compare(_bench(base), (record.envelope(candidate, hardware.machine()), candidate))
+def compare_fresh(base: tuple[Envelope, Bench], candidate: Bench) -> Verdict:
+    """Return the verdict on what was just measured here, against what a bench file holds."""
+    return gate.compare(base, (record.envelope(candidate, hardware.machine()), candidate))
 
 
-def _bench(path: Path) -> tuple[Envelope, Bench]:
+def baseline(path: Path) -> tuple[Envelope, Bench]:
+    """Return what a bench file holds.  Raises RecordError for any other file."""
     envelope, value = record.load(path)
     if not isinstance(value, Bench):
         raise RecordError(f"{path}: holds a {envelope.kind!r} record; `mlsys gate compare` takes bench files")

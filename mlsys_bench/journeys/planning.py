@@ -20,6 +20,9 @@ def fit(files: Sequence[Path]) -> LatencyProfile:
     """Return the profile of the engine steps in these bench files."""
     if not files:
         raise BadInput("mlsys fit: name at least one bench file; `mlsys bench gpu -o bench.json` makes one")
+    twice = [str(path) for i, path in enumerate(files) if path in files[:i]]
+    if twice:
+        raise BadInput(f"mlsys fit: {twice[0]} is named twice; its samples would count double")
     measurements = [m for path in files for m in record.read(path, Bench).measurements]
     return latency.fit(Bench(measurements=tuple(measurements)))
 

@@ -22,6 +22,8 @@ def verify(plan_file: Path, url: str | None, *, duration: str, seed: int, out: P
     """Load-test one replica of a plan, the built-in engine or a given server, and hold every prediction against it."""
     plan = record.read(plan_file, Plan)
     duration_s = units.seconds(duration, "--duration")
+    if out is not None:
+        record.check_writable(out)
     requests_file = out.with_suffix(".parquet") if out else None
     with contextlib.nullcontext(url) if url else replica(plan) as target:
         measured, _ = trial(plan, target, duration_s=duration_s, seed=seed, requests_file=requests_file, quiet=quiet)

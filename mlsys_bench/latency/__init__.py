@@ -6,19 +6,19 @@ The features of a step, always in this order, as `batching.StepFeatures` holds t
 
 With n = D + P tokens in the step,
 
-    step_s = step_s + sequence_s S                                       host: per step, per sampled sequence
-           + roof((weights + pack g(n)) W(n) / bandwidth, linear F(n, S) / peak)   matrices and output head
-           + kv K k                                                      decode attention, k seconds per cached token at full speed
-           + attention Q a / peak                                        prefill attention, a FLOPs per (query, key) pair
-           + link_s + link n b / link_bandwidth                          all-reduce, only with tensor parallelism
+    step_s = step_s + sequence_s S                                                host: per step, per sampled sequence
+           + roof(weights W(n) / bandwidth + pack_s g(n), linear F(n, S) / peak)  matrices and output head
+           + kv K k                                                               decode attention, k seconds per cached token at best
+           + attention Q a / peak                                                 prefill attention, a FLOPs per (query, key) pair
+           + link_s + link n b / link_bandwidth                                   all-reduce, only with tensor parallelism
 
 W(n) = dense + expert bytes (1 - (1 - k/E)^n): a mixture of experts reads the experts that are hit.  F = n f + S h FLOPs.
 g(n) = 1 - exp(-(n / pack_tokens)^4) goes from 0 to 1: beyond a few tokens libraries change to kernels that first copy the weights (on the
 CPUs measured: MKL from 4 tokens on, int8 weights widened from 17 on); only fitted profiles have that term.
 `roof(x, y)` is max(x, y), or the smooth (x^p + y^p)^(1/p) where the constant `roof_norm` = p says so.
 
-Coefficients (`TERMS`): `step_s`, `sequence_s` and `link_s` are seconds; `weights`, `linear`, `kv`, `attention` and `link` multiply the
-time at full speed, so that 1 is the physics floor and 1.33 is 75 % of the bandwidth; `pack` is in passes over the weights.
+Coefficients (`TERMS`): `step_s`, `sequence_s`, `pack_s` and `link_s` are seconds; `weights`, `linear`, `kv`, `attention` and `link`
+multiply the time at full speed, so that 1 is the physics floor and 1.33 is 75 % of the bandwidth.
 
 `roofline` builds a profile for hardware nobody measured, `fit` one from the `engine.step` cells of a bench file.
 """

@@ -10,13 +10,12 @@ import numpy.typing as npt
 
 from mlsys_bench.latency import step
 
-FITTED = ("step_s", "sequence_s", "weights", "linear", "kv", "attention", "pack")
+FITTED = ("step_s", "sequence_s", "weights", "linear", "kv", "attention", "pack_s")
 _SHAPES = tuple((norm, pack) for norm in (None, 4.0, 2.0, 1.0) for pack in (3.0, 6.0, 12.0, 24.0))  # `roof_norm`, `pack_tokens`
 _FINALISTS = 3  # shapes that fit best; of these, leave-one-out picks
 _FORM_SD = 0.03  # of log(time): what so short a formula misses even without noise; keeps one quiet cell from ruling
 _PRIOR_MULTIPLIER = (1.5, 1.2)  # median and sd of the logarithm: 0.15 to 16 within two sd, cut at 1
-_PRIOR_STEP, _PRIOR_SEQUENCE = (0.3, 1.5), (0.03, 2.0)  # as shares of the shortest step
-_PRIOR_PACK = (0.2, 1.5)
+_PRIOR_SHARES = {"step_s": (0.3, 1.5), "sequence_s": (0.03, 2.0), "pack_s": (0.2, 1.5)}  # the same, as shares of the shortest step
 Array = npt.NDArray[np.float64]
 
 
@@ -49,7 +48,7 @@ def _predict(logs: Array, features: Sequence[Array], k: dict[str, float]) -> tup
     """Return log of the predicted times, and its derivatives by the log-coefficients.  The same formula as `step.step_s`."""
     host, sequence, weights, linear, kv, attention, pack = np.exp(logs)
     D, K, P, Q, S = features
-    read_s, copied_s = (c * step.weights_s(k, D + P) for c in (weights, pack * step.packed(k, D + P)))
+    read_s, copied_s = weights * step.weights_s(k, D + P), pack * step.packed(k, D + P)
     memory_s, compute_s = read_s + copied_s, linear * step.linear_s(k, D + P, S)
     norm = k.get("roof_norm")
     matrices_s = step.roof(memory_s, compute_s, norm)
@@ -88,12 +87,8 @@ def solve(rows: list[Cell], k: dict[str, float], start: Array | None = None) -> 
 
 
 def _prior(shortest_s: float) -> tuple[Array, Array]:
-    by_name = {
-        "step_s": (_PRIOR_STEP[0] * shortest_s, _PRIOR_STEP[1]),
-        "sequence_s": (_PRIOR_SEQUENCE[0] * shortest_s, _PRIOR_SEQUENCE[1]),
-        "pack": _PRIOR_PACK,
-    }
-    pairs = [by_name.get(name, _PRIOR_MULTIPLIER) for name in FITTED]
+    shares = {name: (share * shortest_s, sd) for name, (share, sd) in _PRIOR_SHARES.items()}
+    pairs = [shares.get(name, _PRIOR_MULTIPLIER) for name in FITTED]
     return np.log([median for median, _ in pairs]), np.array([sd for _, sd in pairs])
 
 

@@ -15,9 +15,9 @@ from mlsys_bench.types import LatencyProfile, Layout
 
 FEATURES = ("decode_seqs", "decode_kv_tokens", "prefill_tokens", "prefill_pairs", "sampled_tokens")
 Features = Sequence[float]  # the five of FEATURES, in this order; `batching.StepFeatures` is one
-SECONDS = ("step_s", "sequence_s", "link_s")  # coefficients that are times
+SECONDS = ("step_s", "sequence_s", "pack_s", "link_s")  # coefficients that are times
 MULTIPLIERS = ("weights", "linear", "kv", "attention", "link")  # coefficients that stretch the time at full speed
-TERMS = (*SECONDS, *MULTIPLIERS, "pack")
+TERMS = (*SECONDS, *MULTIPLIERS)
 Array = npt.NDArray[np.float64]
 
 
@@ -31,7 +31,7 @@ def step_s(profile: LatencyProfile, features: Sequence[float] | Sequence[Array])
     c = coefficients(profile)
     k = profile.constants
     tokens = D + P
-    memory_s = (c["weights"] + c.get("pack", 0.0) * packed(k, tokens)) * weights_s(k, tokens)
+    memory_s = c["weights"] * weights_s(k, tokens) + c.get("pack_s", 0.0) * packed(k, tokens)
     compute_s = c["linear"] * linear_s(k, tokens, S)
     link_s = c.get("link_s", 0.0) + c.get("link", 0.0) * tokens * k.get("link_s_per_token", 0.0)
     host_s = c["step_s"] + c["sequence_s"] * S
@@ -45,8 +45,9 @@ def clock(profile: LatencyProfile) -> Callable[[Features], float]:
     link_per_token = c.get("link", 0.0) * k.get("link_s_per_token", 0.0)
     fixed = c["step_s"] + c.get("link_s", 0.0)
     per_sequence, per_kv, per_pair = c["sequence_s"], c["kv"] * kv_s(k), c["attention"] * pair_s(k)
-    read, pack, pack_tokens = c["weights"], c.get("pack", 0.0), k.get("pack_tokens", 1.0)
-    dense, expert = k["dense_bytes"] / k["bandwidth_bytes_per_s"], k["expert_bytes"] / k["bandwidth_bytes_per_s"]
+    pack, pack_tokens = c.get("pack_s", 0.0), k.get("pack_tokens", 1.0)
+    dense = c["weights"] * k["dense_bytes"] / k["bandwidth_bytes_per_s"]
+    expert = c["weights"] * k["expert_bytes"] / k["bandwidth_bytes_per_s"]
     missed = _missed(k)
     per_token = c["linear"] * k["flops_per_token"] / k["peak_flops_per_s"]
     per_head = c["linear"] * k["head_flops"] / k["peak_flops_per_s"]
@@ -55,8 +56,9 @@ def clock(profile: LatencyProfile) -> Callable[[Features], float]:
     def seconds(features: Features) -> float:
         D, K, P, Q, S = features
         tokens = D + P
-        stretch = read + pack * (1.0 - math.exp(-((tokens / pack_tokens) ** 4))) if pack else read
-        low = stretch * (dense + expert * (1.0 - missed**tokens))
+        low = dense + expert * (1.0 - missed**tokens)
+        if pack:
+            low += pack * -math.expm1(-((tokens / pack_tokens) ** 4))
         high = per_token * tokens + per_head * S
         if low > high:
             low, high = high, low

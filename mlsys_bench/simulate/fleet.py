@@ -94,8 +94,9 @@ def run(
         replica.advance(stop_s)
     counted = _counted(scheduled_s, warmup_s)
     back_s = profile.constants.get("token_overhead_s", 0.0)
+    token_s = _token_s(fleet, len(scheduled_s), stop_s, back_s)
     return Simulation(
-        requests=tuple(_record(i, s, prompts[i], fates[i], back_s, counted[i]) for i, s in enumerate(scheduled_s)),
+        requests=tuple(_record(i, s, prompts[i], fates[i], token_s[i], back_s, counted[i]) for i, s in enumerate(scheduled_s)),
         replicas=replicas,
         busy_s=sum(r.busy_s for r in fleet),
         steps=sum(len(r.steps) for r in fleet),
@@ -141,12 +142,28 @@ def _counted(scheduled_s: Sequence[float], warmup_s: float | None) -> list[bool]
     return [s >= warmup_s for s in scheduled_s]
 
 
-def _record(index: int, scheduled_s: float, prompt_tokens: int, fate: Job | int | None, back_s: float, in_window: bool) -> RequestRecord:
+def _token_s(fleet: Sequence[Replica], requests: int, stop_s: float, back_s: float) -> list[tuple[float, ...]]:
+    """Return by request when its tokens come back, those left out that are not computed by `stop_s`."""
+    who, when_s = (np.concatenate(parts) for parts in zip(*(replica.tokens() for replica in fleet), strict=True))
+    who, when_s = who[when_s <= stop_s], when_s[when_s <= stop_s]
+    when = (when_s[np.argsort(who, kind="stable")] + back_s).tolist()
+    ends = np.cumsum(np.bincount(who, minlength=requests)).tolist()
+    return [tuple(when[start:end]) for start, end in itertools.pairwise([0, *ends])]
+
+
+def _record(
+    index: int,
+    scheduled_s: float,
+    prompt_tokens: int,
+    fate: Job | int | None,
+    token_s: tuple[float, ...],
+    back_s: float,
+    in_window: bool,
+) -> RequestRecord:
     job = fate if isinstance(fate, Job) else None
     status = fate if isinstance(fate, int) else 200 if job and job.done_s is not None else None
     outcome: Outcome = "ok" if status == 200 else "unfinished" if status is None else "rejected"
     done_s = job.done_s + back_s if job and job.done_s is not None else scheduled_s if outcome == "rejected" else None
-    token_s = tuple(t + back_s for t in job.token_s) if job else ()
     return RequestRecord(
         index=index,
         scheduled_s=scheduled_s,

@@ -1,0 +1,104 @@
+"""The command line as its users meet it: real processes in a folder of their own, and records made by the real commands."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+PATIENCE_S = 120.0  # for a command on a busy machine
+BUDGETS = ("25s", "60s", "120s")  # of the measurement; the longer ones only where a busy machine measures too little in the first
+MARK = "MLSYS_E2E_RUN"  # every process of a run carries this variable, so those that outlive it are found
+TRAFFIC = ("--qps", "2", "--prompt-tokens", "60", "--output-tokens", "12", "--slo", "ttft_p95<5s,tpot_p95<2s")
+
+
+class Cli:
+    """Runs `mlsys` in one folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.mark = uuid.uuid4().hex
+
+    def __call__(self, *args: object, **env: str) -> subprocess.CompletedProcess[str]:
+        """Run a command to its end."""
+        with self.start(*args, **env) as process:
+            try:
+                out, err = process.communicate(timeout=PATIENCE_S)
+            except BaseException:
+                process.kill()
+                raise
+        return subprocess.CompletedProcess(list(map(str, args)), process.returncode, out, err)
+
+    def start(self, *args: object, stdout: int = subprocess.PIPE, stderr: int = subprocess.PIPE, **env: str) -> subprocess.Popen[str]:
+        """Start a command."""
+        return subprocess.Popen(
+            [sys.executable, "-m", "mlsys_cli", *map(str, args)],
+            cwd=self.folder,
+            stdin=subprocess.DEVNULL,
+            stdout=stdout,
+            stderr=stderr,
+            text=True,
+            env={**os.environ, "COLUMNS": "100", MARK: self.mark, **env},
+        )
+
+    def alive(self) -> list[int]:
+        """Return the processes of this folder's commands that still run, children of children included."""
+        found = []
+        for entry in Path("/proc").glob("[0-9]*/environ"):
+            try:
+                if f"{MARK}={self.mark}".encode() in entry.read_bytes():
+                    found.append(int(entry.parent.name))
+            except OSError:
+                continue  # it ended while we looked, or is another user's
+        return found
+
+
+@pytest.fixture
+def mlsys(tmp_path: Path) -> Cli:
+    """Runs `mlsys` in an empty folder."""
+    return Cli(tmp_path)
+
+
+@pytest.fixture(scope="session")
+def cli_in() -> Callable[[Path], Cli]:
+    """Runs `mlsys` in the folder given."""
+    return Cli
+
+
+@pytest.fixture(scope="session")
+def records(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder with bench.json, profile.json and plan.json as the real commands make them, and what --json printed (*.printed)."""
+    folder = tmp_path_factory.mktemp("records")
+    mlsys = Cli(folder)
+    for budget in BUDGETS:
+        done = mlsys("bench", "gpu", "--only", "memory,gemm,engine.step", "--budget", budget, "--json", "-o", "bench.json")
+        (folder / "bench.printed").write_text(done.stdout)
+        fitted = mlsys("fit", "bench.json", "--json", "-o", "profile.json")
+        if fitted.returncode == 0:
+            break
+    assert (done.returncode, done.stderr) == (0, "")
+    assert (fitted.returncode, fitted.stderr) == (0, "")
+    (folder / "profile.printed").write_text(fitted.stdout)
+    planned = mlsys("plan", "--from", "profile.json", *TRAFFIC, "--json", "-o", "plan.json")
+    assert (planned.returncode, planned.stderr) == (0, "")
+    (folder / "plan.printed").write_text(planned.stdout)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Return the URL of `mlsys serve`, as it prints it."""
+    process = Cli(tmp_path_factory.mktemp("server")).start("serve", "nano", "--port", "0")
+    assert process.stdout is not None
+    line = process.stdout.readline().strip()
+    assert " at http://" in line, process.stderr.read() if process.stderr else line
+    yield line.rpartition(" at ")[2]
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=PATIENCE_S)
+    assert (process.returncode, err) == (0, "")

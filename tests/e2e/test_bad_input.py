@@ -1,0 +1,312 @@
+"""Whatever a person gets wrong: one clear line on stderr, the exit status of docs/commands.md, never a traceback."""
+
+from __future__ import annotations
+
+import http.server
+import json
+import os
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from subprocess import CompletedProcess
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import pytest
+
+if TYPE_CHECKING:
+    from conftest import Cli
+
+pytestmark = pytest.mark.e2e
+
+SIZE = "plan --model llama-3-8b --gpu l4 --qps 2"
+CLOSED = "http://127.0.0.1:9"  # nothing listens on the discard port
+SCENARIO = """mlsys: 1
+name: chat
+description: A small chat.
+source: assumed
+model: llama-3-8b
+precision: [bf16]
+gpus: [h100-sxm]
+max_batch: 8
+headroom: 20%
+traffic: {rate: 2/s, arrivals: poisson, prompt: 100, output: 20, source: assumed}
+slo: {ttft_p95: 500ms}
+"""
+
+
+class Case(NamedTuple):
+    """What is typed, in the folder of `folder`, the exit status it must get, and words its one line must hold."""
+
+    command: str
+    status: int
+    words: tuple[str, ...]
+
+
+def bad(command: str, *words: str) -> Case:
+    return Case(command, 2, words)
+
+
+FILES = [
+    bad("fit nowhere.json", "nowhere.json", "No such file"),
+    bad("report nowhere.parquet", "nowhere.parquet", "No such file"),
+    bad("verify nowhere.json", "nowhere.json", "No such file"),
+    bad("gate compare nowhere.json bench.json", "nowhere.json", "No such file"),
+    bad("plan --from nowhere.json --qps 2", "nowhere.json", "No such file"),
+    bad("bench gpu --compare nowhere.json", "nowhere.json", "No such file"),
+    bad("workload nowhere.csv", "nowhere.csv", "No such file"),
+    bad("fit truncated.json", "truncated.json", "cut off"),
+    bad("report truncated.json", "truncated.json", "cut off"),
+    bad("report truncated.parquet", "truncated.parquet", "cut off"),
+    bad("report empty.json", "empty.json", "not JSON"),
+    bad("report binary.json", "binary.json", "not JSON"),
+    bad("report list.json", "list.json", "no mlsys record"),
+    bad("report folder", "folder", "directory"),
+    bad("fit version.json", "version.json", "'mlsys/9'", "reads 'mlsys/1'"),
+    bad("fit plan.json", "plan.json", "'plan'", "'bench'"),
+    bad("verify bench.json", "bench.json", "'bench'", "'plan'"),
+    bad("gate compare plan.json bench.json", "plan.json", "'plan'", "bench files"),
+    bad("plan --from plan.json --qps 2", "plan.json", "'plan'", "profile"),
+    bad("report kind.json", "kind.json", "unknown kind", "did you mean bench"),
+    bad("fit key.json", "key.json", "unknown key measurment", "did you mean measurements"),
+    bad("report type.json", "type.json", "array", "str"),
+    bad("fit nan.json", "nan.json", "measurements[", "nan", "finite"),
+    bad("gate compare bench.json nan.json", "nan.json", "nan", "finite"),
+    bad("fit nothing.json", "no engine.step"),
+    bad("plan --from nothing.json --qps 2", "no engine.step"),
+    bad("fit launchless.json", "no engine.step"),
+    bad("fit bench.json bench.json", "bench.json", "twice"),
+    bad("workload plan.json", "plan.json", "column"),
+]
+NAMES = [
+    bad("plan --model lama-3-8b --qps 2", "unknown model 'lama-3-8b'", "did you mean llama-3-8b"),
+    bad("plan --model llama-3-8b --gpu h1000 --qps 2", "'h1000'", "did you mean H100"),
+    bad("plan llm-chta", "unknown scenario 'llm-chta'", "did you mean llm-chat"),
+    bad("scenario show llm-chta", "did you mean llm-chat"),
+    bad(f"{SIZE} --precision bf17", "unknown precision 'bf17'", "did you mean bf16"),
+    bad(f"{SIZE} --term spott", "'spott'", "did you mean spot"),
+    bad("bench gpu --only gem", "unknown benchmark") if False else bad("bench gpu --only gemmm", "unknown benchmark 'gemmm'", "gemm"),
+    bad("bench gpu --precision int4", "int4", "did you mean int8"),
+    bad("bench gpu --device tpu", "'tpu'", "cpu"),
+    bad("bench gpu --suite quik", "did you mean quick"),
+    bad("serve nanno", "unknown model 'nanno'", "did you mean nano"),
+    bad("serve llama-3-8b", "no weights"),
+    bad("serve --precision int9", "did you mean int8"),
+    bad("simulate --model llama-3-8b --gpu h100 --qps 2 --slo e2e_p50<60s --routing rand", "routing 'rand'", "random"),
+]
+QUANTITIES = [
+    *(bad(f"plan --model llama-3-8b --gpu h100 --qps {rate}", f"--qps {rate}", "above zero") for rate in ("0", "-1", "nan", "inf")),
+    *(bad(f"loadtest {CLOSED} --qps {rate}", f"--qps {rate}", "above zero") for rate in ("0", "-1", "nan")),
+    bad("plan --model llama-3-8b --qps many", "--qps", "valid number"),
+    bad(f"{SIZE} --slo ttft_p95<500", "'500' has no unit", "500ms"),
+    bad(f"{SIZE} --slo ttft_p95", "not METRIC_STAT<LIMIT"),
+    bad(f"{SIZE} --slo ttfb_p95<500ms", "unknown metric 'ttfb'", "did you mean ttft"),
+    bad(f"{SIZE} --slo tpot_p95<1ms", "below the physics floor", "L4"),
+    bad(f"{SIZE} --headroom 20", "no unit", "%"),
+    bad(f"{SIZE} --arrivals mmpp:1", "mmpp"),
+    bad(f"{SIZE} --prompt-tokens many", "'many'", "lognormal"),
+    bad(f"loadtest {CLOSED} --qps 5 --duration 5", "--duration", "no unit"),
+    bad(f"loadtest {CLOSED} --qps 5 --duration -5s", "--duration", "above zero"),
+    bad(f"loadtest {CLOSED} --qps 5 --users 2", "exactly one"),
+    bad("bench gpu --budget 0s", "budget", "above 0"),
+    Case(f"{SIZE} --slo tpot_p95<56ms", 1, ("tpot_p95<56ms", "nearest", "L4")),
+]
+NETWORK = [
+    bad(f"loadtest {CLOSED} --qps 5 --duration 3s", CLOSED, "cannot be reached"),
+    bad(f"verify plan.json {CLOSED}", CLOSED, "cannot be reached"),
+    bad("loadtest ftp://127.0.0.1 --qps 5 --duration 3s", "ftp://127.0.0.1", "no http URL"),
+    bad("loadtest http://127.0.0.1:port --qps 5 --duration 3s", "http://127.0.0.1:port", "no URL"),
+    bad("verify plan.json ftp://127.0.0.1", "ftp://127.0.0.1", "no http URL"),
+    bad("loadtest {html} --qps 5 --duration 3s", "{html}", "text/html", "not JSON"),
+    bad("verify plan.json {html}", "{html}", "text/html", "not JSON"),
+    Case("loadtest {sick} --qps 5 --duration 3s", 5, ("{sick}", "500", "out of memory")),
+    bad("serve --port {taken}", "{taken}", "in use"),
+    bad("serve --port 99999", "--port", "65535"),
+]
+PLACES = [
+    bad("plan --from profile.json {traffic} -o file/plan.json", "file/plan.json", "cannot be written"),
+    bad("plan --from profile.json {traffic} -o folder", "folder", "directory"),
+    bad("plan --from profile.json {traffic} --html file/plan.html", "file/plan.html", "cannot be written"),
+    bad("bench gpu -o file/bench.json", "file/bench.json", "cannot be written"),
+    bad("verify plan.json -o file/verify.json", "file/verify.json", "cannot be written"),
+    bad("simulate --from profile.json {traffic} --duration 5s -o file/s.json", "file/s.", "cannot be written"),
+    bad("loadtest {html} --qps 5 --duration 3s -o file/l.json", "html"),
+    bad("plan --from profile.json --from bench.json {traffic}", "--from bench.json", "bound twice"),
+    Case("plan --from profile.json {traffic} --gpu h100", 4, ("fp32 on cpu", "h100")),
+    Case("plan --from profile.json {traffic} --model small-160m", 4, ("nano", "small-160m")),
+]
+SCENARIOS = [
+    bad("scenario check unknown-key.yaml", "unknown-key.yaml", "unknown key headrom", "did you mean headroom"),
+    bad("scenario check unknown-inner-key.yaml", "unknown key traffic.rrate", "did you mean rate"),
+    bad("scenario check twice.yaml", "twice.yaml", "line ", "'max_batch' stands there twice"),
+    bad("scenario check unitless.yaml", "unitless.yaml", "slo.ttft_p95: 500 has no unit", "500ms"),
+    bad("scenario check broken.yaml", "broken.yaml", "line ", "not YAML"),
+    bad("scenario check missing.yaml", "misses slo"),
+    bad("plan broken.yaml", "broken.yaml", "not YAML"),
+    bad("scenario check nowhere.yaml", "nowhere.yaml", "No such file"),
+    bad("scenario check bench.json", "bench.json"),
+]
+USAGE = [
+    bad("plan --bogus", "No such option: --bogus", "mlsys plan --help"),
+    bad("bogus", "No such command 'bogus'", "mlsys --help"),
+    bad("catalog gpu", "No such command 'gpu'"),
+    bad("verify", "Missing argument"),
+    bad("report", "Missing argument"),
+    bad("gate compare bench.json", "Missing argument"),
+    bad("plan -o", "requires an argument"),
+    bad("plan", "--model"),
+    bad("plan --model llama-3-8b", "--qps"),
+    bad("fit", "bench file"),
+    bad("workload", "CSV"),
+    bad(f"loadtest {CLOSED}", "exactly one of --qps"),
+    bad("simulate --model llama-3-8b --qps 2", "one design", "--gpu"),
+]
+NOT_BUILT = [
+    "claims", "gate run --base a --cand b", "gate calibrate", "gate history", "backtest queueing t.csv", "backtest llm t.csv",
+    "backtest plan t.csv", "backtest gate t.csv", "bench scenario rag", "fit --probe http://x", "serve --replicas 2",
+    "verify plan.json --prometheus http://x", "workload --prometheus http://x", "workload --synthetic",
+    *(f"{SIZE} {option} x" for option in (
+        "--trace", "--availability", "--prices", "--baseline", "--from-deployment", "--diff", "--cluster", "--export",
+    )),
+    *(f"loadtest {CLOSED} {option}" for option in (
+        "--sweep", "--find-max", "--calibrate", "--web", "--qps 5 --processes 2", "--master", "--worker x",
+    )),
+]  # fmt: skip
+CASES = [*FILES, *NAMES, *QUANTITIES, *NETWORK, *PLACES, *SCENARIOS, *USAGE, *(bad(command, "is not built yet") for command in NOT_BUILT)]
+
+
+class Html(http.server.BaseHTTPRequestHandler):
+    """A web site where an API is expected."""
+
+    status, kind, body = 200, "text/html", b"<html><body>Welcome</body></html>"
+
+    def do_GET(self) -> None:
+        """Answer the same whatever is asked."""
+        self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        self.send_response(self.status)
+        self.send_header("Content-Type", self.kind)
+        self.send_header("Content-Length", str(len(self.body)))
+        self.end_headers()
+        self.wfile.write(self.body)
+
+    do_POST = do_GET
+
+    def log_message(self, *_: Any) -> None:
+        """Say nothing."""
+
+
+class Sick(Html):
+    """An API whose engine fails."""
+
+    status, kind, body = 500, "application/json", b'{"error": {"message": "out of memory"}}'
+
+
+@pytest.fixture(scope="module")
+def places() -> Iterator[dict[str, str]]:
+    """Return what stands for {html} and {sick}, servers that answer so, and {taken}, a port in use."""
+    servers = [http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) for handler in (Html, Sick)]
+    threads = [threading.Thread(target=server.serve_forever) for server in servers]
+    for thread in threads:
+        thread.start()
+    html, sick = (f"http://127.0.0.1:{server.server_address[1]}" for server in servers)
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        traffic = "--qps 2 --prompt-tokens 60 --output-tokens 12 --slo ttft_p95<5s"
+        yield {"html": html, "sick": sick, "taken": str(taken.getsockname()[1]), "traffic": traffic}
+    for server, thread in zip(servers, threads, strict=True):
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+@pytest.fixture(scope="module")
+def folder(records: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder with good records and every kind of broken one."""
+    here = tmp_path_factory.mktemp("broken")
+    bench = json.loads((records / "bench.json").read_text())
+    for name in ("bench", "profile", "plan"):
+        (here / f"{name}.json").write_bytes((records / f"{name}.json").read_bytes())
+    whole = json.dumps(bench)
+    steps = next(m for m in bench["measurements"] if m["name"] == "engine.step" and m["launches"])
+    others = [m for m in bench["measurements"] if m["name"] != "engine.step"]
+    broken = {
+        "truncated.json": whole[: len(whole) // 2],
+        "empty.json": "",
+        "list.json": "[1, 2]",
+        "version.json": json.dumps({**bench, "schema": "mlsys/9"}),
+        "kind.json": json.dumps({**bench, "kind": "bensh"}),
+        "key.json": json.dumps({**bench, "measurment": []}),
+        "type.json": json.dumps({**bench, "measurements": "none"}),
+        "nan.json": json.dumps({**bench, "measurements": [_nan(steps)]}),
+        "nothing.json": json.dumps({**bench, "measurements": others}),
+        "launchless.json": json.dumps({**bench, "measurements": [*others, {**steps, "launches": []}]}),
+        "unknown-key.yaml": SCENARIO + "headrom: 10%\n",
+        "unknown-inner-key.yaml": SCENARIO.replace("{rate:", "{rrate: 1/s, rate:"),
+        "twice.yaml": SCENARIO + "max_batch: 16\n",
+        "unitless.yaml": SCENARIO.replace("500ms", "500"),
+        "broken.yaml": SCENARIO.replace("[bf16]", "[bf16"),
+        "missing.yaml": SCENARIO.partition("slo:")[0],
+        "file": "",
+    }
+    for name, text in broken.items():
+        (here / name).write_text(text)
+    (here / "binary.json").write_bytes(bytes(range(256)))
+    (here / "truncated.parquet").write_bytes(b"PAR1" + bytes(100))
+    (here / "folder").mkdir()
+    return here
+
+
+def _nan(measurement: dict[str, Any]) -> dict[str, Any]:
+    first, *rest = measurement["launches"]
+    return {**measurement, "launches": [{**first, "rounds": [{**first["rounds"][0], "values": [float("nan")]}]}, *rest]}
+
+
+@pytest.fixture(scope="module")
+def answers(
+    request: pytest.FixtureRequest, folder: Path, places: dict[str, str], cli_in: Callable[[Path], Cli]
+) -> dict[str, CompletedProcess[str]]:
+    """Run the commands of all chosen cases, as many at once as there are cores, and return what each said."""
+    mlsys = cli_in(folder)
+    chosen = [item.callspec.params["case"] for item in request.session.items if getattr(item, "originalname", "") == HERE]  # type: ignore[attr-defined]
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        said = pool.map(lambda case: mlsys(*case.command.format(**places).split()), chosen)
+        return {case.command: one for case, one in zip(chosen, said, strict=True)}
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.command)
+def test_one_clear_line_and_the_right_status(case: Case, answers: dict[str, CompletedProcess[str]], places: dict[str, str]) -> None:
+    said = answers[case.command]
+    assert said.returncode == case.status, said.stderr
+    assert said.stdout == ""
+    assert said.stderr.startswith("mlsys: ")
+    assert said.stderr.count("\n") == 1
+    assert said.stderr.endswith("\n")
+    assert "Traceback" not in said.stderr
+    assert all(word.format(**places) in said.stderr for word in case.words), said.stderr
+
+
+HERE = test_one_clear_line_and_the_right_status.__name__
+
+
+def test_a_good_scenario_is_what_the_broken_ones_were_made_from(mlsys: Cli) -> None:
+    (mlsys.folder / "good.yaml").write_text(SCENARIO)
+    said = mlsys("scenario", "check", "good.yaml")
+    assert (said.returncode, said.stderr) == (0, "")
+
+
+def test_a_reader_who_leaves_early_is_no_error(mlsys: Cli) -> None:
+    """`mlsys catalog models | head -1`: the pipe's reader is gone before the first byte."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    with mlsys.start("catalog", "models", stdout=writing) as process:
+        os.close(writing)
+        _, err = process.communicate()
+    assert (process.returncode, err) == (0, "")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full, which only Linux has")
+def test_a_full_disk_is_one_line(mlsys: Cli) -> None:
+    with Path("/dev/full").open("w") as full, mlsys.start("catalog", "models", stdout=full.fileno()) as process:
+        _, err = process.communicate()
+    assert process.returncode == 2
+    assert err == "mlsys: standard output: No space left on device\n"
