@@ -32,11 +32,12 @@ import numpy.typing as npt
 from mlsys_bench.errors import BadInput
 
 Int32 = npt.NDArray[np.int32]
+Rows = npt.NDArray[np.intp]  # row numbers that are an index: numpy takes these several times as fast as int32
 Bool = npt.NDArray[np.bool_]
 
 FREE, WAITING, RUNNING = 0, 1, 2  # status of a row
 _NOBODY = np.zeros(0, dtype=np.int32)
-HEAD, SEATED, QUEUED, BLOCKS, ROWS = range(5)  # counters: start of the queue, running, waiting, free blocks, free rows
+HEAD, SEATED, QUEUED, BLOCKS, ROWS, EVEN = range(6)  # counters: start of the queue, running, waiting, free blocks, free rows; see `calm`
 
 
 class Limits(NamedTuple):
@@ -72,18 +73,20 @@ class StepFeatures(NamedTuple):
 class Calm(NamedTuple):
     """Steps ahead in which all those seated decode and nobody else computes: `steps` of them unless someone arrives or is removed."""
 
-    rows: Int32
     steps: int  # the first of the rows ends in the last step, or the blocks do; 0: the next step is of another kind
+    rows: Rows
+    known: Int32
+    room: Int32  # steps until the row needs a block
     kv_tokens: int  # read by the first step; each step reads len(rows) more
 
 
-_RESTLESS = Calm(_NOBODY, 0, 0)
+_RESTLESS = Calm(0, np.zeros(0, dtype=np.intp), _NOBODY, _NOBODY, 0)
 
 
 class Arrays(NamedTuple):
     """All that a scheduler knows, as arrays.  Indexed by row unless said otherwise."""
 
-    counts: Any  # [5] HEAD, SEATED, QUEUED, BLOCKS, ROWS
+    counts: Any  # [6] HEAD, SEATED, QUEUED, BLOCKS, ROWS, EVEN
     queue: Any  # [2 * rows] rows in order of arrival, from counts[HEAD]; the first counts[SEATED] run
     status: Any
     prompt: Any  # tokens given
@@ -107,9 +110,10 @@ class SchedulerState:
         self.hold(arrays)
 
     def hold(self, arrays: Arrays) -> None:
-        """Hold the arrays, and memoryviews of them for the kernels."""
+        """Hold the arrays, and memoryviews of them for the kernels; not of the blocks, which are moved by slices."""
         self.arrays = arrays
-        self.views = Arrays(*(memoryview(a) for a in arrays))
+        views = Arrays(*(memoryview(a) for a in arrays))
+        self.views = views._replace(block_table=arrays.block_table, free_blocks=arrays.free_blocks)
 
     @property
     def block_table(self) -> Int32:
@@ -169,7 +173,7 @@ def new_state(limits: Limits, capacity: int = 64) -> SchedulerState:
     free = np.arange(limits.blocks - 1, -1, -1, dtype=np.int32)  # block 0 on top
     return SchedulerState(
         Arrays(
-            counts=np.array([0, 0, 0, limits.blocks, rows], dtype=np.int32),
+            counts=np.array([0, 0, 0, limits.blocks, rows, 0], dtype=np.int32),
             queue=np.zeros(2 * rows, dtype=np.int32),
             status=np.zeros(rows, dtype=np.int32),
             prompt=np.zeros(rows, dtype=np.int32),
@@ -256,15 +260,17 @@ def schedule(state: SchedulerState, limits: Limits) -> StepPlan:
 
     Requests that reached their limit must have been removed.  The plan is empty only when nobody runs or waits.
     """
+    state.views.counts[EVEN] = 0  # until `update`
     rows, start, tokens, budget = _all_seated(state, limits)
-    _, seated, queued, _, _ = state.views.counts
+    _, seated, queued, _, _, _ = state.views.counts
     if seated and len(rows) == seated and (queued == 0 or seated == limits.max_seqs or budget == 0):
         return StepPlan(rows, start, tokens, np.ones(seated, dtype=np.bool_), _NOBODY)
     out, done = state.arrays.out, len(rows)
     out[0, :done], out[1, :done], out[2, :done] = rows, start, tokens
     n, preempted = _schedule_kernel(state.views, limits.max_seqs, limits.block_tokens, done, budget)
     rows, start, tokens = out[:3, :n].copy()
-    return StepPlan(rows, start, tokens, start + tokens == state.arrays.known[rows], out[3, :preempted].copy())
+    samples = start + tokens == state.arrays.known[rows.astype(np.intp)]
+    return StepPlan(rows, start, tokens, samples, out[3, :preempted].copy())
 
 
 def update(state: SchedulerState, limits: Limits, plan: StepPlan) -> Int32:
@@ -273,66 +279,65 @@ def update(state: SchedulerState, limits: Limits, plan: StepPlan) -> Int32:
     Rows that were removed since the plan was made are passed over.
     """
     a = state.arrays
-    rows, tokens, samples = plan.rows, plan.tokens, plan.samples
+    rows, tokens, samples = plan.rows.astype(np.intp), plan.tokens, plan.samples
     lives = a.status[rows] == RUNNING
     if np.count_nonzero(lives) < len(rows):
         rows, tokens, samples = rows[lives], tokens[lives], samples[lives]
     a.computed[rows] += tokens
-    sampled = rows[samples]
+    sampled = rows if np.count_nonzero(samples) == len(rows) else rows[samples]
     known = a.known[sampled] + 1
     a.known[sampled] = known
     final = a.final[sampled]
     assert not np.count_nonzero(known > final), "a finished request was scheduled: remove it first"
-    ended: Int32 = sampled[known == final]
+    state.views.counts[EVEN] = len(sampled) == state.views.counts[SEATED]
+    ended: Int32 = sampled[known == final].astype(np.int32)
     return ended
 
 
 def features(state: SchedulerState, plan: StepPlan) -> StepFeatures:
     """Return the size of a step.  A decode is one token after the whole prompt; everything else counts as prefill."""
     rows, start, tokens, samples, _ = plan
-    is_decode = (tokens == 1) & (start >= state.arrays.prompt[rows])
-    sampled = int(np.count_nonzero(samples))
-    decodes = int(np.count_nonzero(is_decode))
-    kv_tokens = int(np.add.reduce(start if decodes == len(rows) else start[is_decode])) + decodes
-    if decodes == len(rows):
-        return StepFeatures(decodes, kv_tokens, 0, 0.0, sampled)
-    chunk, past = tokens[~is_decode].astype(np.float64), start[~is_decode]
-    return StepFeatures(decodes, kv_tokens, int(chunk.sum()), float(chunk @ (past + 0.5 * chunk)), sampled)
+    prefill = ((tokens > 1) | (start < state.arrays.prompt[rows.astype(np.intp)])).nonzero()[0]
+    decodes, sampled = len(rows) - len(prefill), int(np.count_nonzero(samples))
+    read, computed, pairs = int(np.add.reduce(start)), 0, 0.0
+    for chunk, past in zip(tokens[prefill].tolist(), start[prefill].tolist(), strict=True):
+        read -= past
+        computed += chunk
+        pairs += chunk * (past + 0.5 * chunk)
+    return StepFeatures(decodes, read + decodes, computed, pairs, sampled)
 
 
 def calm(state: SchedulerState, limits: Limits) -> Calm:
-    """Return the steps ahead that `decode` can do at once."""
+    """Return the steps ahead that `decode` can do at once.
+
+    EVEN says that all those seated got a token in the step before, so that each has just this one to compute.
+    """
     a = state.arrays
-    head, seated, _, free, _ = state.views.counts
-    if not 0 < seated <= limits.max_step_tokens or _next_fits(state, limits):
+    head, seated, _, free, _, even = state.views.counts
+    if not even or not 0 < seated <= limits.max_step_tokens or _next_fits(state, limits):
         return _RESTLESS
-    rows = a.queue[head : head + seated].copy()
+    rows = a.queue[head : head + seated].astype(np.intp)
     known = a.known[rows]
-    kv_tokens = int(np.add.reduce(known))
-    if kv_tokens - int(np.add.reduce(a.computed[rows])) > seated or (known <= a.prompt[rows]).any():
-        return _RESTLESS
+    room = a.blocks_held[rows] * limits.block_tokens + 1 - known
     steps = int(np.minimum.reduce(a.final[rows] - known))
-    room = a.blocks_held[rows] * limits.block_tokens - known + 1  # steps until each needs a block
-    while steps and int(np.add.reduce(_blocks_of(steps - room, limits))) > free:
+    while seated * -(-steps // limits.block_tokens) > free and _blocks(steps - room, limits) > free:
         steps //= 2
-    return Calm(rows, steps, kv_tokens)
+    return Calm(steps, rows, known, room, int(np.add.reduce(known)))
 
 
-def decode(state: SchedulerState, limits: Limits, rows: Int32, steps: int) -> tuple[Int32, list[int]]:
+def decode(state: SchedulerState, limits: Limits, ahead: Calm, steps: int) -> tuple[Rows, list[int]]:
     """Do so many of the steps that `calm` found, as `schedule` and `update` would.
 
     Returns the rows that reached their output limit, which wait for `remove`, and by step how many blocks were taken.
     """
-    a, views = state.arrays, state.views
-    known = a.known[rows]
-    room = a.blocks_held[rows] * limits.block_tokens - known + 1
-    needy = (room < steps).nonzero()[0]
+    a, counts, rows = state.arrays, state.views.counts, ahead.rows
     taken = [0] * steps
-    for row, first in zip(rows[needy].tolist(), room[needy].tolist(), strict=True):
+    needy = (ahead.room < steps).nonzero()[0]
+    for row, first in zip(rows[needy].tolist(), ahead.room[needy].tolist(), strict=True):
         for step in range(first, steps, limits.block_tokens):
+            counts[BLOCKS] = _take(state.views, row, 1, counts[BLOCKS])
             taken[step] += 1
-            views.counts[BLOCKS] = _take(views, row, 1, views.counts[BLOCKS])
-    known += steps
+    known = ahead.known + np.int32(steps)
     a.known[rows] = known
     a.computed[rows] = known - 1
     return rows[known == a.final[rows]], taken
@@ -341,18 +346,17 @@ def decode(state: SchedulerState, limits: Limits, rows: Int32, steps: int) -> tu
 def _next_fits(state: SchedulerState, limits: Limits) -> bool:
     """Say whether the first that waits could be admitted beside a decode of all those seated, their new blocks left aside."""
     a = state.views
-    head, seated, queued, free, _ = a.counts
+    head, seated, queued, free, _, _ = a.counts
     budget = limits.max_step_tokens - seated
     if queued == 0 or seated == limits.max_seqs or budget <= 0:
         return False
-    row = a.queue[head + seated]
-    return -(-min(a.known[row], budget) // limits.block_tokens) <= free
+    tokens = min(a.known[a.queue[head + seated]], budget)
+    return bool(-(-tokens // limits.block_tokens) <= free)
 
 
-def _blocks_of(tokens: Int32, limits: Limits) -> Int32:
-    """Return the blocks that so many tokens begin, none for a number below 1."""
-    blocks: Int32 = (np.maximum(tokens, 0) + limits.block_tokens - 1) // limits.block_tokens
-    return blocks
+def _blocks(tokens: Int32, limits: Limits) -> int:
+    """Return the blocks that rows begin with so many tokens each, none with a number below 1."""
+    return int(np.add.reduce((np.maximum(tokens, 0) + limits.block_tokens - 1) // limits.block_tokens))
 
 
 def _all_seated(state: SchedulerState, limits: Limits) -> tuple[Int32, Int32, Int32, int]:
@@ -361,16 +365,17 @@ def _all_seated(state: SchedulerState, limits: Limits) -> tuple[Int32, Int32, In
     A short cut through the first part of the kernel's loop, with the same result: most steps are of this kind.
     """
     a = state.arrays
-    head, seated, _, free, _ = state.views.counts
+    head, seated, _, free, _, _ = state.views.counts
     rows = a.queue[head : head + seated].copy()
-    start, known, held = a.computed[rows], a.known[rows], a.blocks_held[rows]
+    index = rows.astype(np.intp)
+    start, known, held = a.computed[index], a.known[index], a.blocks_held[index]
     tokens = known - start
     budget = limits.max_step_tokens - int(np.add.reduce(tokens))
     at = (known > held * limits.block_tokens).nonzero()[0]
-    needs = (known[at] - 1) // limits.block_tokens + 1 - held[at] if len(at) else _NOBODY
-    if budget < 0 or int(np.add.reduce(needs)) > free:
+    needs = ((known[at] - 1) // limits.block_tokens + 1 - held[at]).tolist()
+    if budget < 0 or sum(needs) > free:
         return _NOBODY, _NOBODY, _NOBODY, limits.max_step_tokens
-    for row, need in zip(rows[at].tolist(), needs.tolist(), strict=True):
+    for row, need in zip(rows[at].tolist(), needs, strict=True):
         free = _take(state.views, row, need, free)
     state.views.counts[BLOCKS] = free
     return rows, start, tokens, budget
@@ -426,8 +431,7 @@ def _remove_kernel(a: Arrays, row: int) -> None:
     at = head
     while queue[at] != row:
         at += 1
-    for i in range(at, head, -1):
-        queue[i] = queue[i - 1]
+    queue[head + 1 : at + 1] = queue[head:at]
     counts[HEAD] = head + 1
     counts[SEATED if a.status[row] == RUNNING else QUEUED] -= 1
     counts[BLOCKS] = _release(a, row, counts[BLOCKS])
@@ -439,20 +443,20 @@ def _remove_kernel(a: Arrays, row: int) -> None:
 def _take(a: Arrays, row: int, need: int, free: int) -> int:
     """Give a row `need` blocks off the stack; return how many are left."""
     held = a.blocks_held[row]
-    for j in range(held, held + need):
-        free -= 1
-        a.block_table[row, j] = a.free_blocks[free]
+    if need == 1:  # as in most decodes
+        a.block_table[row, held] = a.free_blocks[free - 1]
+    else:
+        a.block_table[row, held : held + need] = a.free_blocks[free - need : free][::-1]
     a.blocks_held[row] = held + need
-    return free
+    return free - need
 
 
 def _release(a: Arrays, row: int, free: int) -> int:
     """Put a row's blocks back, the first one on top; return how many are free now."""
-    for j in range(a.blocks_held[row] - 1, -1, -1):
-        a.free_blocks[free] = a.block_table[row, j]
-        free += 1
+    held: int = a.blocks_held[row]
+    a.free_blocks[free : free + held] = a.block_table[row, :held][::-1]
     a.blocks_held[row] = 0
-    return free
+    return free + held
 
 
 # ---------------------------------------------------------------- what must always hold
@@ -461,7 +465,7 @@ def _release(a: Arrays, row: int, free: int) -> int:
 def check(state: SchedulerState, limits: Limits) -> None:
     """Assert that every block is free or held exactly once, that counters, queue and statuses agree, and that the limits are kept."""
     a = state.arrays
-    head, seated, queued, free, rows = (int(c) for c in a.counts)
+    head, seated, queued, free, rows, even = (int(c) for c in a.counts)
     queue = a.queue[head : head + seated + queued]
     held = [a.block_table[row, : a.blocks_held[row]] for row in queue]
     blocks = np.concatenate([a.free_blocks[:free], *held])
@@ -475,5 +479,6 @@ def check(state: SchedulerState, limits: Limits) -> None:
     assert (a.computed[queue] <= a.known[queue]).all()
     assert (a.known[queue] <= a.final[queue]).all()
     assert (a.computed[queue] <= a.blocks_held[queue] * limits.block_tokens).all(), "more tokens cached than its blocks hold"
+    assert not even or (a.computed[queue[:seated]] == a.known[queue[:seated]] - 1).all()
     assert (a.computed[queue[seated:]] == 0).all()
     assert (a.blocks_held[queue[seated:]] == 0).all(), "a waiting row holds blocks"

@@ -18,7 +18,26 @@ LEVEL = 0.9  # of every interval a person reads, unless it says otherwise
 
 def quantile(values: Samples, p: float) -> float:
     """Return the p-quantile, linearly between order statistics (Hyndman and Fan's type 7, numpy's default)."""
-    return float(np.quantile(np.asarray(values, dtype=float), p))
+    return quantiles(values, (p,))[0]
+
+
+def quantiles(values: Samples, probabilities: Sequence[float]) -> list[float]:
+    """Return several quantiles, as `quantile` does.
+
+    To the last bit what np.quantile gives, which takes ten times as long for small samples and imports numpy.ma on first use.
+    """
+    ordered = np.sort(np.asarray(values, dtype=float))
+    last = len(ordered) - 1
+    if last < 0:
+        raise ValueError("an empty sample has no quantiles")
+    found = []
+    for p in probabilities:
+        at = last * p
+        below = int(at)
+        low, high = float(ordered[below]), float(ordered[min(below + 1, last)])
+        share = at - below
+        found.append(low + (high - low) * share if share < 0.5 else high - (high - low) * (1 - share))
+    return found
 
 
 def quantile_interval(values: Samples, p: float, level: float = LEVEL) -> tuple[float, float] | None:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import typer
+
 from mlsys_cli.main import app
 
 ROOT = Path(__file__).parent.parent
@@ -55,7 +56,10 @@ def test_every_command_explains_itself(path: str) -> None:
     assert len(text.splitlines()[2].strip()) > 10
 
 
-@pytest.mark.parametrize("page", sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md")]), ids=lambda p: p.name)
+PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md")])
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
 def test_links_in_documents_lead_somewhere(page: Path) -> None:
     targets = re.findall(r"\]\(([^)#\s]+)", page.read_text())
     missing = [t for t in targets if not t.startswith("http") and not (page.parent / t).exists()]

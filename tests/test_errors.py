@@ -48,5 +48,6 @@ def test_an_unknown_name_names_its_neighbours() -> None:
 
 def test_an_unknown_name_like_nothing_lists_what_is_known() -> None:
     assert str(errors.unknown("GPU", "zzz", ["T4", "L4"], "chat.yaml")) == "chat.yaml: unknown GPU 'zzz'; known: L4, T4"
+    assert errors.did_you_mean("h1000", ["H100-SXM", "L4"]) == "; did you mean H100-SXM?", "case does not matter"
     many = errors.did_you_mean("zzz", [f"name{i:02}" for i in range(20)])
     assert many.endswith("name11, …")

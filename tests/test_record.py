@@ -196,6 +196,14 @@ def test_a_missing_file_and_a_folder_are_refused(tmp_path: Path) -> None:
         record.load(tmp_path)
 
 
+def test_a_place_is_tried_before_minutes_are_spent_on_what_goes_there(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    record.check_writable(tmp_path / "new" / "bench.json")
+    assert list((tmp_path / "new").iterdir()) == []
+    with pytest.raises(RecordError, match=r"bench\.json: cannot be written"):
+        record.check_writable(tmp_path / "file" / "bench.json")
+
+
 def test_a_place_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(RecordError, match="cannot be written"):

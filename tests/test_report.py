@@ -617,6 +617,8 @@ def test_checks_say_inside_outside_and_not_measured() -> None:
 
 def test_skipped_benchmarks_are_named_with_the_reason() -> None:
     assert "gemm.fp8: this CPU has no fp8 units" in printed(bench())
+    twice = dataclasses.replace(bench(), measurements=(*bench().measurements, bench().measurements[-1]))
+    assert "2 x gemm.fp8: this CPU has no fp8 units" in printed(twice)
 
 
 def test_ready_made_bench_rows_show_the_share_of_this_machines_best() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import heapq
 import itertools
+from collections import deque
 from collections.abc import Callable
 
 import numpy as np
@@ -13,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mlsys_bench import hardware, latency, models, simulate, stats, summary, workload
+from mlsys_bench import batching, hardware, latency, models, simulate, stats, summary, workload
 from mlsys_bench.batching import Limits, StepFeatures
 from mlsys_bench.errors import BadInput
 from mlsys_bench.queueing import MMc
@@ -207,6 +208,44 @@ def test_every_request_ends_exactly_once_and_time_only_goes_forward(design: tupl
         assert t.kv_tokens.max(initial=0) <= limits.blocks * 4
     again = simulate.run(schedule, profile(), limits, clock=linear, **options)  # type: ignore[arg-type]
     assert again.requests == s.requests
+
+
+def step_by_step(schedule: Schedule, limits: Limits) -> tuple[dict[int, list[float]], list[tuple[float, int, int, int]]]:
+    """One replica that plans each step anew and jumps over none: token times by request, and (end, batch, KV tokens, waiting) by step."""
+    state, at_s, due = batching.new_state(limits), 0.0, deque(enumerate(schedule.scheduled_s.tolist()))
+    who: dict[int, int] = {}
+    token_s: dict[int, list[float]] = {i: [] for i, _ in due}
+    steps = []
+    while due or who:
+        at_s = at_s if who else max(at_s, due[0][1])
+        while due and due[0][1] <= at_s:
+            i, _ = due.popleft()
+            if schedule.prompt_tokens[i] + schedule.output_tokens[i] <= min(limits.max_context, limits.blocks * limits.block_tokens):
+                who[batching.add(state, limits, int(schedule.prompt_tokens[i]), int(schedule.output_tokens[i]))] = i
+        if not who:
+            continue
+        plan = batching.schedule(state, limits)
+        at_s += linear(batching.features(state, plan))
+        held = (limits.blocks - batching.free_blocks(state)) * limits.block_tokens
+        steps.append((at_s, len(plan.rows), held, batching.waiting(state)))
+        for row in plan.rows[plan.samples].tolist():
+            token_s[who[row]].append(at_s)
+        for row in batching.update(state, limits, plan).tolist():
+            batching.remove(state, row)
+            del who[row]
+        batching.check(state, limits)
+    return token_s, steps
+
+
+@given(designs())
+@settings(max_examples=150, deadline=None)
+def test_jumping_over_steps_that_only_decode_changes_nothing(design: tuple[Schedule, Limits, dict[str, object]]) -> None:
+    schedule, limits, _ = design
+    token_s, steps = step_by_step(schedule, limits)
+    s = simulate.run(schedule, profile(), limits, clock=linear)
+    (t,) = s.timelines
+    assert {r.index: list(r.token_s) for r in s.requests} == token_s  # to the last bit
+    assert list(zip(t.end_s.tolist(), t.batch.tolist(), t.kv_tokens.tolist(), t.waiting.tolist(), strict=True)) == steps
 
 
 def test_memory_that_is_too_small_for_the_seats_preempts_and_still_finishes() -> None:

@@ -20,6 +20,16 @@ def agrees(hits: int, trials: int, share: float) -> bool:
     return bool(low <= hits <= high)
 
 
+@given(st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=30), st.lists(st.floats(0, 1), min_size=1, max_size=5))
+def test_quantiles_are_numpy_s_to_the_last_bit(values: list[float], probabilities: list[float]) -> None:
+    assert stats.quantiles(values, probabilities) == np.quantile(values, probabilities).tolist()
+
+
+def test_an_empty_sample_has_no_quantiles() -> None:
+    with pytest.raises(ValueError, match="empty"):
+        stats.quantiles([], [0.5])
+
+
 def test_a_quantile_lies_linearly_between_its_neighbours() -> None:
     """Type 7 of 1, 2, 3, 4 at 0.9: position 0.9 * 3 = 2.7, so 3 + 0.7."""
     assert stats.quantile([4, 1, 3, 2], 0.9) == pytest.approx(3.7)

@@ -85,9 +85,9 @@ def serve(
     seed: Seed = 0,
 ) -> None:
     """Serve the built-in engine with an OpenAI-compatible API."""
+    refuse({"--replicas above 1": replicas > 1})
     from mlsys_bench.journeys import benchmark
 
-    refuse({"--replicas above 1": replicas > 1})
     benchmark.serve(
         model=model, precision=precision, device=device, host=host, port=port, max_batch=max_batch, max_step_tokens=max_step_tokens,
         max_context=max_context, kv_tokens=kv_tokens, queue_limit=queue_limit, threads=threads, seed=seed,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -19,6 +20,15 @@ def register(app: typer.Typer) -> None:
     app.command()(verify)
 
 
+def one_blas_thread() -> None:
+    """Load numpy with one BLAS thread, for this process alone: models multiply small matrices, and idle threads cost 0.1 s of CPU."""
+    if "OPENBLAS_NUM_THREADS" not in os.environ:
+        os.environ["OPENBLAS_NUM_THREADS"] = "1"
+        import numpy  # noqa: F401  reads it once, here
+
+        del os.environ["OPENBLAS_NUM_THREADS"]
+
+
 def fit(
     files: Annotated[list[Path] | None, typer.Argument(help="Bench records with engine.step measurements.", dir_okay=False)] = None,
     probe: Annotated[str | None, typer.Option(help="Not built yet.")] = None,
@@ -26,9 +36,10 @@ def fit(
     as_json: AsJson = False,
 ) -> None:
     """Turn measured latencies into a profile, with its residuals and valid range."""
+    refuse({"--probe": probe})
+    one_blas_thread()
     from mlsys_bench.journeys import planning
 
-    refuse({"--probe": probe})
     show(planning.fit(files or []), as_json, out, inputs=files or [])
 
 
@@ -61,12 +72,13 @@ def plan(
     as_json: AsJson = False,
 ) -> None:
     """Size the cheapest deployment that meets the limits, with intervals and a reason."""
-    from mlsys_bench.journeys import planning
-
     refuse({
         "--trace": trace, "--availability": availability, "--prices": prices, "--baseline": baseline,
         "--from-deployment": from_deployment, "--diff": diff, "--cluster": cluster, "--export": export,
     })  # fmt: skip
+    one_blas_thread()
+    from mlsys_bench.journeys import planning
+
     asked = planning.ask(
         scenario=scenario, qps=qps, measured=measured or [], model=model, gpu=gpu, precision=precision, slo=slo, arrivals=arrivals,
         prompt_tokens=prompt_tokens, output_tokens=output_tokens, max_batch=max_batch, headroom=headroom, term=term, seed=seed,
@@ -94,6 +106,7 @@ def simulate(
     as_json: AsJson = False,
 ) -> None:
     """Simulate one design request by request, in virtual time."""
+    one_blas_thread()
     from mlsys_bench.journeys import planning
 
     asked = planning.ask(
@@ -115,9 +128,9 @@ def verify(
     as_json: AsJson = False,
 ) -> None:
     """Load-test one replica at its planned load and set prediction beside measurement; exit 1 outside the interval."""
+    refuse({"--prometheus": prometheus})
     from mlsys_bench.journeys import verify as journey
 
-    refuse({"--prometheus": prometheus})
     result = journey.verify(plan, url, duration=duration, seed=seed, out=out, quiet=as_json)
     show(result, as_json, out, html, md, inputs=[plan])
     raise typer.Exit(journey.exit_status(result))

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from mlsys_bench import hardware, record
 from mlsys_bench.errors import NotBuilt
+
+if TYPE_CHECKING:
+    from mlsys_bench.record import Record
 
 
 def show(
-    value: record.Record,
+    value: Record,
     as_json: bool = False,
     out: Path | None = None,
     html: Path | None = None,
@@ -19,21 +22,27 @@ def show(
     extra: object = None,
 ) -> None:
     """Write the files asked for, then print the record as text or, with --json, as JSON alone."""
+    if as_json or out or html or md:
+        _write(value, as_json, out, html, md, inputs)
+    if not as_json:
+        from mlsys_bench.report import terminal
+
+        terminal.show(value, extra=extra)
+
+
+def _write(value: Record, as_json: bool, out: Path | None, html: Path | None, md: Path | None, inputs: Sequence[Path]) -> None:
+    """Write what says which machine it comes from."""
+    from mlsys_bench import hardware, record, report
+
     machine = hardware.machine()
     if out is not None:
         record.write(out, value, machine, inputs)
     if html is not None or md is not None:
-        from mlsys_bench import report
-
         items = [(out.name if out else record.kind_of(value), record.envelope(value, machine, inputs), value)]
         report.write_html(html, items) if html else None
         report.write_markdown(md, items) if md else None
     if as_json:
         print(record.dumps(value, machine, inputs))
-        return
-    from mlsys_bench.report import terminal
-
-    terminal.show(value, extra=extra)
 
 
 def refuse(given: dict[str, object]) -> None:

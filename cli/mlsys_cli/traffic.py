@@ -46,12 +46,12 @@ def loadtest(
     as_json: AsJson = False,
 ) -> None:
     """Load-test any OpenAI-compatible server; latency counts from the scheduled send."""
-    from mlsys_bench.journeys import load
-
     refuse({
         "--sweep": sweep, "--find-max": find_max, "--calibrate": calibrate, "--web": web, "--processes above 1": processes > 1,
         "--master": master, "--worker": worker,
     })  # fmt: skip
+    from mlsys_bench.journeys import load
+
     plan = load.options(
         target=target, qps=qps, users=users, trace=trace, arrivals=arrivals, prompt_tokens=prompt_tokens, output_tokens=output_tokens,
         model=model, endpoint=endpoint, duration=duration, warmup=warmup, timeout=timeout, slo=slo, seed=seed,
@@ -75,8 +75,8 @@ def workload(
     as_json: AsJson = False,
 ) -> None:
     """Describe traffic as the planner sees it: rate, burstiness, lengths."""
+    refuse({"--prometheus": prometheus, "--synthetic": synthetic})
     from mlsys_bench.journeys import load
 
-    refuse({"--prometheus": prometheus, "--synthetic": synthetic})
     described, summary = load.describe(file, time_column=time_column, prompt_column=prompt_column, output_column=output_column)
     show(described, as_json, out, inputs=[file] if file else [], extra=summary)

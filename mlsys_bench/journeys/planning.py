@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
-from mlsys_bench import hardware, latency, models, record, scenario, slo, units, workload
+from mlsys_bench import hardware, latency, models, record, slo, units, workload
 from mlsys_bench import plan as planner
 from mlsys_bench.errors import BadInput
 from mlsys_bench.types import SLO, Bench, LatencyProfile, LoadTest, Plan, Requests, Scenario, Validity, Workload
@@ -82,7 +82,11 @@ def ask(
 
 
 def _scenario(name: str | None) -> Scenario | None:
-    return None if name is None else scenario.load(name)
+    if name is None:
+        return None
+    from mlsys_bench import scenario
+
+    return scenario.load(name)
 
 
 def _model(model: str | None, base: Scenario | None, own: Sequence[LatencyProfile]) -> str:

@@ -31,7 +31,9 @@ def step_s(profile: LatencyProfile, features: Sequence[float] | Sequence[Array])
     c = coefficients(profile)
     k = profile.constants
     tokens = D + P
-    memory_s = c["weights"] * weights_s(k, tokens) + c.get("pack_s", 0.0) * packed(k, tokens)
+    memory_s = c["weights"] * weights_s(k, tokens)
+    if "pack_s" in c:
+        memory_s = memory_s + c["pack_s"] * packed(k, tokens)
     compute_s = c["linear"] * linear_s(k, tokens, S)
     link_s = c.get("link_s", 0.0) + c.get("link", 0.0) * tokens * k.get("link_s_per_token", 0.0)
     host_s = c["step_s"] + c["sequence_s"] * S
@@ -147,7 +149,9 @@ def roof(memory_s: Any, compute_s: Any, norm: float | None) -> Any:
 
 def weights_s(constants: dict[str, float], tokens: Any) -> Any:
     """Return the time to read the weights a step of so many tokens touches, at full bandwidth."""
-    touched = constants["dense_bytes"] + constants["expert_bytes"] * (1.0 - _missed(constants) ** tokens)
+    touched = constants["dense_bytes"]
+    if constants["expert_bytes"]:
+        touched = touched + constants["expert_bytes"] * (1.0 - _missed(constants) ** tokens)
     return touched / constants["bandwidth_bytes_per_s"]
 
 

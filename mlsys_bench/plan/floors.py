@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from mlsys_bench import latency, slo, units
+from mlsys_bench import latency, slo, stats, units
 from mlsys_bench.errors import BadInput
 from mlsys_bench.plan.candidates import Candidate
 from mlsys_bench.plan.demand import Demand, Floats
@@ -33,7 +33,7 @@ def floor_s(candidate: Candidate, demand: Demand, limit: Limit) -> float:
     one = np.ones_like(prompt)
     first: Floats = latency.floor_s(candidate.profile, (0 * one, 0 * one, prompt, prompt**2 / 2, one))
     samples = first if limit.metric == "ttft" else first + (demand.output - 1) * token_s
-    return float(samples.mean()) if limit.stat == "mean" else float(np.quantile(samples, float(limit.stat[1:]) / 100))
+    return float(samples.mean()) if limit.stat == "mean" else stats.quantile(samples, float(limit.stat[1:]) / 100)
 
 
 def _what(limit: Limit) -> str:

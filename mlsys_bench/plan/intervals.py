@@ -12,12 +12,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from mlsys_bench import stats
 from mlsys_bench.plan.analytic import Replica
 from mlsys_bench.plan.confirm import Trial
 from mlsys_bench.plan.sizing import MOST, Design, drawn, fewest, highest_rate, price, usable
 from mlsys_bench.types import SLO
 
 DRAWS = 12
+TAILS = (0.05, 0.95)
 _SAMPLES = 256  # requests per draw: only ratios to the same sample with the central profile are used
 SENSIBLE = 10  # times the replicas planned; a draw that asks for more says no rather than a number
 Interval = tuple[float, float]
@@ -80,7 +82,7 @@ def _replicas(design: Design, central: _Draw, feasible: list[_Draw]) -> Interval
         return float(design.replicas), float(design.replicas)
     carried = design.rate_per_s / design.replicas * np.array([d.most_per_s for d in feasible]) / central.most_per_s
     scale = max(1.0, central.most_per_s * design.replicas / design.rate_per_s)  # what rounding up to whole replicas left over
-    low, high = np.quantile(design.rate_per_s / (carried * scale), [0.05, 0.95])
+    low, high = stats.quantiles(design.rate_per_s / (carried * scale), TAILS)
     return float(min(max(1, math.ceil(low - 1e-9)), design.replicas)), float(max(math.ceil(high - 1e-9), design.replicas))
 
 
@@ -95,19 +97,19 @@ def _costs(design: Design, replicas: Interval, term: str) -> dict[str, Interval]
 
 def _around(values: np.ndarray, design: Design) -> Interval:
     """Return the 5 % and 95 % points, stretched to hold the central value."""
-    low, high = np.quantile(values, [0.05, 0.95])
+    low, high = stats.quantiles(values, TAILS)
     central = design.replica.utilisation(design.each_per_s)
-    return min(float(low), central), max(float(high), central)
+    return min(low, central), max(high, central)
 
 
 def _figure(key: str, value: float, central: _Draw, draws: list[_Draw], simulated: float, analytic: float | None) -> Interval:
     if key == "goodput":
-        drawn_low, drawn_high = np.quantile([d.keys[key] for d in draws], [0.05, 0.95])
-        return min(float(drawn_low), value * (1 - simulated)), min(max(float(drawn_high), value), 1.0)
+        drawn_low, drawn_high = stats.quantiles([d.keys[key] for d in draws], TAILS)
+        return min(drawn_low, value * (1 - simulated)), min(max(drawn_high, value), 1.0)
     if value <= 0:
         return value, value
     ratios = [d.keys[key] / central.keys[key] for d in draws if d.keys.get(key, 0.0) > 0 and central.keys.get(key, 0.0) > 0]
-    low, high = np.log(np.quantile(ratios, [0.05, 0.95])) if ratios else (0.0, 0.0)
+    low, high = np.log(stats.quantiles(ratios, TAILS)) if ratios else (0.0, 0.0)
     disagreement = math.log(analytic / value) if analytic is not None and analytic > 0 else 0.0
     down = math.sqrt(min(low, 0.0) ** 2 + simulated**2 + min(disagreement, 0.0) ** 2)
     up = math.sqrt(max(high, 0.0) ** 2 + simulated**2 + max(disagreement, 0.0) ** 2)

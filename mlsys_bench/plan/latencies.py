@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
-from mlsys_bench import slo
+from mlsys_bench import slo, stats
 from mlsys_bench.types import SLO, Limit
 
 Floats = npt.NDArray[np.float64]
@@ -26,22 +27,27 @@ class Latencies:
 
     def value(self, metric: str, stat: str) -> float | None:
         """Return a statistic ('mean', 'p95', 'p99.9') of a metric, or None where no request has the metric."""
+        return self._values(metric, [stat]).get(stat)
+
+    def _values(self, metric: str, wanted: Sequence[str]) -> dict[str, float]:
+        """Return statistics of a metric by name, none where no request has the metric."""
         samples: Floats = getattr(self, f"{metric}_s")
         weights = self.itl_weights if metric == "itl" else None
         if metric == "tpot":
             samples = samples[~np.isnan(samples)]
         if len(samples) == 0 or (weights is not None and not weights.sum() > 0):
-            return None
-        if stat == "mean":
-            return float(np.average(samples, weights=weights))
-        return _quantile(samples, float(stat[1:]) / 100, weights)
+            return {}
+        ranks = [stat for stat in wanted if stat != "mean"]
+        values = dict(zip(ranks, _quantiles(samples, [float(stat[1:]) / 100 for stat in ranks], weights), strict=True))
+        return values if "mean" not in wanted else {**values, "mean": float(np.average(samples, weights=weights))}
 
     def keys(self, limits: SLO) -> dict[str, float]:
         """Return `ttft_p50_s` … `e2e_p99_s`, the statistics that limits name, and `goodput` where one is asked for."""
         named = [(limit.metric, limit.stat) for limit in slo.latencies(limits)]
-        wanted = dict.fromkeys([*((m, s) for m in slo.LATENCIES for s in STATS), *named])
-        values = {f"{metric}_{stat}_s": self.value(metric, stat) for metric, stat in wanted}
-        found = {key: value for key, value in values.items() if value is not None}
+        found: dict[str, float] = {}
+        for metric in slo.LATENCIES:
+            wanted = dict.fromkeys([*STATS, *(stat for m, stat in named if m == metric)])
+            found |= {f"{metric}_{stat}_s": value for stat, value in self._values(metric, list(wanted)).items()}
         if any(limit.metric == "goodput" for limit in limits):
             found["goodput"] = self.goodput(limits)
         return found
@@ -64,13 +70,13 @@ class Latencies:
         return found + [((1 - self.goodput(limits)) / (1 - limit.limit), limit) for limit in limits if limit.metric == "goodput"]
 
 
-def _quantile(samples: Floats, p: float, weights: Floats | None) -> float:
+def _quantiles(samples: Floats, probabilities: list[float], weights: Floats | None) -> list[float]:
     if weights is None:
-        return float(np.quantile(samples, p))
+        return stats.quantiles(samples, probabilities)
     order = np.argsort(samples)
     reached = np.cumsum(weights[order])
-    at = int(np.searchsorted(reached, p * reached[-1]))
-    return float(samples[order[min(at, len(order) - 1)]])
+    at = np.minimum(np.searchsorted(reached, np.array(probabilities) * reached[-1]), len(order) - 1)
+    return samples[order[at]].tolist()  # type: ignore[no-any-return]
 
 
 def key_of(limit: Limit) -> str:

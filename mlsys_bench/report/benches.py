@@ -46,7 +46,7 @@ def bench(record: Bench, rows: Sequence[Any] | None = None) -> Section:
     The rows are those of `bench.table`, which the words may not import.
     """
     ran = [m for m in record.measurements if m.skipped is None]
-    skipped = tuple(f"{m.name}: {m.skipped}" for m in record.measurements if m.skipped is not None)
+    skipped = Counter(f"{m.name}: {m.skipped}" for m in record.measurements if m.skipped is not None)
     launches = max((len(m.launches) for m in ran), default=0)
     everywhere = _common(ran)
     table = _given(rows) if rows is not None else _own(ran, everywhere)
@@ -54,12 +54,12 @@ def bench(record: Bench, rows: Sequence[Any] | None = None) -> Section:
         kind="bench",
         title=f"Benchmarks: {len(ran):,}",
         lead=f"{count(len(ran), 'benchmark')} in {launches} launch{'es' * (launches != 1)}"
-        + f", {len(skipped)} skipped" * bool(skipped)
+        + f", {skipped.total()} skipped" * bool(skipped)
         + ".",
         tag="measured",
         facts=(Fact("Steps of", parameters(everywhere)),) if everywhere and rows is None else (),
         tables=(table,),
-        notes=(("Skipped", skipped),) if skipped else (),
+        notes=(("Skipped", tuple(f"{n} x {line}" if n > 1 else line for line, n in skipped.items())),) if skipped else (),
     )
 
 

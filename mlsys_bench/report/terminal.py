@@ -22,9 +22,17 @@ FLEXIBLE = 18  # least width of a column whose lines may break
 ASCII = str.maketrans({"✓": "y", "✗": "n", "—": "-", "–": "-", "µ": "u", "×": "x", "─": "-", "━": "-", "…": "."})
 
 
+class Terminal(Console):
+    """Standard output."""
+
+    def on_broken_pipe(self) -> None:
+        """Leave a reader who left to the command line: rich would end with status 1, which is an answer of ours."""
+        raise BrokenPipeError
+
+
 def show(record: Record, console: Console | None = None, *, extra: object = None, details: bool = True) -> None:
     """Print a record, and `extra` beside it (see `content.describe`); without `details` only what a manager reads."""
-    console = console or Console()
+    console = console or Terminal()
     painted = renderable(record, width=console.width, extra=extra, details=details)
     if console.encoding.lower().startswith("utf"):
         console.print(painted)

@@ -119,12 +119,14 @@ class Replica:
         self.ended = batching.update(state, limits, plan).tolist()
 
     def _decode(self, calm: Calm, until_s: float) -> None:
-        """End the steps of a calm that end before `until_s` and begin the one that does not, or the last."""
-        n, end_s = len(calm.rows), []
+        """End the steps of a calm that end before `until_s`, and begin the one that ends later or is the last."""
+        n, reads = len(calm.rows), calm.kv_tokens
+        end_s: list[float] = []
         while len(end_s) < calm.steps and self.at_s < until_s:
-            end_s.append(self._take(StepFeatures(n, calm.kv_tokens + n * len(end_s), 0, 0.0, n)))
+            end_s.append(self._take(StepFeatures(n, reads, 0, 0.0, n)))
+            reads += n
         kv_tokens, waiting = self._kv_tokens(), batching.waiting(self.state)
-        ended, taken = batching.decode(self.state, self.limits, calm.rows, len(end_s))
+        ended, taken = batching.decode(self.state, self.limits, calm, len(end_s))
         for at_s, blocks in zip(end_s, taken, strict=True):
             kv_tokens += blocks * self.limits.block_tokens
             self.steps.append((at_s, n, kv_tokens, waiting))

@@ -25,9 +25,9 @@ class Cli:
         self.folder = folder
         self.mark = uuid.uuid4().hex
 
-    def __call__(self, *args: object, **env: str) -> subprocess.CompletedProcess[str]:
+    def __call__(self, *args: object) -> subprocess.CompletedProcess[str]:
         """Run a command to its end."""
-        with self.start(*args, **env) as process:
+        with self.start(*args) as process:
             try:
                 out, err = process.communicate(timeout=PATIENCE_S)
             except BaseException:
@@ -35,7 +35,7 @@ class Cli:
                 raise
         return subprocess.CompletedProcess(list(map(str, args)), process.returncode, out, err)
 
-    def start(self, *args: object, stdout: int = subprocess.PIPE, stderr: int = subprocess.PIPE, **env: str) -> subprocess.Popen[str]:
+    def start(self, *args: object, stdout: int = subprocess.PIPE, stderr: int = subprocess.PIPE) -> subprocess.Popen[str]:
         """Start a command."""
         return subprocess.Popen(
             [sys.executable, "-m", "mlsys_cli", *map(str, args)],
@@ -44,7 +44,7 @@ class Cli:
             stdout=stdout,
             stderr=stderr,
             text=True,
-            env={**os.environ, "COLUMNS": "100", MARK: self.mark, **env},
+            env={**os.environ, "COLUMNS": "100", "OPENBLAS_NUM_THREADS": "1", MARK: self.mark},
         )
 
     def alive(self) -> list[int]:
@@ -61,13 +61,13 @@ class Cli:
 
 @pytest.fixture
 def mlsys(tmp_path: Path) -> Cli:
-    """Runs `mlsys` in an empty folder."""
+    """Return what runs `mlsys` in an empty folder."""
     return Cli(tmp_path)
 
 
 @pytest.fixture(scope="session")
 def cli_in() -> Callable[[Path], Cli]:
-    """Runs `mlsys` in the folder given."""
+    """Return what makes a `Cli` of a folder."""
     return Cli
 
 
