@@ -33,7 +33,7 @@ class Suite:
 
 
 SUITES = {
-    "quick": Suite(rounds=4, decode_steps=8, prefill_steps=3, contexts=(64, 256, 768), chunks=(16, 64, 128, 256), gemm=1024, budget_s=70.0),
+    "quick": Suite(rounds=4, decode_steps=8, prefill_steps=3, contexts=(64, 256, 640), chunks=(16, 64, 128, 256), gemm=1024, budget_s=70.0),
     "full": Suite(
         rounds=10, decode_steps=20, prefill_steps=6, contexts=(32, 64, 128, 256, 512, 768, 1536, 3072, 6144),
         chunks=(8, 16, 32, 64, 128, 256, 512, 1024, 2048), gemm=2048, budget_s=600.0,

@@ -1,9 +1,10 @@
 """Time steps of the built-in engine through its real `Engine.step()`, with the features the engine itself reports.
 
-    decode   fill the batch with prompts of one context, then time steps at the largest batch, cancel half, time again, down to one
+    decode   fill the batch with prompts around one context, then time steps at the largest batch, cancel half, time again, down to one
     prefill  one prompt of `chunk` tokens, alone; or behind a first chunk of `max_step_tokens` already cached
     mixed    a running batch, and one prompt more per timed step
 
+A batch holds uneven contexts (`uneven`), as served ones do: attention pads to the longest, so even ones would flatter the engine.
 Features move by one token per step and sequence; a sample's features are the mean over the steps timed together.
 """
 
@@ -41,8 +42,8 @@ class Bench:
         return self.engine.add(prompt, max_tokens=output, temperature=0.0, ignore_eos=True)
 
     def fill(self, batch: int, context: int) -> list[int]:
-        """Start a batch, and step until all of it decodes."""
-        ids = [self.add(context, self.engine.limits.max_context - context) for _ in range(batch)]
+        """Start a batch of uneven prompts around a context, and step until all of it decodes."""
+        ids = [self.add(tokens, self.engine.limits.max_context - tokens) for tokens in uneven(context, batch)]
         while self.engine.step().features.decode_seqs < batch:
             if not self.engine.busy:
                 raise MeasurementFailed(f"engine.step: {batch} sequences of {context} tokens ended before all of them decoded")
@@ -142,7 +143,7 @@ def _decodes(bench: Bench) -> Iterator[Task]:
     batches = _halves(limits.max_seqs)
     extra = len(batches) * (count + 1) + limits.max_seqs + 2  # tokens the first sequence has grown by at the end
     for context in bench.suite.contexts:
-        if context + extra > limits.max_context or _blocks(limits, context + extra) * limits.max_seqs > limits.blocks:
+        if not _fits(limits, context, limits.max_seqs, extra):
             continue
         nominal = tuple(bench.spec((b, b * context, 0, 0, b)) for b in batches)
         cost_s = limits.max_seqs * context * bench.prefill_s_per_token + len(batches) * (count + 1) * 1.5 * bench.decode_s
@@ -192,10 +193,8 @@ def _prefill(bench: Bench, chunk: int, past: int, count: int) -> Callable[[], li
 def _mixtures(bench: Bench) -> Iterator[Task]:
     limits, count = bench.engine.limits, bench.suite.prefill_steps
     for batch, context, chunk in ((limits.max_seqs // 2, 256, 128), (limits.max_seqs - 1, 128, 32)):
-        room = context + count + limits.max_seqs + 4
-        if batch < 1 or chunk + batch > limits.max_step_tokens or room > limits.max_context:
-            continue
-        if _blocks(limits, room) * batch + _blocks(limits, chunk + 1) > limits.blocks:
+        extra = count + limits.max_seqs + 4
+        if batch < 1 or chunk + batch > limits.max_step_tokens or not _fits(limits, context, batch, extra, beside=chunk + 1):
             continue
         nominal = bench.spec((batch, batch * context, chunk, chunk * chunk / 2, batch + 1))
         cost_s = (batch * context + count * chunk) * bench.prefill_s_per_token + (count + 1) * bench.decode_s
@@ -210,6 +209,22 @@ def _mixture(bench: Bench, batch: int, context: int, chunk: int, count: int) -> 
         return found
 
     return visit
+
+
+def uneven(context: int, batch: int) -> list[int]:
+    """Return prompt lengths between half and one and a half times a context, evenly spread in every first part of the list.
+
+    The offsets are van der Corput's sequence in base 2: 0, 1/2, 1/4, 3/4, 1/8 …
+    """
+    offsets = [sum((i >> bit & 1) / 2 ** (bit + 1) for bit in range(i.bit_length())) for i in range(batch)]
+    return [max(1, round(context * (0.5 + (offset + 0.5) % 1))) for offset in offsets]
+
+
+def _fits(limits: Limits, context: int, batch: int, extra: int, beside: int = 0) -> bool:
+    """Say whether a batch around a context can grow by `extra` tokens each, beside another prompt."""
+    lengths = [tokens + extra for tokens in uneven(context, batch)]
+    blocks = sum(_blocks(limits, tokens) for tokens in lengths) + _blocks(limits, beside)
+    return max(lengths) <= limits.max_context and blocks <= limits.blocks
 
 
 def _halves(largest: int) -> list[int]:
