@@ -34,6 +34,7 @@ FORMULAS = {
     "intervals": "90 %: Student for means, order statistics for percentiles (taking requests as independent), Wilson for goodput, "
     "bootstrap over requests for ITL, whose values within a request depend on each other",
 }
+Z_90 = 1.6449  # of a two-sided normal interval
 _BLOCKS = 200  # of neighbouring requests, resampled together
 _RESAMPLES = 200
 _BINS = 4096  # of equal count, only for the bootstrap: p99 is still resolved to 1/40 of its tail
@@ -88,7 +89,28 @@ def summarise(
         validity=validity,
         requests_file=requests_file,
         formulas=dict(FORMULAS),
+        output_tokens_interval=token_rate_interval([r.output_tokens or 0 for r in ok], arrivals, duration_s),
     )
+
+
+def token_rate_interval(output_tokens: Sequence[int], arrivals: str, duration_s: float) -> tuple[float, float] | None:
+    """Return the 90 % interval of the output tokens per second that this traffic brings in the long run.
+
+    A window holds a random number of requests of random length: Var(total) = n Var(X) + scv n E[X]**2, with `scv` of the gaps
+    (renewal reward; for Poisson arrivals that is n E[X**2], the compound Poisson law).  None for arrivals of no such law.
+    """
+    scv = _scv_of_gaps(arrivals)
+    if scv is None or len(output_tokens) < 2 or duration_s <= 0:
+        return None
+    tokens = np.asarray(output_tokens, dtype=float)
+    sd = math.sqrt(len(tokens) * (tokens.var(ddof=1) + scv * tokens.mean() ** 2))
+    return max(0.0, (tokens.sum() - Z_90 * sd) / duration_s), (tokens.sum() + Z_90 * sd) / duration_s
+
+
+def _scv_of_gaps(arrivals: str) -> float | None:
+    if arrivals.startswith("gamma:"):
+        return float(arrivals.removeprefix("gamma:")) ** 2
+    return {"poisson": 1.0, "constant": 0.0}.get(arrivals)
 
 
 def predicted_keys(loadtest: LoadTest) -> dict[str, float]:

@@ -163,6 +163,7 @@ class LoadTest:
     validity: Validity
     requests_file: str | None = None
     formulas: dict[str, str] = field(default_factory=dict)
+    output_tokens_interval: tuple[float, float] | None = None  # 90 %, of the rate per second; None where arrivals follow no law
 
 
 # ---------------------------------------------------------------- latency

@@ -282,3 +282,24 @@ def test_the_keys_a_plan_is_compared_by() -> None:
     assert keys["throughput_tokens_per_s"] == pytest.approx((99 + 98) / 10.05)  # first and second tokens up to 10.05 s
     assert not [key for key in keys if "p99" in key]  # a hundred requests say nothing of it
     assert {key.split("_")[0] for key in keys} == {"ttft", "tpot", "itl", "e2e", "throughput"}
+
+
+def test_the_token_rate_of_poisson_traffic_varies_as_a_compound_poisson_law() -> None:
+    """Four requests of 2, 4, 4 and 6 tokens in 2 s: 8 +- 1.645 sqrt(sum of squares about n E[X^2]) / 2."""
+    tokens = [2, 4, 4, 6]
+    half = 1.6449 * (4 * (8 / 3 + 16)) ** 0.5 / 2
+    assert summary.token_rate_interval(tokens, "poisson", 2.0) == pytest.approx((8 - half, 8 + half))
+    assert summary.token_rate_interval([4, 4], "constant", 1.0) == pytest.approx((8, 8))
+    assert summary.token_rate_interval(tokens, "trace", 2.0) is None
+
+
+def test_the_token_rate_interval_covers_the_long_run_rate() -> None:
+    """Simulated Poisson windows: the share that covers lies inside the binomial 99.9 % range around 90 %."""
+    rng = np.random.default_rng(5)
+    covered = 0
+    for _ in range(600):
+        tokens = np.maximum(1, rng.lognormal(3.5, 0.55, rng.poisson(200))).round().astype(int)
+        found = summary.token_rate_interval(tokens.tolist(), "poisson", 50.0)
+        assert found is not None
+        covered += found[0] <= 4.0 * np.exp(3.5 + 0.55**2 / 2) <= found[1]
+    assert abs(covered - 540) < 3.3 * (600 * 0.9 * 0.1) ** 0.5

@@ -131,6 +131,8 @@ def _check(key: str, plan: Plan, seen: float | None, measured: LoadTest) -> Chec
 
 
 def _interval(key: str, measured: LoadTest) -> tuple[float | None, float | None]:
+    if key == "throughput_tokens_per_s":
+        return measured.output_tokens_interval or (None, None)
     metric, _, rest = key.partition("_")
     found = getattr(measured, f"{metric}_s", None)
     if found is None:
