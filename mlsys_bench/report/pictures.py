@@ -41,7 +41,7 @@ def _every(records: Sequence[Record]) -> Iterator[tuple[str, str, Figure | None]
     plans = _once(r.plan if isinstance(r, Demo) else r for r in records if isinstance(r, Demo | Plan))
     plan = plans[0] if plans else None
     if checked is not None:
-        where = "measured through HTTP with the load generator" + (f"; predicted: {plan.provenance}" if plan else "")
+        where = "measured through HTTP with the load generator" + (f"; predicted: {plan.profile.provenance}" if plan else "")
         kind = "demo" if isinstance(checked, Demo) else "verify"
         yield kind, _errors(checked.checks), figures.prediction(checked.checks, where)
     for each in plans:
@@ -81,7 +81,7 @@ def _runs(requests: Requests, plan: Plan | None) -> Iterator[tuple[str, str, Fig
     from mlsys_bench.report import figures
 
     where = "simulated" if "simulated" in {r.token_source for r in requests.requests} else "measured"
-    beside = f"{where}; predicted: {plan.provenance}" if plan else where
+    beside = f"{where}; predicted: {plan.profile.provenance}" if plan else where
     predicted, intervals = (plan.predicted, plan.intervals) if plan else ({}, {})
     yield "requests", "Latency of every request, counted from when it was due.", figures.timeline(requests, where)
     yield "requests", "Share of requests answered within a time.", figures.distribution(requests, predicted, intervals, beside)

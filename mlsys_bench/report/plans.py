@@ -74,7 +74,7 @@ def _fleet(item: FleetItem) -> str:
 def _tiles(p: Plan) -> tuple[Fact, ...]:
     hourly = _cost_tag(p)
     tiles = [
-        Fact("replicas", f"{p.replicas:,}", whole(p.intervals.get("replicas")) or _gpus(p), p.provenance.value),
+        Fact("replicas", f"{p.replicas:,}", whole(p.intervals.get("replicas")) or _gpus(p), p.profile.provenance.value),
         Fact("per hour", units.show_usd(p.usd_per_hour), usd_span(p.intervals.get("usd_per_hour")), hourly),
         Fact(
             "per 1M output tokens",
@@ -86,8 +86,8 @@ def _tiles(p: Plan) -> tuple[Fact, ...]:
     key = next((f"{m}_{s}_s" for m in ("ttft", "e2e") for s in ("p95", "p99", "p50") if f"{m}_{s}_s" in p.predicted), None)
     if key is not None:
         name = key.removesuffix("_s").replace("_", " ").upper().replace(" P", " p")
-        tiles.append(Fact(name, time(p.predicted[key]), time_span(p.intervals.get(key), p.predicted[key]), p.provenance.value))
-    tiles.append(Fact("utilisation", percent(100 * p.utilisation), span(p.intervals.get("utilisation"), 100, " %"), p.provenance.value))
+        tiles.append(Fact(name, time(p.predicted[key]), time_span(p.intervals.get(key), p.predicted[key]), p.profile.provenance.value))
+    tiles.append(Fact("utilisation", percent(100 * p.utilisation), span(p.intervals.get("utilisation"), 100, " %"), p.profile.provenance.value))
     return tuple(tiles)
 
 
@@ -99,13 +99,13 @@ def _facts(p: Plan) -> list[Fact]:
     facts = [_fleet_fact(p, item) for item in p.fleet]
     facts += [_cost_fact(p), _unit_cost_fact(p), *traffic_facts(p.workload)]
     facts += [
-        Fact("Utilisation", percent(100 * p.utilisation), _utilisation_detail(p), p.provenance.value),
-        Fact("Binds", p.binding_constraint, tag=p.provenance.value),
+        Fact("Utilisation", percent(100 * p.utilisation), _utilisation_detail(p), p.profile.provenance.value),
+        Fact("Binds", p.binding_constraint, tag=p.profile.provenance.value),
         Fact(
             "Headroom",
             f"{100 * p.headroom:+.0f} % traffic",
             joined(span(p.intervals.get("headroom"), 100, " %"), "before the first limit breaks"),
-            p.provenance.value,
+            p.profile.provenance.value,
         ),
     ]
     best = next_best(p)
@@ -121,7 +121,7 @@ def _fleet_fact(p: Plan, item: FleetItem) -> Fact:
         item.stage.capitalize() if len(p.fleet) > 1 else "Fleet",
         _fleet(item),
         joined(interval and f"{interval} replicas", rented),
-        p.provenance.value,
+        p.profile.provenance.value,
     )
 
 
