@@ -16,7 +16,7 @@ ROOT = Path(__file__).parent.parent
 COMMANDS = ROOT / "docs" / "commands.md"
 STATUSES = """\
 Exit status: 0 done · 1 the answer is no (SLO missed, infeasible plan, regression) · 2 bad input or usage · 3 inconclusive or only
-suspect · 4 not comparable · 5 the measurement failed, or nothing was measured · 130 interrupted.
+suspect · 4 not comparable · 5 the measurement failed, or nothing was measured · 130 interrupted · 70 a bug.
 
 Text for people goes to stdout, trouble to stderr, progress only to a terminal. `--json` prints the record and nothing else.
 """

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import sys
+import traceback
 from typing import Annotated
 
 import typer
@@ -12,6 +13,8 @@ import typer
 from mlsys_bench import __version__
 from mlsys_bench.errors import MlsysError
 from mlsys_cli import guard, look, measure, model, traffic
+
+BUG = 70  # sysexits.h: an internal software error
 
 # typer carries a click of its own, older ones use click itself: this is the base of all usage errors in both
 USAGE_ERROR: type[Exception] = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")
@@ -64,6 +67,9 @@ def run() -> None:
         status = forget_output(0)  # the reader of our pipe left; that is its right
     except OSError as error:
         status = forget_output(complain(f"{error.filename or 'standard output'}: {error.strerror or error}", 2))
+    except Exception:
+        traceback.print_exc()  # a bug of ours: Python's own status 1 would read as "the answer is no"
+        status = complain("this is a bug in mlsys; please report it with the lines above", BUG)
     sys.exit(status if isinstance(status, int) else 0)
 
 

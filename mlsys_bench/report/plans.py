@@ -87,7 +87,8 @@ def _tiles(p: Plan) -> tuple[Fact, ...]:
     if key is not None:
         name = key.removesuffix("_s").replace("_", " ").upper().replace(" P", " p")
         tiles.append(Fact(name, time(p.predicted[key]), time_span(p.intervals.get(key), p.predicted[key]), p.profile.provenance.value))
-    tiles.append(Fact("utilisation", percent(100 * p.utilisation), span(p.intervals.get("utilisation"), 100, " %"), p.profile.provenance.value))
+    busy = span(p.intervals.get("utilisation"), 100, " %")
+    tiles.append(Fact("utilisation", percent(100 * p.utilisation), busy, p.profile.provenance.value))
     return tuple(tiles)
 
 
