@@ -103,8 +103,8 @@ def token_rate_interval(output_tokens: Sequence[int], arrivals: str, duration_s:
     if scv is None or len(output_tokens) < 2 or duration_s <= 0:
         return None
     tokens = np.asarray(output_tokens, dtype=float)
-    sd = math.sqrt(len(tokens) * (tokens.var(ddof=1) + scv * tokens.mean() ** 2))
-    return max(0.0, (tokens.sum() - Z_90 * sd) / duration_s), (tokens.sum() + Z_90 * sd) / duration_s
+    total, half = float(tokens.sum()), Z_90 * math.sqrt(len(tokens) * (tokens.var(ddof=1) + scv * tokens.mean() ** 2))
+    return max(0.0, (total - half) / duration_s), (total + half) / duration_s
 
 
 def _scv_of_gaps(arrivals: str) -> float | None:

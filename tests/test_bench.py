@@ -113,7 +113,7 @@ def test_warming_up_ends_after_its_tries() -> None:
 
 @pytest.fixture(scope="module")
 def engine_bench() -> steps.Bench:
-    limits = Limits(max_seqs=4, max_step_tokens=64, block_tokens=16, blocks=48, max_context=160)
+    limits = Limits(max_seqs=4, max_step_tokens=64, block_tokens=16, blocks=48, max_context=192)
     suite = dataclasses.replace(SUITES["quick"], contexts=(24, 64), chunks=(8, 32), decode_steps=2, prefill_steps=2)
     engine = Engine(models.find("nano"), precision="fp32", device="cpu", limits=limits, seed=0, threads=1)
     common: dict[str, Scalar] = {"model": "nano", "precision": "fp32", "device": "cpu", "threads": 1}
@@ -133,6 +133,17 @@ def test_each_cell_measures_the_step_it_names(engine_bench: steps.Bench) -> None
             grown = float(measured.parameters["decode_kv_tokens"] or 0) - float(planned.parameters["decode_kv_tokens"] or 0)
             assert 0 <= grown <= 24 * float(planned.parameters["decode_seqs"] or 0)
             assert len(taken.values) == 2
+
+
+def test_a_batch_spreads_evenly_around_its_context() -> None:
+    """Between half and one and a half times, whatever part of the batch is left after halving it."""
+    assert steps.uneven(100, 8) == [100, 50, 125, 75, 112, 62, 138, 88]
+    assert steps.uneven(1, 2) == [1, 1]
+    for batch in (1, 2, 4, 8, 16):
+        lengths = steps.uneven(1000, batch)
+        assert min(lengths) >= 500
+        assert max(lengths) <= 1500
+        assert abs(sum(lengths) / batch - 1000) <= 250
 
 
 def test_cells_are_the_same_in_every_round_and_launch(engine_bench: steps.Bench) -> None:

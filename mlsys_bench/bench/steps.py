@@ -145,7 +145,7 @@ def _decodes(bench: Bench) -> Iterator[Task]:
     for context in bench.suite.contexts:
         if not _fits(limits, context, limits.max_seqs, extra):
             continue
-        nominal = tuple(bench.spec((b, b * context, 0, 0, b)) for b in batches)
+        nominal = tuple(bench.spec((b, sum(uneven(context, b)), 0, 0, b)) for b in batches)
         cost_s = limits.max_seqs * context * bench.prefill_s_per_token + len(batches) * (count + 1) * 1.5 * bench.decode_s
         yield Task(specs=nominal, visit=_decode(bench, context, batches, count), cost_s=cost_s)
 
@@ -196,7 +196,7 @@ def _mixtures(bench: Bench) -> Iterator[Task]:
         extra = count + limits.max_seqs + 4
         if batch < 1 or chunk + batch > limits.max_step_tokens or not _fits(limits, context, batch, extra, beside=chunk + 1):
             continue
-        nominal = bench.spec((batch, batch * context, chunk, chunk * chunk / 2, batch + 1))
+        nominal = bench.spec((batch, sum(uneven(context, batch)), chunk, chunk * chunk / 2, batch + 1))
         cost_s = (batch * context + count * chunk) * bench.prefill_s_per_token + (count + 1) * bench.decode_s
         yield Task(specs=(nominal,), visit=_mixture(bench, batch, context, chunk, count), cost_s=cost_s)
 
