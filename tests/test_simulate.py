@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from mlsys_bench import batching, hardware, latency, models, simulate, stats, summary, workload
 from mlsys_bench.batching import Limits, StepFeatures
 from mlsys_bench.errors import BadInput
-from mlsys_bench.queueing import MMc
+from mlsys_bench.queueing.mmc import mmc
 from mlsys_bench.simulate import Simulation
 from mlsys_bench.types import LatencyProfile, Layout, Lengths, Provenance, RequestRecord, Validity, Workload
 from mlsys_bench.workload import Schedule
@@ -337,7 +337,7 @@ def test_random_routing_splits_a_stream_into_lone_queues_and_least_loaded_beats_
 
     pairs = np.array([both(seed) for seed in range(8)])
     low, high = stats.mean_interval(pairs[:, 0], SURE) or (0.0, 0.0)
-    assert low < MMc(0.7, 1.0, 1).wait_s < high
+    assert low < mmc(0.7, 1.0, 1).wait_s < high
     gain = stats.mean_interval(pairs[:, 0] - pairs[:, 1], SURE)
     assert gain is not None
     assert gain[0] > 0
