@@ -1,0 +1,5 @@
+"""Discrete-event simulation of last resort: for what has no numerics, and to confirm what has.
+
+`recursion` first come first served stations; `replicate` runs a simulator to a precision; `control` confirms a station against one
+whose answer is known.  The other modules simulate what needs events.
+"""
