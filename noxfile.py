@@ -33,7 +33,7 @@ def demo(session: nox.Session) -> None:
 @nox.session
 def tests(session: nox.Session) -> None:
     """Check style, types, floors and behaviour; then that the wheel works alone."""
-    install(session, "engine,serve,load,plot,test")
+    install(session, "engine,serve,load,plot,fast,test")
     check_style(session)
     session.run("python", "-m", "pytest", *session.posargs)
     if HONESTY.exists():
@@ -44,7 +44,7 @@ def tests(session: nox.Session) -> None:
 @nox.session
 def lint(session: nox.Session) -> None:
     """Check style and types only."""
-    install(session, "engine,serve,load,plot,test")
+    install(session, "engine,serve,load,plot,fast,test")
     check_style(session)
 
 

@@ -17,7 +17,7 @@ Policy = Literal["random", "round_robin", "jsq", "power_of_d", "least_work"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bursts:
-    """A Markov-modulated Poisson stream (MMPP): in phase i arrivals come at `rates_per_s[i]`, the phase moves on at `switches_per_s[i][j]`."""
+    """A Markov-modulated Poisson stream (MMPP): `rates_per_s[i]` arrivals in phase i, which goes to j at `switches_per_s[i][j]`."""
 
     rates_per_s: tuple[float, ...]
     switches_per_s: tuple[tuple[float, ...], ...]

@@ -1,0 +1,112 @@
+"""The fewest servers that keep a percentile: a search that asks `solve` and assumes no formula."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from mlsys_bench.errors import BadInput, Infeasible
+from mlsys_bench.queueing.answer import Answer, rate_of
+from mlsys_bench.queueing.solve import solve
+from mlsys_bench.queueing.station import Station
+from mlsys_bench.queueing.times import check_share
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Target:
+    """A promise: the p-quantile of the wait or the sojourn stays at or under a limit."""
+
+    station: Station  # its `servers` is where the search may start, and no more
+    limit_s: float
+    p: float = 0.99
+    of: Literal["wait", "sojourn"] = "sojourn"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sized:
+    """The least number of servers, and the numbers it would be were the answer off by its expected error either way."""
+
+    servers: int
+    low: int
+    high: int
+    answer: Answer  # of the station with `servers`
+    tried: tuple[int, ...]  # numbers of servers that were solved, in order
+
+
+def servers_for(target: Target, *, tolerance: float = math.inf, budget_s: float = 2.0, seed: int = 0, most: int = 100_000) -> Sized:
+    """Return the fewest servers that meet a target, found by galloping and bisection over `solve`.
+
+    Only one thing is assumed: that a server more never makes the percentile worse, which holds for first come first served with any
+    arrivals and service.  The start is a guess (load + two square roots of it); it costs steps when wrong, never the answer.
+    `tolerance`, `budget_s` and `seed` go to `solve`: by default any formula is taken, and `low` and `high` say what its error may cost.
+    Raises Infeasible when service alone breaks a sojourn limit, or `most` servers do not meet it.
+    """
+    check(target)
+    answers: dict[int, Answer] = {}
+    offered = rate_of(target.station.arrivals) * target.station.service.mean_s
+    least = 1 if target.station.patience or target.station.capacity else math.floor(offered) + 1
+
+    def answer(servers: int) -> Answer:
+        if servers not in answers:
+            answers[servers] = solve(with_servers(target.station, servers), tolerance=tolerance, budget_s=budget_s, seed=seed)
+        return answers[servers]
+
+    def meets(servers: int, factor: float = 1.0) -> bool:
+        queue = answer(servers).queue
+        over = queue.wait_p if target.of == "wait" else queue.sojourn_p
+        return over(target.limit_s * factor) <= 1 - target.p
+
+    start = max(least, math.ceil(offered + 2 * math.sqrt(offered)))
+    servers = search(meets, least=least, start=start, most=most)
+    error = answer(servers).expected_error
+    low = high = servers
+    if error > 1e-4:  # true value 1 + error higher: as if the limit were that much lower
+        low = search(lambda c: meets(c, 1 + error), least=least, start=servers, most=most)
+        high = search(lambda c: meets(c, 1 / (1 + error)), least=least, start=servers, most=most, open_ended=True)
+    return Sized(servers=servers, low=low, high=high, answer=answer(servers), tried=tuple(answers))
+
+
+def with_servers(station: Station, servers: int) -> Station:
+    """Return the station with another number of servers, its waiting room unchanged."""
+    room = None if station.capacity is None else station.capacity - station.servers
+    return replace(station, servers=servers, capacity=None if room is None else room + servers)
+
+
+def check(target: Target) -> None:
+    """Raise BadInput for a limit that is none, Infeasible when an idle server already breaks it."""
+    check_share(target.p)
+    if not target.limit_s > 0 and not (target.of == "wait" and target.limit_s == 0):
+        raise BadInput(f"a limit of {target.limit_s} s is not a positive time")
+    service = target.station.service
+    if target.of == "sojourn" and service.p_over(target.limit_s) > 1 - target.p:
+        raise Infeasible(
+            f"no number of servers keeps p{100 * target.p:g} of the sojourn under {target.limit_s:g} s: "
+            f"service alone takes {service.quantile_s(target.p):g} s"
+        )
+
+
+def search(meets: Callable[[int], bool], *, least: int, start: int, most: int, open_ended: bool = False) -> int:
+    """Return the least integer >= `least` that meets a condition which, once met, stays met: gallop from `start`, then bisect.
+
+    Raises Infeasible when nothing up to `most` does; `open_ended` then returns `most`.
+    """
+    below, above, step = least - 1, start, 1  # below: known not to meet, or out of range
+    if meets(start):
+        while above > least and meets(max(least, above - step)):
+            above, step = max(least, above - step), 2 * step
+        below = max(least, above - step) if above > least else least - 1
+    else:
+        below = start
+        while not meets(min(most, below + step)):
+            below, step = min(most, below + step), 2 * step
+            if below == most:
+                if open_ended:
+                    return most
+                raise Infeasible(f"not even {most} servers meet it")
+        above = min(most, below + step)
+    while above - below > 1:
+        middle = (below + above) // 2
+        below, above = (below, middle) if meets(middle) else (middle, above)
+    return above
