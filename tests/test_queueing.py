@@ -13,11 +13,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mlsys_bench.errors import BadInput, Infeasible, Overload
+from mlsys_bench.errors import BadInput, Overload
 from mlsys_bench.queueing.chain import Batching
 from mlsys_bench.queueing.inferno import inferno
 from mlsys_bench.queueing.laws import Exponential, Lognormal
-from mlsys_bench.queueing.mmc import erlang_b, erlang_c, loss, mmc, mmck, servers_for
+from mlsys_bench.queueing.mmc import erlang_b, erlang_c, fewest, loss, mmc, mmck
 from mlsys_bench.queueing.queue import Queue
 from mlsys_bench.queueing.times import MatrixExponential
 
@@ -136,27 +136,10 @@ def test_waiting_grows_with_load_falls_with_servers_and_has_no_unit(load: tuple[
     assert mmc(rho * c / scale, scale, c).sojourn_quantile_s(0.9) == pytest.approx(scale * queue.sojourn_quantile_s(0.9), rel=1e-9)
 
 
-@given(st.floats(0.05, 60), st.floats(0.01, 5), st.sampled_from(["wait", "sojourn"]))
-def test_the_fewest_servers_are_those_of_brute_force(offered: float, limit: float, of: str) -> None:
-    p = 0.95
-    limit_s = limit if of == "wait" else limit - math.log(1 - p)
-
-    def meets(c: int) -> bool:
-        queue = mmc(offered, 1.0, c)
-        return (queue.wait_p(limit_s) if of == "wait" else queue.sojourn_p(limit_s)) <= 1 - p
-
-    brute = next(c for c in itertools.count(math.floor(offered) + 1) if meets(c))
-    assert servers_for(offered, 1.0, limit_s, p, of) == brute  # type: ignore[arg-type]
-
-
-def test_a_sojourn_limit_below_service_itself_is_infeasible() -> None:
-    with pytest.raises(Infeasible, match=r"p95 of the sojourn under 1 s: service alone takes 2\.99573 s"):
-        servers_for(1.0, 1.0, 1.0, 0.95, "sojourn")
-
-
-def test_the_design_note_s_sizing_example() -> None:
-    """100 erlangs, wait target half a service time: 108 servers keep p99 (SCV 1)."""
-    assert servers_for(100.0, 1.0, 0.5, 0.99) == 108
+@given(st.floats(0.05, 60), st.floats(0.01, 5))
+def test_the_fewest_servers_are_those_of_brute_force(offered: float, limit_s: float) -> None:
+    brute = next(c for c in itertools.count(math.floor(offered) + 1) if mmc(offered, 1.0, c).wait_p(limit_s) <= 1 - 0.95)
+    assert fewest(offered, 1.0, limit_s, 0.95) == brute
 
 
 @pytest.mark.parametrize(("offered", "enough"), [(4.0, 5), (4.7, 5), (9.99, 10)])

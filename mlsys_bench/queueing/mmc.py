@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -188,23 +188,10 @@ def birth_death(birth: float, deaths: Floats) -> Floats:
     return np.asarray(weights / weights.sum(), dtype=np.float64)
 
 
-def servers_for(rate_per_s: float, service_s: float, limit_s: float, p: float, of: Literal["wait", "sojourn"] = "wait") -> int:
-    """Return the fewest servers whose p-quantile of wait or sojourn is at most `limit_s` (M/M/c).
-
-    Both fall with every server added, so doubling and halving finds the exact answer.
-    Raises Infeasible when even an idle server would miss a sojourn limit.
-    """
+def fewest(rate_per_s: float, service_s: float, limit_s: float, p: float) -> int:
+    """Return the fewest servers of M/M/c whose p-quantile of the wait is at most `limit_s`; `sizing.servers_for` is for any station."""
     check_share(p)
-    if of == "sojourn" and math.exp(-limit_s / service_s) > 1 - p:
-        floor_s = -service_s * math.log(1 - p)
-        raise Infeasible(f"no number of servers keeps p{100 * p:g} of the sojourn under {limit_s:g} s: service alone takes {floor_s:g} s")
-
-    def meets(servers: int) -> bool:
-        queue = mmc(rate_per_s, service_s, servers)
-        exceeds = queue.wait_p(limit_s) if of == "wait" else queue.sojourn_p(limit_s)
-        return exceeds <= 1 - p
-
-    return least(meets, first=math.floor(rate_per_s * service_s) + 1)
+    return least(lambda servers: mmc(rate_per_s, service_s, servers).wait_p(limit_s) <= 1 - p, first=math.floor(rate_per_s * service_s) + 1)
 
 
 def least(meets: Callable[[int], bool], first: int, most: int = 10**9) -> int:
