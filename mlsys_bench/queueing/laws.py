@@ -442,7 +442,8 @@ class TwoPoint(Law):
     b_s: float
 
     def __str__(self) -> str:
-        return f"mix:{_short(self.p)}:{_short(self.a_s)}:{_short(self.b_s)}"
+        unit_s = min(x for x in (self.a_s, self.b_s) if x > 0)
+        return f"mix:{_short(self.p)}:{_short(self.a_s / unit_s)}:{_short(self.b_s / unit_s)}"
 
     def survival(self, t_s: Floats) -> Floats:
         """Return the probability of the points above t."""
@@ -525,7 +526,7 @@ class BoundedPareto(Law):
         k, spread = 1 - self.alpha, np.log(self.high_s / inside)
         growth = spread if abs(k) < 1e-12 else np.expm1(k * spread) / k
         left = inside * ((self.low_s / inside) ** self.alpha * growth - (self.low_s / self.high_s) ** self.alpha * np.expm1(spread))
-        return np.maximum(left / self._cut, 0.0) + np.maximum(self.low_s - t, 0.0)
+        return np.asarray(np.maximum(left / self._cut, 0.0) + np.maximum(self.low_s - t, 0.0))
 
     def sample(self, rng: np.random.Generator, size: Shape) -> Floats:
         """Return draws by inversion."""
@@ -646,7 +647,7 @@ def balanced(scv: float, mean_s: float = 1.0) -> Hyperexponential:
 
 
 def marie(scv: float, mean_s: float = 1.0) -> PhaseType:
-    """Return the two-phase Coxian law of this SCV >= 0.5: phases at rates 2/m and 1/(m SCV), the second entered with probability 1/(2 SCV)."""
+    """Return Marie's Coxian law of this SCV >= 0.5: phases at rates 2/m and 1/(m SCV), the second entered with probability 1/(2 SCV)."""
     _check_scv("Coxian", scv, above=0.5, included=True)
     first, second = 2 / mean_s, 1 / (mean_s * scv)
     return PhaseType([1.0, 0.0], [[-first, first / (2 * scv)], [0.0, -second]], notation=f"cox2:{_short(scv)}")

@@ -117,27 +117,28 @@ class MatrixExponential(Time):
 
     def rows(self, t_s: Floats) -> Floats:
         """Return alpha e^{S t}, one row for each t >= 0 of an array [n]."""
-        steps, rest_s = np.divmod(t_s, self._step_s)
+        steps, rest_s = np.divmod(np.asarray(t_s, dtype=np.float64), self._step_s)
         whole = np.minimum(steps, 2.0**62).astype(np.int64)
         rows: Floats = np.repeat(self.alpha[None, :], len(whole), axis=0)
         for k in range(int(whole.max(initial=0)).bit_length()):
             at = (whole >> k & 1).astype(bool)
             if at.any():
                 rows[at] = rows[at] @ self._power(k)
-        return self._taylor(rows, rest_s[:, None])
+        return self._taylor(rows, np.asarray(rest_s, dtype=np.float64)[:, None])
 
     def _taylor(self, row: Floats, t_s: float | Floats) -> Floats:
         """Return row e^{S t} for t up to a step or so; for several rows, with a column of times."""
         total: Floats = row.copy()
-        term = row
+        term: Floats = row
         for k in range(1, 20):
-            term = term @ self.S * (t_s / k)
+            term = np.asarray(term @ self.S * (t_s / k), dtype=np.float64)
             total += term
         return total
 
     def survival(self, t_s: Floats) -> Floats:
         """Return alpha e^{S t} 1."""
-        return np.clip(self.rows(t_s.ravel()).sum(axis=1).reshape(t_s.shape), 0.0, 1.0)
+        t = np.asarray(t_s, dtype=np.float64)
+        return np.asarray(np.clip(self.rows(t.ravel()).sum(axis=1).reshape(t.shape), 0.0, 1.0), dtype=np.float64)
 
     def quantile_s(self, p: float) -> float:
         """Return the p-quantile by descending over the kept powers."""
