@@ -13,7 +13,6 @@ from mlsys_bench.queueing.station import Bursts
 
 if TYPE_CHECKING:
     from mlsys_bench.queueing.des import Simulated
-    from mlsys_bench.queueing.des.control import Confirmed
     from mlsys_bench.queueing.des.tokens_replicate import TokensSimulated
 
 EXACT = 1e-6  # relative error of what is computed without approximation: rounding, truncation and inversion
@@ -28,7 +27,7 @@ class Answer:
     why: str
     expected_error: float  # relative, of means and percentiles
     classes: tuple[Queue, ...] = ()  # one per class, where there are classes
-    simulated: Simulated | Confirmed | None = None  # the run behind it, with intervals of its own
+    simulated: Simulated | None = None  # the run behind it, with intervals of its own
     tokens: TokensSimulated | None = None  # of a replica token by token: TTFT, E2E, TPOT and ITL
 
     @property

@@ -21,19 +21,29 @@ def simulate(system: System, effort: Effort, why: str) -> Answer:
     """Return a system's answer by simulation, its error the widest relative half-width (95 %) among the percentiles of wait and sojourn."""
     if isinstance(system, Tokens):
         return _tokens(system, effort, why)
+    run = _run(system, effort)
+    beside = f" beside {' and '.join(run.twins)}" if run.twins else ""
+    return Answer(
+        queue=_queue(system, run),
+        method=f"simulation{beside}",
+        why=f"{why}; {told(run.customers, run.seconds, run.stopped_by, run.settled)}",
+        expected_error=widest(run.wait, run.sojourn),
+        classes=_classes(system, run),
+        simulated=run,
+    )
+
+
+def _run(system: System, effort: Effort) -> Simulated:
+    """Return the run: of a plain station beside twins whose answer is known, of anything else by itself."""
+    asked = {"seed": effort.seed, "half_width": _width(effort), "budget_s": effort.budget_s}
+    if isinstance(system, Station) and not (system.capacity or system.patience or system.sharing):
+        from mlsys_bench.queueing.des.control import confirm
+
+        return confirm(system, **asked)
     from mlsys_bench.queueing.des.events import simulator
     from mlsys_bench.queueing.des.replicate import replicate
 
-    run = replicate(_labelled(system, simulator(system)), seed=effort.seed, half_width=_width(effort), budget_s=effort.budget_s)
-    classes = _classes(system, run)
-    return Answer(
-        queue=_queue(system, run),
-        method="simulation",
-        why=f"{why}; {told(run.customers, run.seconds, run.stopped_by, run.settled)}",
-        expected_error=widest(run.wait, run.sojourn),
-        classes=classes,
-        simulated=run,
-    )
+    return replicate(_labelled(system, simulator(system)), **asked)
 
 
 def _width(effort: Effort) -> float:
