@@ -22,6 +22,7 @@ import msgspec
 
 from mlsys_bench.errors import RecordError, did_you_mean
 from mlsys_bench.types import (
+    Backtest,
     Bench,
     Catalog,
     Demo,
@@ -55,8 +56,11 @@ KINDS: dict[str, type] = {
     "scenario": Scenario,
     "doctor": Doctor,
     "catalog": Catalog,
+    "backtest": Backtest,
 }
-Record = Bench | Requests | LoadTest | LatencyProfile | Workload | Plan | Verification | Demo | Verdict | Scenario | Doctor | Catalog
+Record = (
+    Bench | Requests | LoadTest | LatencyProfile | Workload | Plan | Verification | Demo | Verdict | Scenario | Doctor | Catalog | Backtest
+)
 T = TypeVar("T", bound=Record)
 
 
@@ -95,6 +99,11 @@ def write(path: Path, record: Record, machine: Machine, inputs: Iterable[Path] =
         return _write_requests(path, record, envelope(record, machine, inputs))
     text = dumps(record, machine, inputs)
     return _replace(path, lambda temporary: temporary.write_text(text + "\n"))
+
+
+def write_text(path: Path, text: str) -> Path:
+    """Write a file that is no record (a table, say), whole or not at all, and return its path.  Raises RecordError."""
+    return _replace(path, lambda temporary: temporary.write_text(text, encoding="utf-8", newline=""))
 
 
 def check_writable(path: Path) -> None:

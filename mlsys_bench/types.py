@@ -409,6 +409,40 @@ class Verdict:
     fingerprint_differences: tuple[str, ...] = ()
 
 
+# ---------------------------------------------------------------- back-tests
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Score:
+    """How far the predictions of one quantity of one model lie from the values given.  Errors and bars are relative."""
+
+    model: str
+    quantity: str | None  # None: all quantities of the model
+    rows: int  # with a value
+    answered: int
+    within: int  # answered, and no further off than the row's bar
+    median_error: float | None  # None where nothing was answered
+    worst_error: float | None
+    worst_of_bar: float | None  # the worst error as a share of what its row allows; above 1 is a miss
+    bars: tuple[float, float]  # least and largest bar of these rows
+    worst_parameters: str  # of the row that comes closest to its bar, or misses it most
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Backtest:
+    """A table predicted row by row, and its errors where the table gives results."""
+
+    table: Literal["queueing"]
+    source: str
+    rows: int
+    answered: int
+    by_model: tuple[Score, ...]
+    scores: tuple[Score, ...]  # by model and quantity
+    methods: dict[str, int]  # rows answered by each method
+    unanswered: dict[str, int]  # rows by the reason why there is no prediction
+    predictions: tuple[dict[str, Scalar], ...]  # the table's columns, then predicted, expected_error and method
+
+
 # ---------------------------------------------------------------- what a person looks up
 
 

@@ -164,7 +164,7 @@ def test_an_unknown_key_deep_inside_is_found(tmp_path: Path) -> None:
 
 
 def test_an_unknown_kind_names_its_neighbour(tmp_path: Path) -> None:
-    with pytest.raises(RecordError, match=r"unknown kind 'benches'; did you mean bench\?"):
+    with pytest.raises(RecordError, match=r"unknown kind 'benches'; did you mean bench or backtest\?"):
         record.load(stored(tmp_path, kind="benches"))
 
 

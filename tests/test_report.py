@@ -19,6 +19,7 @@ from mlsys_bench.report import content, parts, terminal
 from mlsys_bench.types import (
     Ability,
     Alternative,
+    Backtest,
     Bench,
     Catalog,
     Check,
@@ -42,6 +43,7 @@ from mlsys_bench.types import (
     Round,
     Scalar,
     Scenario,
+    Score,
     Validity,
     Verdict,
     Verification,
@@ -484,6 +486,37 @@ def catalog() -> Catalog:
     return Catalog(catalog="gpus", rows=(row | wide | {"source": "a datasheet " * 20, "date": "2025-11-20"},))
 
 
+def backtest() -> Backtest:
+    """Return what a table of four rows gave: one miss, one overload, one without a value."""
+
+    def score(quantity: str | None, rows: int, worst: float | None) -> Score:
+        return Score(
+            model="M/G/c",
+            quantity=quantity,
+            rows=rows,
+            answered=rows - (worst is None),
+            within=0 if worst is None else rows - 1,
+            median_error=None if worst is None else 3e-10,
+            worst_error=worst,
+            worst_of_bar=None if worst is None else worst / 0.02,
+            bars=(0.02, 0.05),
+            worst_parameters="c=16;rho=0.9;mean_service=1;arrival=exp;service=logn:4",
+        )
+
+    row: dict[str, Scalar] = {"model": "M/G/c", "parameters": "c=16;rho=0.9", "quantity": "wait_p99", "value": "4.2"}
+    return Backtest(
+        table="queueing",
+        source="truth.csv",
+        rows=4,
+        answered=3,
+        by_model=(score(None, 3, 0.034),),
+        scores=(score("wait_p99", 2, 0.034), score("wait_mean", 1, None)),
+        methods={"M/G/c": 2, "simulation": 1},
+        unanswered={"overload: utilisation is 1.10 with 4 server(s): the queue never settles at or above 1.00; 5 would do": 1},
+        predictions=(row | {"predicted": 4.3, "expected_error": 0.01, "method": "M/G/c: a phase-type fit"},),
+    )
+
+
 def every_record() -> dict[str, Record]:
     records: tuple[Record, ...] = (
         plan(),
@@ -498,6 +531,7 @@ def every_record() -> dict[str, Record]:
         scenario(),
         doctor(),
         catalog(),
+        backtest(),
     )
     return {kind_of(r): r for r in records}
 

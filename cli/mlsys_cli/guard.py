@@ -8,11 +8,11 @@ from typing import Annotated
 import typer
 
 from mlsys_bench.errors import NotBuilt
-from mlsys_cli.options import AsJson, Html, Markdown, Out
+from mlsys_cli.options import AsJson, Html, Markdown, Out, Seed
 from mlsys_cli.show import show
 
 gate_app = typer.Typer(help="Fail a build on a real regression and on nothing else.", no_args_is_help=True)
-backtest_app = typer.Typer(help="Score the models on measured tables.  (Not built yet.)", no_args_is_help=True)
+backtest_app = typer.Typer(help="Score the models on tables of known results.", no_args_is_help=True)
 
 
 def register(app: typer.Typer) -> None:
@@ -62,6 +62,24 @@ def history() -> None:
     raise NotBuilt("gate history is not built yet; docs/roadmap.md says when")
 
 
+@backtest_app.command("queueing")
+def backtest_queueing(
+    file: Annotated[Path, typer.Argument(help="Table with columns model, parameters, quantity and, where known, value.", dir_okay=False)],
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Write the table with its predictions here.", dir_okay=False)] = None,
+    tolerance: Annotated[str, typer.Option(help="Relative error above which a formula is confirmed by simulation.")] = "1%",
+    budget: Annotated[str, typer.Option(help="Time that one simulation may take.")] = "10s",
+    seed: Seed = 0,
+    html: Html = None,
+    md: Markdown = None,
+    as_json: AsJson = False,
+) -> None:
+    """Predict every row of a truth table by queueing theory; print the errors where it gives values."""
+    from mlsys_bench.journeys import backtest
+
+    result = backtest.queueing(file, out=out, tolerance=tolerance, budget=budget, seed=seed, quiet=as_json)
+    show(result, as_json, None, html, md, inputs=[file])
+
+
 def _backtest(name: str, line: str) -> None:
     def command(files: Annotated[list[Path], typer.Argument(help="Tables to score on.")]) -> None:
         raise NotBuilt(f"backtest {name} {files[0]} is not built yet; docs/roadmap.md says when")
@@ -70,7 +88,6 @@ def _backtest(name: str, line: str) -> None:
     backtest_app.command(name)(command)
 
 
-_backtest("queueing", "Score queueing answers on a truth table.  (Not built yet.)")
 _backtest("llm", "Score latency predictions on measured serving runs.  (Not built yet.)")
 _backtest("plan", "Score plans on measured rows.  (Not built yet.)")
 _backtest("gate", "Score gate decisions on recorded launches.  (Not built yet.)")

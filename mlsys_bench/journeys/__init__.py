@@ -4,4 +4,5 @@ demo.py       the whole loop on this machine          verify.py    a plan agains
 planning.py   fit, plan, simulate                     load.py      load tests and traces
 benchmark.py  bench gpu, serve                        compare.py   two recorded files
 doctor.py     what this machine can measure           catalog.py   what is known of GPUs, models, prices
+backtest.py   a table of known results predicted      truth/       the questions of the queueing table
 """

@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import assert_never
 
 from mlsys_bench.record import Record
-from mlsys_bench.report import benches, lookups, plans, runs
+from mlsys_bench.report import backtests, benches, lookups, plans, runs
 from mlsys_bench.report.parts import Section
 from mlsys_bench.types import (
+    Backtest,
     Bench,
     Catalog,
     Demo,
@@ -50,5 +51,7 @@ def describe(record: Record, extra: object = None) -> tuple[Section, ...]:
             return (lookups.doctor(record),)
         case Catalog():
             return (lookups.catalog(record),)
+        case Backtest():
+            return (backtests.backtest(record),)
         case _:
             assert_never(record)

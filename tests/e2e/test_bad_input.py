@@ -71,6 +71,11 @@ FILES = [
     bad("fit launchless.json", "no engine.step"),
     bad("fit bench.json bench.json", "bench.json", "twice"),
     bad("workload plan.json", "plan.json", "column"),
+    bad("backtest queueing nowhere.csv", "nowhere.csv", "No such file"),
+    bad("backtest queueing plan.json", "plan.json", "line 1", "column model is missing"),
+    bad("backtest queueing binary.json", "binary.json", "line 2", "UTF-8"),
+    bad("backtest queueing short.csv", "short.csv", "line 3: has 2 fields", "3 columns"),
+    bad("backtest queueing wordy.csv", "wordy.csv", "line 2, column value", "'nine'"),
 ]
 NAMES = [
     bad("plan --model lama-3-8b --qps 2", "unknown model 'lama-3-8b'", "did you mean llama-3-8b"),
@@ -91,6 +96,8 @@ QUANTITIES = [
     bad(f"{SIZE} --arrivals mmpp:1", "mmpp"),
     bad(f"loadtest {CLOSED} --qps 5 --duration 5", "--duration", "no unit"),
     bad("bench gpu --budget 0s", "budget", "above 0"),
+    bad("backtest queueing good.csv --budget 5", "--budget", "no unit"),
+    bad("backtest queueing good.csv --tolerance tight", "--tolerance", "'tight' is no share"),
     Case(f"{SIZE} --slo tpot_p95<56ms", 1, ("tpot_p95<56ms", "nearest", "L4")),
 ]
 NETWORK = [
@@ -108,6 +115,7 @@ PLACES = [
     bad("plan --from profile.json {traffic} -o file/plan.json", "file/plan.json", "cannot be written"),
     bad("bench gpu -o file/bench.json", "file/bench.json", "cannot be written"),
     bad("verify plan.json -o file/verify.json", "file/verify.json", "cannot be written"),
+    bad("backtest queueing good.csv -o file/out.csv", "file/out.csv", "cannot be written"),
     bad("plan --from profile.json --from bench.json {traffic}", "--from bench.json", "bound twice"),
     Case("plan --from profile.json {traffic} --gpu h100", 4, ("fp32 on cpu", "h100")),
     Case("plan --from profile.json {traffic} --model small-160m", 4, ("nano", "small-160m")),
@@ -129,7 +137,7 @@ USAGE = [
     bad(f"loadtest {CLOSED}", "exactly one of --qps"),
 ]
 NOT_BUILT = [
-    "claims", "gate run --base a --cand b", "gate calibrate", "gate history", "backtest queueing t.csv", "backtest llm t.csv",
+    "claims", "gate run --base a --cand b", "gate calibrate", "gate history", "backtest llm t.csv",
     "backtest plan t.csv", "backtest gate t.csv", "bench scenario rag", "fit --probe http://x", "serve --replicas 2",
     "verify plan.json --prometheus http://x", "workload --prometheus http://x", "workload --synthetic",
     *(f"{SIZE} {option} x" for option in (
@@ -212,6 +220,9 @@ def folder(records: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         "broken.yaml": SCENARIO.replace("[bf16]", "[bf16"),
         "missing.yaml": SCENARIO.partition("slo:")[0],
         "file": "",
+        "good.csv": "model,parameters,quantity\nM/M/c,c=1;rho=0.5,wait_mean\n",
+        "short.csv": "model,parameters,quantity\nM/M/c,c=1;rho=0.5,wait_mean\nM/M/c,c=1\n",
+        "wordy.csv": "model,parameters,quantity,value\nM/M/c,c=1;rho=0.5,wait_mean,nine\n",
     }
     for name, text in broken.items():
         (here / name).write_text(text)

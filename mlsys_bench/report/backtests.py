@@ -1,0 +1,79 @@
+"""Back-tests in words: predictions held against the values of a table."""
+
+from __future__ import annotations
+
+from mlsys_bench.report.parts import NONE, Cell, Column, Fact, Section, Table, Tone, count, digits, joined, percent
+from mlsys_bench.types import Backtest, Score
+
+COLUMNS = (
+    Column("median error", right=True), Column("worst error", right=True), Column("bar", right=True), Column("within", right=True),
+    Column("answered", right=True, wide=True), Column("worst of its bar", right=True, wide=True),
+)  # fmt: skip
+NOTE = "errors are relative to the value; simulated waits below 1 % of a service time to that; exact values to at least 1e-5"
+
+
+def backtest(record: Backtest) -> Section:
+    """Return how many rows were answered and, where values are given, the errors per model, then per model and quantity."""
+    judged, within = sum(s.rows for s in record.scores), sum(s.within for s in record.scores)
+    return Section(
+        kind="backtest",
+        title=f"Back-test of {record.source}",
+        lead=_lead(record, judged, within),
+        tone="" if not judged else "good" if within == judged else "bad",
+        facts=_facts(record),
+        tables=_tables(record) if judged else (),
+        notes=_notes(record),
+    )
+
+
+def _lead(record: Backtest, judged: int, within: int) -> str:
+    answered = f"{record.answered:,} of {count(record.rows, 'row')} answered"
+    if not judged:
+        return f"{answered}; the table gives no values to compare them with."
+    return f"{answered}; {within:,} of {judged:,} with a value are within their bar ({percent(100 * within / judged)})."
+
+
+def _facts(record: Backtest) -> tuple[Fact, ...]:
+    methods = sorted(record.methods.items(), key=lambda item: -item[1])
+    return (Fact("Methods", joined(*(f"{name} {rows:,}" for name, rows in methods))),) if methods else ()
+
+
+def _tables(record: Backtest) -> tuple[Table, ...]:
+    by_model = tuple((Cell(s.model, "strong"), *_figures(s)) for s in record.by_model)
+    by_quantity = tuple((Cell(s.model, "strong"), Cell(s.quantity or ""), *_figures(s)) for s in record.scores)
+    both = (Column("model", flexible=True), Column("quantity"), *COLUMNS)
+    return (
+        Table(title="by model", columns=(Column("model", flexible=True), *COLUMNS), rows=by_model, note=NOTE),
+        Table(title="by model and quantity", columns=both, rows=by_quantity, detail=True),
+    )
+
+
+def _figures(s: Score) -> tuple[Cell, ...]:
+    tone: Tone = "good" if s.within == s.rows else "bad"
+    return (
+        Cell(NONE if s.median_error is None else share(s.median_error)),
+        Cell(NONE if s.worst_error is None else share(s.worst_error), tone),
+        Cell(_bars(s.bars), "muted"),
+        Cell(f"{s.within:,} of {s.rows:,}", tone),
+        Cell(f"{s.answered:,}", "" if s.answered == s.rows else "unsure"),
+        Cell(NONE if s.worst_of_bar is None else f"{100 * s.worst_of_bar:,.0f} %"),
+    )
+
+
+def share(error: float) -> str:
+    """Print a relative error: '1.23 %', and '2e-09' where a percentage would be zeros."""
+    return f"{error:.0e}" if error < 5e-6 and error else f"{digits(100 * error)} %" if error else "0"
+
+
+def _bars(bars: tuple[float, float]) -> str:
+    return f"{'–'.join(f'{100 * bar:g}' for bar in dict.fromkeys(bars))} %"
+
+
+def _notes(record: Backtest) -> tuple[tuple[str, tuple[str, ...]], ...]:
+    misses = sorted((s for s in record.scores if (s.worst_of_bar or 0) > 1), key=lambda s: -(s.worst_of_bar or 0))
+    lines = tuple(f"{s.model} {s.quantity} at {s.worst_parameters}: {digits(s.worst_of_bar or 0)} times its bar" for s in misses[:12])
+    reasons = sorted(record.unanswered.items(), key=lambda item: -item[1])
+    why = tuple(f"{rows:,} x {reason}" if rows > 1 else reason for reason, rows in reasons[:12])
+    rest = f"{len(reasons) - 12} more reasons, see the column method" if len(reasons) > 12 else ""
+    found = (("Furthest outside their bars", lines), ("Not answered", (*why, rest) if rest else why))
+    return tuple((title, entries) for title, entries in found if entries)
