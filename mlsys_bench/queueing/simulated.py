@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from mlsys_bench.queueing.answer import Answer, Effort, rate_of
+from mlsys_bench.queueing.answer import EXACT, Answer, Effort, rate_of
 from mlsys_bench.queueing.queue import Queue
 from mlsys_bench.queueing.station import Balanced, Batches, ForkJoin, Network, Priorities, Slots, Station, System, Tokens
 
@@ -31,6 +32,19 @@ def simulate(system: System, effort: Effort, why: str) -> Answer:
         classes=_classes(system, run),
         simulated=run,
     )
+
+
+def formula_or_run(formula: Answer, system: System, effort: Effort) -> Answer:
+    """Return a formula's answer where it is within the tolerance, else a simulation's, unless that knows even less.
+
+    Tolerance 0 trusts no formula.
+    """
+    if formula.expected_error <= max(effort.tolerance, EXACT):
+        return formula
+    run = simulate(system, effort, f"{formula.method} by formula may be {100 * formula.expected_error:.2g} % off: {formula.why}")
+    if run.expected_error <= formula.expected_error or effort.tolerance == 0:
+        return run
+    return replace(formula, why=f"{formula.why}; {effort.budget_s:g} s of simulation know it to {100 * run.expected_error:.2g} % only")
 
 
 def _run(system: System, effort: Effort) -> Simulated:

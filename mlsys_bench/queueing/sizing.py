@@ -9,9 +9,10 @@ from typing import Literal
 
 from mlsys_bench.errors import BadInput, Infeasible
 from mlsys_bench.queueing.answer import Answer, rate_of
+from mlsys_bench.queueing.mmc import least, mmc
 from mlsys_bench.queueing.solve import solve
-from mlsys_bench.queueing.station import Station
-from mlsys_bench.queueing.times import check_share
+from mlsys_bench.queueing.station import Bursts, Station
+from mlsys_bench.queueing.times import Formula, check_share, total
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,33 +40,68 @@ def servers_for(target: Target, *, tolerance: float = math.inf, budget_s: float 
     """Return the fewest servers that meet a target, found by galloping and bisection over `solve`.
 
     Only one thing is assumed: that a server more never makes the percentile worse, which holds for first come first served with any
-    arrivals and service.  The start is a guess (load + two square roots of it); it costs steps when wrong, never the answer.
+    arrivals and service.  The start is a guess (`Guess`); a wrong one costs steps, never the answer.
     `tolerance`, `budget_s` and `seed` go to `solve`: by default any formula is taken, and `low` and `high` say what its error may cost.
     Raises Infeasible when service alone breaks a sojourn limit, or `most` servers do not meet it.
     """
     check(target)
     answers: dict[int, Answer] = {}
     offered = rate_of(target.station.arrivals) * target.station.service.mean_s
-    least = 1 if target.station.patience or target.station.capacity else math.floor(offered) + 1
+    first = 1 if target.station.patience or target.station.capacity else math.floor(offered) + 1
 
     def answer(servers: int) -> Answer:
         if servers not in answers:
             answers[servers] = solve(with_servers(target.station, servers), tolerance=tolerance, budget_s=budget_s, seed=seed)
         return answers[servers]
 
-    def meets(servers: int, factor: float = 1.0) -> bool:
+    def over(servers: int, factor: float = 1.0) -> float:
         queue = answer(servers).queue
-        over = queue.wait_p if target.of == "wait" else queue.sojourn_p
-        return over(target.limit_s * factor) <= 1 - target.p
+        return (queue.wait_p if target.of == "wait" else queue.sojourn_p)(target.limit_s * factor)
 
-    start = max(least, math.ceil(offered + 2 * math.sqrt(offered)))
-    servers = search(meets, least=least, start=start, most=most)
+    def meets(servers: int, factor: float = 1.0) -> bool:
+        return over(servers, factor) <= 1 - target.p
+
+    guess = Guess(target)
+    start = max(first, min(guess.first(), most))
+    start = max(first, min(guess.after(start, over(start)), most))
+    servers = search(meets, least=first, start=start, most=most)
     error = answer(servers).expected_error
     low = high = servers
     if error > 1e-4:  # true value 1 + error higher: as if the limit were that much lower
-        low = search(lambda c: meets(c, 1 + error), least=least, start=servers, most=most)
-        high = search(lambda c: meets(c, 1 / (1 + error)), least=least, start=servers, most=most, open_ended=True)
+        low = search(lambda c: meets(c, 1 + error), least=first, start=servers, most=most)
+        high = search(lambda c: meets(c, 1 / (1 + error)), least=first, start=servers, most=most, open_ended=True)
     return Sized(servers=servers, low=low, high=high, answer=answer(servers), tried=tuple(answers))
+
+
+class Guess:
+    """About how many servers are needed: M/M/c, its wait stretched by (SCV of arrivals + SCV of service) / 2, the service's own law added.
+
+    Off by a few servers where laws are far from exponential, less once `after` has seen one answer; no answer to anything by itself.
+    """
+
+    def __init__(self, target: Target) -> None:
+        self.target, self.service, self.rate_per_s = target, target.station.service, rate_of(target.station.arrivals)
+        arrivals = target.station.arrivals
+        self.stretch = max((self.service.scv + (1.0 if isinstance(arrivals, Bursts) else arrivals.scv)) / 2, 0.01)
+
+    def over(self, servers: int) -> float:
+        """Return about what share is over the limit."""
+        queue = mmc(self.rate_per_s, self.service.mean_s, servers)
+        wait = Formula(lambda t_s: queue.wait.survival(t_s / self.stretch), mean_s=queue.wait_s * self.stretch, variance_s2=0.0)
+        return (wait if self.target.of == "wait" else total(wait, self.service)).p_over(self.target.limit_s)
+
+    def first(self) -> int:
+        """Return the servers to try first."""
+        return self._fewest(1 - self.target.p)
+
+    def after(self, servers: int, over: float) -> int:
+        """Return the servers to try next, given the true share over the limit with some others."""
+        return self._fewest((1 - self.target.p) * self.over(servers) / over) if over > 0 else servers
+
+    def _fewest(self, share: float) -> int:
+        service = self.service.p_over(self.target.limit_s) if self.target.of == "sojourn" else 0.0
+        allowed = max(share, service + 1e-3 * (1 - self.target.p))
+        return least(lambda servers: self.over(servers) <= allowed, first=math.floor(self.rate_per_s * self.service.mean_s) + 1)
 
 
 def with_servers(station: Station, servers: int) -> Station:

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import math
-
 from mlsys_bench.errors import BadInput
 from mlsys_bench.queueing.answer import EXACT, Answer, Effort, exact, poisson_rate, rate_of, stable
 from mlsys_bench.queueing.laws import Deterministic, Exponential, Law
-from mlsys_bench.queueing.simulated import simulate
+from mlsys_bench.queueing.simulated import formula_or_run, simulate
 from mlsys_bench.queueing.station import Bursts, Station
 
 
@@ -90,7 +88,7 @@ def _poisson(station: Station, rate: float, effort: Effort) -> Answer:
 
     queue, error, why = mgc(rate, service, servers)
     method = "M/PH/c" if error <= EXACT else "M/G/c"
-    return _within(Answer(queue=queue, method=method, why=why, expected_error=error), station, effort)
+    return formula_or_run(Answer(queue=queue, method=method, why=why, expected_error=error), station, effort)
 
 
 def _renewal(station: Station, arrivals: Law, effort: Effort) -> Answer:
@@ -103,11 +101,11 @@ def _renewal(station: Station, arrivals: Law, effort: Effort) -> Answer:
         from mlsys_bench.queueing.spitzer import gig1
 
         why = "one server: Spitzer's identity on a lattice"
-        return _within(Answer(queue=gig1(arrivals, service), method="GI/G/1", why=why, expected_error=0.005), station, effort)
+        return formula_or_run(Answer(queue=gig1(arrivals, service), method="GI/G/1", why=why, expected_error=0.005), station, effort)
     from mlsys_bench.queueing.mgc import gigc
 
     queue, error, why = gigc(arrivals, service, servers)
-    return _within(Answer(queue=queue, method="GI/G/c", why=why, expected_error=error), station, effort)
+    return formula_or_run(Answer(queue=queue, method="GI/G/c", why=why, expected_error=error), station, effort)
 
 
 def _bursty(station: Station, bursts: Bursts, effort: Effort) -> Answer:
@@ -117,10 +115,3 @@ def _bursty(station: Station, bursts: Bursts, effort: Effort) -> Answer:
 
     queue = mmpp_mc(bursts, station.service.mean_s, station.servers)
     return exact(queue, "MMPP/M/c", "bursts in phases, exponential service: a quasi-birth-death chain")
-
-
-def _within(answer: Answer, station: Station, effort: Effort) -> Answer:
-    """Return the formula's answer when it is good enough, else one confirmed by simulation beside an exact control."""
-    if answer.expected_error <= max(effort.tolerance, EXACT) or math.isinf(effort.tolerance):
-        return answer
-    return simulate(station, effort, f"{answer.method} by formula may be {100 * answer.expected_error:.2g} % off: {answer.why}")

@@ -9,7 +9,7 @@ from mlsys_bench.queueing.answer import EXACT, Answer, Effort, exact, poisson_ra
 from mlsys_bench.queueing.chain import Batching
 from mlsys_bench.queueing.laws import Exponential
 from mlsys_bench.queueing.queue import Queue
-from mlsys_bench.queueing.simulated import simulate
+from mlsys_bench.queueing.simulated import formula_or_run, simulate
 from mlsys_bench.queueing.station import Balanced, Batches, ForkJoin, Network, Priorities, Slots, Station
 
 
@@ -65,19 +65,19 @@ def solve_balanced(system: Balanced, effort: Effort) -> Answer:
     if rate is not None and system.policy == "random":
         queue, error = balancing.random_routing(rate, system.service, system.queues)
         why = "random routing splits a Poisson stream into Poisson streams"
-        return or_simulate(Answer(queue=queue, method="M/G/1 each", why=why, expected_error=error), system, effort)
+        return formula_or_run(Answer(queue=queue, method="M/G/1 each", why=why, expected_error=error), system, effort)
     if rate is not None and system.policy == "round_robin":
         queue, error = balancing.round_robin(rate, system.service, system.queues)
         why = f"each server takes one arrival in {system.queues}: Erlang times between arrivals"
-        return or_simulate(Answer(queue=queue, method="E_N/G/1 each", why=why, expected_error=error), system, effort)
+        return formula_or_run(Answer(queue=queue, method="E_N/G/1 each", why=why, expected_error=error), system, effort)
     if rate is not None and system.policy == "least_work":
         queue, error = balancing.least_work(rate, system.service, system.queues)
         why = "the least work is the server that falls free first: one queue before all servers"
-        return or_simulate(Answer(queue=queue, method="M/G/c", why=why, expected_error=error), system, effort)
+        return formula_or_run(Answer(queue=queue, method="M/G/c", why=why, expected_error=error), system, effort)
     if rate is not None and system.policy == "power_of_d" and isinstance(system.service, Exponential):
         queue, error = balancing.power_of_d_mean_field(rate, system.service.mean_s, system.queues, system.choices)
         why = "the limit of many queues, which is low for few"
-        return or_simulate(Answer(queue=queue, method="mean field", why=why, expected_error=error), system, effort)
+        return formula_or_run(Answer(queue=queue, method="mean field", why=why, expected_error=error), system, effort)
     return simulate(system, effort, f"{system.policy} has no numerics")
 
 
@@ -123,7 +123,7 @@ def solve_forkjoin(system: ForkJoin, effort: Effort) -> Answer:
     from mlsys_bench.queueing.forkjoin import fork_join
 
     queue, error, why = fork_join(rate, system.service.mean_s, system.branches)
-    return or_simulate(Answer(queue=queue, method="fork-join", why=why, expected_error=error), system, effort)
+    return formula_or_run(Answer(queue=queue, method="fork-join", why=why, expected_error=error), system, effort)
 
 
 def solve_network(system: Network, effort: Effort) -> Answer:
@@ -132,11 +132,4 @@ def solve_network(system: Network, effort: Effort) -> Answer:
 
     queue, error, why = networks.network(system)
     method = "product form" if error <= EXACT else "QNA"
-    return or_simulate(Answer(queue=queue, method=method, why=why, expected_error=error), system, effort)
-
-
-def or_simulate(answer: Answer, system: Balanced | ForkJoin | Network, effort: Effort) -> Answer:
-    """Return a formula's answer when it is good enough, else simulate."""
-    if answer.expected_error <= max(effort.tolerance, EXACT):
-        return answer
-    return simulate(system, effort, f"{answer.method} by formula may be {100 * answer.expected_error:.2g} % off: {answer.why}")
+    return formula_or_run(Answer(queue=queue, method=method, why=why, expected_error=error), system, effort)
