@@ -49,15 +49,15 @@ def formula_or_run(formula: Answer, system: System, effort: Effort) -> Answer:
 
 def _run(system: System, effort: Effort) -> Simulated:
     """Return the run: of a plain station beside twins whose answer is known, of anything else by itself."""
-    asked = {"seed": effort.seed, "half_width": _width(effort), "budget_s": effort.budget_s}
+    seed, half_width, budget_s = effort.seed, _width(effort), effort.budget_s
     if isinstance(system, Station) and not (system.capacity or system.patience or system.sharing):
         from mlsys_bench.queueing.des.control import confirm
 
-        return confirm(system, **asked)
+        return confirm(system, seed=seed, half_width=half_width, budget_s=budget_s)
     from mlsys_bench.queueing.des.events import simulator
     from mlsys_bench.queueing.des.replicate import replicate
 
-    return replicate(_labelled(system, simulator(system)), **asked)
+    return replicate(_labelled(system, simulator(system)), seed=seed, half_width=half_width, budget_s=budget_s)
 
 
 def _width(effort: Effort) -> float:

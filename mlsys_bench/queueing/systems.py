@@ -95,8 +95,13 @@ def solve_batches(system: Batches, effort: Effort) -> Answer:
         return simulate(system, effort, "with batch times that vary only the mean is exact (queueing.batches)")
     if system.max_batch is not None and system.max_wait_s > system.fixed_s + system.per_request_s * system.max_batch:
         return simulate(system, effort, "a wait for company longer than a full batch takes has no numerics")
-    shape = {"fixed_s": system.fixed_s, "per_request_s": system.per_request_s, "max_wait_s": system.max_wait_s}
-    found = batches.batches(rate, max_batch=system.max_batch, **shape)
+    found = batches.batches(
+        rate,
+        fixed_s=system.fixed_s,
+        per_request_s=system.per_request_s,
+        max_batch=system.max_batch,
+        max_wait_s=system.max_wait_s,
+    )
     if found.queue is None:
         return simulate(system, effort, "percentiles of batches this large are not computed")
     return exact(found.queue, "M/D[b]/1 batches", "the chain embedded at the ends of batches, and the law of the wait from it")
