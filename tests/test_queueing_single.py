@@ -325,3 +325,10 @@ def test_more_load_never_waits_less(rho: float, arrivals: str, service: str) -> 
         assert more.wait_quantile_s(p) >= less.wait_quantile_s(p) - 1e-6
         assert more.sojourn_quantile_s(p) >= less.sojourn_quantile_s(p) - 1e-4
     assert less.mean_requests == pytest.approx(less.mean_waiting + less.utilisation, rel=1e-9)
+
+
+def test_nobody_waits_where_every_service_is_shorter_than_every_gap() -> None:
+    """D/G/1 at 90 % load: services of 0.18 or 0.99 gaps always end before the next arrival."""
+    queue = gig1(Deterministic(1 / 0.9), TwoPoint(0.11, 1.0, 5.5).scaled(1.0))
+    assert (queue.p_wait, queue.wait_s, queue.wait_quantile_s(0.999)) == (0.0, 0.0, 0.0)
+    assert queue.sojourn_s == pytest.approx(1.0)

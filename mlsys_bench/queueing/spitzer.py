@@ -37,7 +37,8 @@ def gig1(arrivals: Law, service: Law, *, points: int = POINTS) -> Queue:
     rho = service.mean_s / arrivals.mean_s
     if rho >= 1:
         raise Overload(rho, 1, math.floor(rho) + 1)
-    if arrivals.scv == service.scv == 0:
+    longest_s, shortest_s = float(service.quantiles(np.array([1 - 1e-15]))[0]), float(arrivals.quantiles(np.array([0.0]))[0])
+    if longest_s <= shortest_s:  # nobody ever waits
         return Queue(utilisation=rho, p_wait=0.0, wait=Zero(), sojourn=service, throughput_per_s=1 / arrivals.mean_s)
     reach_s = _reach_s(arrivals, service, rho)
     unit_s = _unit_s(arrivals, service)
@@ -57,7 +58,7 @@ def _wait(logs: Floats, step_s: float, points: int, *, exact: bool) -> tuple[flo
     from scipy.fft import irfft, rfft
 
     at = np.arange(len(logs)) * step_s
-    mean_s, variance_s2 = float(-(at @ logs)), float(-(at**2 @ logs))
+    mean_s, variance_s2 = max(float(-(at @ logs)), 0.0), max(float(-(at**2 @ logs)), 0.0)  # rounding, where waits are next to nothing
     positive = np.zeros(points)
     positive[1 : len(logs)] = -logs[1:]
     none = float(logs[1:].sum())
@@ -66,7 +67,7 @@ def _wait(logs: Floats, step_s: float, points: int, *, exact: bool) -> tuple[flo
     if exact:
         return float(over[0]), Steps(over, step_s, mean_s=mean_s, variance_s2=variance_s2)
     over += masses / 2  # what sits on a point lies evenly to its left and right
-    over[0] = -math.expm1(none + float(logs[0]) / 2)
+    over[0] = max(-math.expm1(none + float(logs[0]) / 2), 0.0)
     return float(over[0]), Grid(over, step_s, mean_s=mean_s, variance_s2=variance_s2)
 
 

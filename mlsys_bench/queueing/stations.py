@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from mlsys_bench.errors import BadInput
-from mlsys_bench.queueing.answer import EXACT, Answer, Effort, exact, poisson_rate, rate_of, stable
+from mlsys_bench.queueing.answer import Answer, Effort, exact, poisson_rate, rate_of, stable
 from mlsys_bench.queueing.laws import Deterministic, Exponential, Law
 from mlsys_bench.queueing.simulated import formula_or_run, simulate
 from mlsys_bench.queueing.station import Bursts, Station
@@ -87,7 +87,7 @@ def _poisson(station: Station, rate: float, effort: Effort) -> Answer:
     from mlsys_bench.queueing.mgc import mgc
 
     queue, error, why = mgc(rate, service, servers)
-    method = "M/PH/c" if error <= EXACT else "M/G/c"
+    method = "M/PH/c" if service.phases() is not None else "M/G/c"
     return formula_or_run(Answer(queue=queue, method=method, why=why, expected_error=error), station, effort)
 
 
