@@ -55,9 +55,10 @@ def _run(system: System, effort: Effort) -> Simulated:
 
         return confirm(system, seed=seed, half_width=half_width, budget_s=budget_s)
     from mlsys_bench.queueing.des.events import simulator
-    from mlsys_bench.queueing.des.replicate import replicate
+    from mlsys_bench.queueing.des.replicate import long_enough, replicate
 
-    return replicate(_labelled(system, simulator(system)), seed=seed, half_width=half_width, budget_s=budget_s)
+    first = long_enough(utilisation(system), 2.0, places(system))
+    return replicate(_labelled(system, simulator(system)), seed=seed, half_width=half_width, budget_s=budget_s, first=first)
 
 
 def _width(effort: Effort) -> float:
@@ -141,6 +142,25 @@ def utilisation(system: System) -> float:
             from mlsys_bench.queueing.des.tokens_replicate import saturation
 
             return rate / saturation(system)
+
+
+def places(system: System) -> int:
+    """Return how many customers can be in service at once."""
+    match system:
+        case Station() | Priorities():
+            return system.servers
+        case Balanced():
+            return system.queues
+        case Slots():
+            return len(system.completions_per_s)
+        case Batches():
+            return system.servers * (system.max_batch or 64)
+        case Network():
+            return sum(stage.servers for stage in system.stages)
+        case ForkJoin():
+            return 1
+        case Tokens():
+            return system.max_batch
 
 
 def told(customers: int, seconds: float, stopped_by: str, settled: bool) -> str:
