@@ -14,7 +14,8 @@ import numpy as np
 
 from mlsys_bench.queueing.des import recursion
 from mlsys_bench.queueing.des.corrected import Control, Corrected
-from mlsys_bench.queueing.des.replicate import Batches, Pilot, Simulated, Visits, check_asked, find_warm_up, long_enough, off_by, run_until
+from mlsys_bench.queueing.des.replicate import Simulated, check_asked, off_by, run_until
+from mlsys_bench.queueing.des.runs import Batches, Pilot, Visits, find_warm_up, long_enough
 from mlsys_bench.queueing.des.streams import arrival_times
 from mlsys_bench.queueing.des.tables import Drawn
 from mlsys_bench.queueing.des.tally import GROUPS, Tally
@@ -45,9 +46,7 @@ def confirm(
     recursion.check(station)
     beside = twins_of(station) if twins is None else tuple(twins)
     batches = Batches(_Pairs(station, beside), seed=seed, until=begun + budget_s)
-    pilot = find_warm_up(
-        batches, lambda pair: Visits(pair.wait_s[0], pair.wait_s[0] + pair.service_s[0]), first=shortest(station), many=MANY
-    )
+    pilot = find_warm_up(batches, _visits, first=_first(station), many=MANY)
     totals = _Totals(station, beside, pilot)
     reached = run_until(batches, pilot.run_length, totals.add, lambda: off_by(*totals.corrected(), p, half_width))
     wait, sojourn = totals.corrected()
@@ -68,11 +67,11 @@ def confirm(
     )
 
 
-def shortest(station: Station) -> int:
-    """Return how many customers a run needs before it is worth to look for its warm-up."""
+def _first(station: Station) -> int:
+    """Return how long a run has to be before its warm-up can be looked for."""
+    scv = 1.0 if isinstance(station.arrivals, Bursts) else station.arrivals.scv
     rho = recursion.rate_per_s(station) * station.service.mean_s / station.servers
-    arrivals_scv = 1.0 if isinstance(station.arrivals, Bursts) else station.arrivals.scv
-    return long_enough(rho, arrivals_scv + station.service.scv, station.servers)
+    return long_enough(rho, scv + station.service.scv, station.servers)
 
 
 class Pair(NamedTuple):
@@ -81,6 +80,10 @@ class Pair(NamedTuple):
     wait_s: list[Floats]
     service_s: list[Floats]
     arrive_s: Floats
+
+
+def _visits(pair: Pair) -> Visits:
+    return Visits(pair.wait_s[0], pair.wait_s[0] + pair.service_s[0])
 
 
 class _Pairs:

@@ -6,13 +6,14 @@ Only `des` imports this module, so `import mlsys_bench.queueing` never pays for 
 from __future__ import annotations
 
 import importlib.util
+import os
 from collections.abc import Callable
 from typing import Any, TypeVar, cast
 
 Kernel = TypeVar("Kernel", bound=Callable[..., Any])
 Room = Any  # what a kernel reads and writes: a 1-D array where it is compiled, a list in plain Python (four times as fast to index there)
 
-HAVE_NUMBA = importlib.util.find_spec("numba") is not None
+HAVE_NUMBA = importlib.util.find_spec("numba") is not None and os.environ.get("NUMBA_DISABLE_JIT", "0") in ("", "0")
 
 
 def compiled(kernel: Kernel) -> Kernel:
