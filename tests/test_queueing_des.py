@@ -115,7 +115,7 @@ def test_a_simulated_station_has_the_exact_one_within_its_intervals(servers: int
 
 
 def test_intervals_cover_as_often_as_they_say() -> None:
-    """Of 40 seeds 95 % intervals miss the exact p99 twice on average, and more than seven times once in 2,000 cases."""
+    """Of 40 seeds 95 % intervals miss the exact p99 twice on average, and more than seven times once in 1,400 cases."""
     asked, exact = simulator(station(0.8, 2, Exponential(1.0))), mmc(1.6, 1.0, 2).wait_quantile_s(0.99)
     misses = 0
     for seed in range(40):
