@@ -228,3 +228,11 @@ def test_what_cannot_be_is_an_error() -> None:
         batches(0.1, fixed_s=4.0, per_request_s=1.0, max_batch=0)
     with pytest.raises(BadInput):
         batches(0.1, fixed_s=-4.0, per_request_s=1.0, max_batch=2)
+
+
+def test_endless_batches_with_a_long_tail_still_find_the_server_idle() -> None:
+    found = batches(1.2, fixed_s=3.0, per_request_s=0.5, max_batch=None, noise=Exponential(1.0))
+    assert found.mean_batch == pytest.approx(9.32605, rel=2e-5)  # chains of 400 and 800, cut either way
+    assert found.utilisation == pytest.approx(0.986015, abs=2e-6)  # 16 runs of 600,000 requests: 0.98613 +- 0.00022
+    assert found.sojourn_s == pytest.approx(43.24179, rel=1e-5)
+    assert found.wait_s == pytest.approx(found.sojourn_s - 3.0 - 0.5 * (1 + 2.88 * (3 + 9 / 9.32605)) / 0.28, rel=1e-4)

@@ -24,7 +24,20 @@ from mlsys_bench.queueing.laws import (
     parse_law,
 )
 from mlsys_bench.queueing.sizing import search
-from mlsys_bench.queueing.station import Balanced, Batches, Bursts, ForkJoin, Priorities, Slots, Stage, Station, System, tandem
+from mlsys_bench.queueing.station import (
+    Balanced,
+    Batches,
+    Bursts,
+    ForkJoin,
+    Network,
+    Priorities,
+    Slots,
+    Stage,
+    Station,
+    System,
+    Tokens,
+    tandem,
+)
 
 FORMULA = math.inf  # a tolerance that takes any formula
 
@@ -213,3 +226,57 @@ def test_sizing_with_many_erlangs_gives_the_known_staffing() -> None:
 def test_a_limit_that_service_alone_breaks_is_infeasible() -> None:
     with pytest.raises(Infeasible, match="service alone takes"):
         servers_for(Target(station=station(5.0, BoundedPareto(1.5, 0.1, 100.0), 1), limit_s=0.2, p=0.99))
+
+
+def tokens(**changed: object) -> Tokens:
+    given: dict[str, object] = {"arrivals": Exponential(0.5), "prompt_tokens": Lognormal(1.0, 30.0), "output_tokens": Lognormal(1.0, 15.0)}
+    given |= {"prompt_range": (1, 99), "output_range": (1, 99), "fixed_s": 0.01, "per_sequence_s": 0.001, "per_kv_token_s": 0.0}
+    given |= {"per_prompt_token_s": 1e-4, "max_batch": 4, "kv_tokens": 1e6}
+    return Tokens(**{**given, **changed})  # type: ignore[arg-type]
+
+
+def bursts(rates: tuple[float, ...], switches: tuple[tuple[float, ...], ...]) -> Station:
+    return Station(arrivals=Bursts(rates_per_s=rates, switches_per_s=switches), service=Exponential(0.1))
+
+
+ONE = Exponential(1.0)
+NAN = math.nan
+SENSELESS: list[object] = [
+    Station(arrivals=Exponential(2.0), service=ONE, servers=1.5),  # type: ignore[arg-type]
+    Station(arrivals=Exponential(2.0), service=ONE, servers=NAN),  # type: ignore[arg-type]
+    Station(arrivals=Exponential(2.0), service=ONE, capacity=2.5),  # type: ignore[arg-type]
+    Station(arrivals=2.0, service=ONE),  # type: ignore[arg-type]
+    Station(arrivals=Exponential(2.0), service=1.0),  # type: ignore[arg-type]
+    Station(arrivals=Exponential(2.0), service=ONE, patience=1.0),  # type: ignore[arg-type]
+    bursts((), ()),
+    bursts((1.0, 2.0), ((0.0, 1.0),)),
+    bursts((1.0, NAN), ((0.0, 1.0), (1.0, 0.0))),
+    bursts((1.0, 2.0), ((0.0, -1.0), (1.0, 0.0))),
+    bursts((0.1, 0.2), ((0.0, 0.0), (0.0, 0.0))),
+    Priorities(arrivals=(Exponential(2.0),), services=(ONE,), servers=0),
+    Balanced(arrivals=Exponential(2.0), service=ONE, queues=1.5, policy="jsq"),  # type: ignore[arg-type]
+    ForkJoin(arrivals=Exponential(2.0), service=ONE, branches=1.5),  # type: ignore[arg-type]
+    Batches(arrivals=Exponential(2.0), fixed_s=0.1, per_request_s=0.1, max_batch=4, servers=0),
+    Batches(arrivals=Exponential(2.0), fixed_s=0.1, per_request_s=0.1, max_batch=4, noise=Exponential(2.0)),
+    Network(arrivals=ONE, stages=(Stage(service=Exponential(0.5)),), entry=(NAN,), routing=((0.0,),)),
+    tokens(prompt_range=(10, 1)),
+    tokens(per_kv_token_s=NAN),
+    tokens(per_prompt_token_s=-1.0),
+    None,
+]
+
+
+@pytest.mark.parametrize("system", SENSELESS, ids=[f"{i}" for i in range(len(SENSELESS))])
+def test_a_senseless_system_is_refused_in_words(system: System) -> None:
+    with pytest.raises(BadInput):
+        solve(system, budget_s=0.1)
+
+
+def test_the_interval_of_a_simulated_bounded_queue_is_that_of_the_served() -> None:
+    """Those turned away do not wait: counted in, they would pull the interval away from the percentile it belongs to."""
+    answer = solve(Station(arrivals=Exponential(1 / 2.4), service=Lognormal(2.0), servers=2, capacity=6), budget_s=0.5)
+    assert answer.queue.p_blocked > 0.05
+    for p in (0.5, 0.9, 0.99):
+        low, high = answer.interval_s(p)
+        assert low <= answer.queue.sojourn_quantile_s(p) <= high
+        assert low > 0

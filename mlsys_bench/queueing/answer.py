@@ -37,10 +37,14 @@ class Answer:
 
     def interval_s(self, p: float, of: Literal["wait", "sojourn"] = "sojourn") -> tuple[float, float]:
         """Return the interval around a percentile: that of the simulation where there was one, else the expected error either way."""
+        time = self.queue.wait if of == "wait" else self.queue.sojourn  # of those served, not of all who came
         if self.simulated is not None:
-            return (self.simulated.wait if of == "wait" else self.simulated.sojourn).interval_s(p)
-        value = self.queue.wait_quantile_s(p) if of == "wait" else self.queue.sojourn_quantile_s(p)
-        return value * (1 - self.expected_error), value * (1 + self.expected_error)
+            from mlsys_bench.queueing.des.tally import Estimate
+
+            if isinstance(time, Estimate):
+                return time.interval_s(p)
+        value = time.quantile_s(p)
+        return value * max(1 - self.expected_error, 0.0), value * (1 + self.expected_error)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

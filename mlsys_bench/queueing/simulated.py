@@ -28,7 +28,7 @@ def simulate(system: System, effort: Effort, why: str) -> Answer:
         queue=_queue(system, run),
         method=f"simulation{beside}",
         why=f"{why}; {told(run.customers, run.seconds, run.stopped_by, run.settled)}",
-        expected_error=widest(run.wait, run.sojourn),
+        expected_error=widest(*_served(system, run)),
         classes=_classes(system, run),
         simulated=run,
     )
@@ -88,6 +88,13 @@ def _queue(system: System, run: Simulated) -> Queue:
         p_blocked=lost.get(1, 0.0),
         p_abandoned=lost.get(2, 0.0),
     )
+
+
+def _served(system: System, run: Simulated) -> tuple[Estimate, Estimate]:
+    """Return wait and sojourn of those the answer is about: where labels tell the lost from the served, of the served."""
+    if isinstance(system, Priorities) or not run.kinds:
+        return run.wait, run.sojourn
+    return run.kinds[0].wait, run.kinds[0].sojourn
 
 
 def _classes(system: System, run: Simulated) -> tuple[Queue, ...]:

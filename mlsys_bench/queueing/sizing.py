@@ -9,6 +9,7 @@ from typing import Literal
 
 from mlsys_bench.errors import BadInput, Infeasible
 from mlsys_bench.queueing.answer import Answer, rate_of
+from mlsys_bench.queueing.checks import check as check_system
 from mlsys_bench.queueing.mmc import least, mmc
 from mlsys_bench.queueing.solve import solve
 from mlsys_bench.queueing.station import Bursts, Station
@@ -112,6 +113,9 @@ def with_servers(station: Station, servers: int) -> Station:
 
 def check(target: Target) -> None:
     """Raise BadInput for a limit that is none, Infeasible when an idle server already breaks it."""
+    if not isinstance(target.station, Station) or target.of not in ("wait", "sojourn"):
+        raise BadInput(f"a target is for the 'wait' or the 'sojourn' of a Station, not for {target.of!r} of {target.station!r}")
+    check_system(target.station)
     check_share(target.p)
     if not target.limit_s > 0 and not (target.of == "wait" and target.limit_s == 0):
         raise BadInput(f"a limit of {target.limit_s} s is not a positive time")

@@ -9,6 +9,7 @@ from __future__ import annotations
 from mlsys_bench.errors import BadInput
 from mlsys_bench.queueing import stations, systems
 from mlsys_bench.queueing.answer import Answer, Effort
+from mlsys_bench.queueing.checks import check
 from mlsys_bench.queueing.simulated import simulate
 from mlsys_bench.queueing.station import Balanced, Batches, ForkJoin, Network, Priorities, Slots, Station, System, Tokens
 
@@ -22,6 +23,9 @@ def solve(system: System, *, tolerance: float = 0.02, budget_s: float = 2.0, see
     """
     if not tolerance >= 0:
         raise BadInput(f"a tolerance of {tolerance} is not a number from 0 up")
+    if not budget_s >= 0 or not isinstance(seed, int) or seed < 0:
+        raise BadInput(f"a budget of {budget_s} s and a seed of {seed!r}: seconds from 0 up and a whole number from 0 up are needed")
+    check(system)
     effort = Effort(tolerance=tolerance, budget_s=budget_s, seed=seed)
     match system:
         case Station():
@@ -40,3 +44,5 @@ def solve(system: System, *, tolerance: float = 0.02, budget_s: float = 2.0, see
             return systems.solve_network(system, effort)
         case Tokens():
             return simulate(system, effort, "token by token there is no formula")
+        case _:
+            raise BadInput(f"solve takes a Station or another system of queueing.station, not {system!r}")

@@ -68,7 +68,7 @@ class Erlang(Gamma):
     """Sum of k equal exponential phases: SCV 1/k."""
 
     def __init__(self, k: int, mean_s: float = 1.0) -> None:
-        if k < 1 or k != int(k):
+        if not 1 <= k < math.inf or k != int(k):
             raise BadInput(f"an Erlang law needs a whole number of phases, not {k}")
         super().__init__(1 / k, mean_s)
         self.__dict__["k"] = int(k)
