@@ -23,7 +23,7 @@ from mlsys_bench.queueing.des.recursion import across_runs, lindley, waits
 from mlsys_bench.queueing.des.replicate import long_enough, replicate
 from mlsys_bench.queueing.des.twins import Twin
 from mlsys_bench.queueing.gimc import gimc
-from mlsys_bench.queueing.laws import Erlang, Exponential, Gamma, Law, Lognormal, Uniform, balanced
+from mlsys_bench.queueing.laws import Erlang, Exponential, Gamma, Law, Lognormal, balanced
 from mlsys_bench.queueing.mgc import mgc
 from mlsys_bench.queueing.mmc import mmc
 from mlsys_bench.queueing.qbd import mphc
@@ -99,7 +99,7 @@ def test_what_the_recursion_cannot_serve_it_refuses(asked: Station, error: type[
 # ---------------------------------------------------------------- replications
 
 
-@pytest.mark.parametrize(("servers", "rho"), [(1, 0.7), (4, 0.9), (16, 0.95)])
+@pytest.mark.parametrize(("servers", "rho"), [(1, 0.7), (4, 0.9)])
 def test_a_simulated_station_has_the_exact_one_within_its_intervals(servers: int, rho: float) -> None:
     """M/M/c: five figures at 95 % each; their intervals widened by half would miss all but never."""
     exact = mmc(rho * servers, 1.0, servers)
@@ -112,16 +112,6 @@ def test_a_simulated_station_has_the_exact_one_within_its_intervals(servers: int
             assert low - slack <= true.quantile_s(p) <= high + slack
     low, high = run.wait.mean_interval_s()
     assert low - (high - low) / 4 <= exact.wait_s <= high + (high - low) / 4
-
-
-def test_intervals_cover_as_often_as_they_say() -> None:
-    """Of 40 seeds 95 % intervals miss the exact p99 twice on average, and more than seven times once in 1,400 cases."""
-    asked, exact = simulator(station(0.8, 2, Exponential(1.0))), mmc(1.6, 1.0, 2).wait_quantile_s(0.99)
-    misses = 0
-    for seed in range(40):
-        low, high = replicate(asked, seed=seed, half_width=0.05, budget_s=10.0).wait.interval_s(0.99)
-        misses += not low <= exact <= high
-    assert misses <= 7
 
 
 def test_a_run_stopped_by_its_precision_repeats_to_the_last_digit() -> None:
@@ -167,14 +157,6 @@ def test_beside_a_twin_the_figures_are_right_and_known_better(asked: Station, ex
         true = exact.sojourn_quantile_s(p)  # type: ignore[attr-defined]
         assert low - (high - low) / 4 - 0.003 * true <= true <= high + (high - low) / 4 + 0.003 * true
     assert beside.wait.survival(np.array([0.0, 1.0, 5.0])).tolist() == sorted(beside.wait.survival(np.array([0.0, 1.0, 5.0])), reverse=True)
-
-
-def test_near_saturation_twins_make_intervals_much_narrower() -> None:
-    asked = station(0.95, 16, Uniform(0.0, 2.0))
-    plain = confirm(asked, seed=1, half_width=0.0, budget_s=1.0, twins=())
-    beside = confirm(asked, seed=1, half_width=0.0, budget_s=1.0)
-    width = [run.wait.interval_s(0.95)[1] - run.wait.interval_s(0.95)[0] for run in (plain, beside)]
-    assert width[1] < width[0]
 
 
 # ---------------------------------------------------------------- other people's simulators

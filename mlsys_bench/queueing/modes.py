@@ -20,6 +20,8 @@ RATES = (0.0, 0.3, 3.0, 0.03, 10.0, 1.0, 0.1, 0.01, 30.0)  # per mean service: a
 DISTINCT = 1e-4  # a function nearer than this to the span of those before it says nothing new
 PER_DECADE = 150  # grid points
 INSIDE_A_JUMP = 160
+FEW_TIMES = 50  # different times up to which samples are steps
+OFTEN = 0.002  # share of the samples from which on equal ones are a jump
 
 
 class Modes(NamedTuple):
@@ -135,15 +137,10 @@ def _projected(t: Floats, over: Floats, met: Floats, mean_s: float) -> Modes:
 def _grid(law: Law) -> tuple[Floats, Floats]:
     """Return times and P(S > t) there, dense where the law bends and out to where the mean residual life holds 1e-13 of the mean."""
     if law.atoms:
-        return _stairs(law)
+        return _stairs(law.atoms, law.mean_s)
     mean_s = law.mean_s
     if isinstance(law, Empirical):
-        x = np.unique(law.quantiles((np.arange(1000) + 0.5) / 1000))
-        t = np.unique(np.concatenate([[0.0], x, law.samples_s[-1:]]))
-        over = np.append((law.survival(t[:-1]) + law.survival(t[:-1] * (1 - 1e-12))) / 2, 0.0)
-        even = np.linspace(0.0, float(t[-1]), 1500)
-        fine = np.unique(np.concatenate([t, even]))
-        return fine, np.interp(fine, t, over)
+        return _of_samples(law)
     end_s = mean_s
     while float(law.stop_loss_s(np.array([end_s]))[0]) > 1e-13 * mean_s:
         end_s *= 1.3
@@ -163,15 +160,46 @@ def _grid(law: Law) -> tuple[Floats, Floats]:
     return t[:n], over[:n]
 
 
-def _stairs(law: Law) -> tuple[Floats, Floats]:
+def _of_samples(law: Empirical) -> tuple[Floats, Floats]:
+    """Return the grid of measured times: steps where there are few different ones, else lines between a thousand of them.
+
+    A time measured so often that a line would smear it (a timeout, a cache hit, 0) stays a jump, as steep as those of `_stairs`.
+    """
+    values_s, counts = np.unique(law.samples_s, return_counts=True)
+    shares = counts / len(law.samples_s)
+    if len(values_s) <= FEW_TIMES:
+        return _stairs(tuple(zip(values_s.tolist(), shares.tolist(), strict=True)), law.mean_s)
+    x = np.unique(np.append(law.quantiles((np.arange(1000) + 0.5) / 1000), law.samples_s[-1]))
+    often = values_s[shares > OFTEN]
+    once = np.setdiff1d(x[x > 0], often)
+    times, overs = [np.zeros(1), once], [np.ones(1), (law.survival(once) + law.survival(once * (1 - 1e-12))) / 2]
+    for value_s, share in zip(often, shares[shares > OFTEN], strict=True):
+        below = float(law.survival(np.array([value_s]))[0])
+        falls = _falls(below + share, below if below > 1e-12 else 0.0)
+        at_s = max(float(value_s), 1e-9 * law.mean_s)
+        times.append(at_s * (1 - 1e-7) + 2e-7 * at_s * (below + share - falls) / share)
+        overs.append(falls)
+    t, first = np.unique(np.concatenate(times), return_index=True)
+    over = np.minimum.accumulate(np.concatenate(overs)[first])
+    over[-1] = 0.0
+    fine = np.unique(np.concatenate([t, np.linspace(0.0, float(t[-1]), 1500)]))
+    return fine, np.interp(fine, t, over)
+
+
+def _falls(above: float, below: float) -> Floats:
+    """Return P(S > t) on its way down a jump, in steps fine enough for a fall by any factor."""
+    falls = above * np.exp(np.linspace(0.0, math.log(max(below / above, 1e-5)), INSIDE_A_JUMP))
+    return falls if below else np.append(falls, 0.0)
+
+
+def _stairs(atoms: tuple[tuple[float, float], ...], mean_s: float) -> tuple[Floats, Floats]:
     """Return the grid of a law on few points: each jump spread over a 1e-7th of its time, in steps fine enough for a fall by any factor."""
     times, overs, above = [np.zeros(1)], [np.ones(1)], 1.0
-    for at_s, share in sorted((max(at_s, 1e-9 * law.mean_s), share) for at_s, share in law.atoms):
+    for at_s, share in sorted((max(at_s, 1e-9 * mean_s), share) for at_s, share in atoms):
         since_s, edge_s = float(times[-1][-1]), at_s * (1 - 1e-7)
         steps = np.unique(np.concatenate([np.linspace(0, 1, 400)[1:], np.exp(np.linspace(-12, 0, 200))]))
         below = above - share if above - share > 1e-12 else 0.0
-        falls = above * np.exp(np.linspace(0.0, math.log(max(below / above, 1e-5)), INSIDE_A_JUMP))[1:]
-        falls = falls if below else np.append(falls, 0.0)
+        falls = _falls(above, below)[1:]
         times += [since_s + (edge_s - since_s) * steps, edge_s + 2e-7 * at_s * (above - falls) / (above - below)]
         overs += [np.full(len(steps), above), falls]
         above = below

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from mlsys_bench.queueing.des.tally import Estimate
 
 PERCENTILES = (0.5, 0.9, 0.95, 0.99)
+DRAWING = 0.85  # share of the budget spent on drawing: the rest goes into the formula before and the reckoning after, as measured
 COARSE = 0.05  # the half-width to reach where any formula would do and there is none
 
 
@@ -49,7 +50,7 @@ def formula_or_run(formula: Answer, system: System, effort: Effort) -> Answer:
 
 def _run(system: System, effort: Effort) -> Simulated:
     """Return the run: of a plain station beside twins whose answer is known, of anything else by itself."""
-    seed, half_width, budget_s = effort.seed, _width(effort), effort.budget_s
+    seed, half_width, budget_s = effort.seed, _width(effort), DRAWING * effort.budget_s
     if isinstance(system, Station) and not (system.capacity or system.patience or system.sharing):
         from mlsys_bench.queueing.des.control import confirm
 
