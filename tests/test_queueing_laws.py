@@ -301,3 +301,11 @@ def test_the_fit_follows_its_rule() -> None:
     low, high = fit.pair(Lognormal(4.0))
     assert (low.third, high.third) == pytest.approx((60, 125))
     assert fit.fit2(Lognormal(4.0)).third == pytest.approx(math.sqrt(60 * 125))
+
+
+def test_what_is_no_number_makes_no_law() -> None:
+    with pytest.raises(BadInput, match="numbers"):
+        Empirical(["a"])  # type: ignore[list-item]
+    for phases in (math.nan, math.inf):
+        with pytest.raises(BadInput, match="whole number"):
+            Erlang(phases)  # type: ignore[arg-type]

@@ -15,7 +15,19 @@ from mlsys_bench.errors import BadInput, Overload
 from mlsys_bench.queueing.answer import EXACT
 from mlsys_bench.queueing.crowd import COSTS, Crowd, affordable, ladder
 from mlsys_bench.queueing.gimc import gimc
-from mlsys_bench.queueing.laws import Deterministic, Empirical, Erlang, Exponential, Gamma, Law, Lognormal, balanced, marie, parse_law
+from mlsys_bench.queueing.laws import (
+    Deterministic,
+    Empirical,
+    Erlang,
+    Exponential,
+    Gamma,
+    Law,
+    Lognormal,
+    TwoPoint,
+    balanced,
+    marie,
+    parse_law,
+)
 from mlsys_bench.queueing.mdc import mdc
 from mlsys_bench.queueing.mgc import gigc, mgc
 from mlsys_bench.queueing.modes import leading, of_law, of_phases, poisson
@@ -200,3 +212,35 @@ def test_too_much_load_and_no_station_are_refused() -> None:
         mgc(-1.0, Lognormal(2.0), 4)
     with pytest.raises(BadInput):
         mgc(1.0, Lognormal(2.0), 0)
+
+
+@pytest.mark.parametrize("arrivals", [Exponential(1.9 / 3.2), Lognormal(2.0, 1.9 / 3.2)], ids=str)
+def test_few_measured_times_are_the_law_of_those_times(arrivals: Law) -> None:
+    """Samples 1, 1, ... 10 are two points: the rare long one may not be smeared over what lies between."""
+    measured, found_error, _ = gigc(arrivals, Empirical([1.0] * 90 + [10.0] * 10), 4)
+    law, true_error, _ = gigc(arrivals, TwoPoint(0.9, 1.0, 10.0), 4)
+    assert found_error == true_error
+    assert measured.wait_s == pytest.approx(law.wait_s, rel=1e-9)
+    for p in P:
+        assert measured.sojourn_quantile_s(p) == pytest.approx(law.sojourn_quantile_s(p), rel=1e-9)
+
+
+@pytest.mark.parametrize("hit_s", [0.0, 0.1])
+def test_a_time_measured_often_among_many_others_stays_a_jump(hit_s: float) -> None:
+    """Cache hits all alike, misses far off: mean and second moment survive the modes, so one server meets Pollaczek and Khinchine."""
+    service = Empirical(np.append(np.full(400, hit_s), np.linspace(5.0, 6.0, 600)))
+    rate = 0.7 / service.mean_s
+    modes, true = by_modes(rate, service, 1), mg1(rate, service)
+    assert modes.mean_s == pytest.approx(true.wait_s, rel=2e-3)
+    for p in (0.5, 0.9, 0.99):
+        assert modes.quantile_s(p) == pytest.approx(true.wait_quantile_s(p), rel=0.01)
+
+
+def test_zeros_among_samples_never_wait_longer_nor_hold_a_server() -> None:
+    """A service of 0 holds nobody up: the others alone, at their own rate, give everybody's wait."""
+    others = np.linspace(0.1, 2.0, 700)
+    whole, alone = Empirical(np.append(np.zeros(300), others)), Empirical(others)
+    rate = 3.2 / whole.mean_s
+    with_zeros, without = mgc(rate, whole, 4)[0], mgc(0.7 * rate, alone, 4)[0]
+    assert with_zeros.wait_s == pytest.approx(without.wait_s, rel=3e-3)
+    assert with_zeros.wait_quantile_s(0.99) == pytest.approx(without.wait_quantile_s(0.99), rel=3e-3)

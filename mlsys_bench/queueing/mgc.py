@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import numpy as np
-
 from mlsys_bench.queueing.answer import EXACT
 from mlsys_bench.queueing.crowd import COSTS, Crowd, affordable, ladder
 from mlsys_bench.queueing.laws import BoundedPareto, Deterministic, Empirical, Exponential, Law, Uniform
-from mlsys_bench.queueing.modes import FEW_TIMES, Modes, leading, of_law, of_phases, poisson
+from mlsys_bench.queueing.modes import Modes, leading, of_law, of_phases, poisson
 from mlsys_bench.queueing.qbd import COARSE, FEW, answer, check, crowd_wait, cut_error, mphc
 from mlsys_bench.queueing.queue import Queue
 from mlsys_bench.queueing.times import Zero
@@ -95,12 +93,7 @@ def expected_error(service: Law) -> float:
     their waits have kinks, which few modes round off (0.8 % at mix:0.9:1:10, c = 2).  Percentiles below 1 % of a service time are worse.
     """
     size = 0.003 if service.scv <= 4 else 0.005 if service.scv <= 10 else 0.02 if service.scv <= 30 else 0.1
-    return size * 3 if _steps(service) else size
-
-
-def _steps(law: Law) -> bool:
-    """Whether a law takes so few times that its wait has kinks."""
-    return bool(law.atoms) or (isinstance(law, Empirical) and len(np.unique(law.samples_s)) <= FEW_TIMES)
+    return size * 3 if service.atoms else size
 
 
 def expected_error_of_renewal(arrivals: Law, service: Law) -> float:
@@ -108,10 +101,10 @@ def expected_error_of_renewal(arrivals: Law, service: Law) -> float:
 
     Five modes tell where service is no smooth law.
     """
-    if _steps(service):
+    if service.atoms:
         return 0.2 if arrivals.scv < 0.5 else 0.05
     if service.scv > 4:
         return 0.05 if service.scv <= 10 else 0.1
-    if _steps(arrivals):
+    if arrivals.atoms:
         return 0.1 if isinstance(service, Uniform | BoundedPareto | Empirical) else 0.03  # edges on edges
     return 0.03 if arrivals.scv > 10 else 0.01

@@ -20,7 +20,6 @@ RATES = (0.0, 0.3, 3.0, 0.03, 10.0, 1.0, 0.1, 0.01, 30.0)  # per mean service: a
 DISTINCT = 1e-4  # a function nearer than this to the span of those before it says nothing new
 PER_DECADE = 150  # grid points
 INSIDE_A_JUMP = 160
-FEW_TIMES = 50  # different times up to which samples are steps
 OFTEN = 0.002  # share of the samples from which on equal ones are a jump
 
 
@@ -137,7 +136,7 @@ def _projected(t: Floats, over: Floats, met: Floats, mean_s: float) -> Modes:
 def _grid(law: Law) -> tuple[Floats, Floats]:
     """Return times and P(S > t) there, dense where the law bends and out to where the mean residual life holds 1e-13 of the mean."""
     if law.atoms:
-        return _stairs(law.atoms, law.mean_s)
+        return _stairs(law)
     mean_s = law.mean_s
     if isinstance(law, Empirical):
         return _of_samples(law)
@@ -161,14 +160,12 @@ def _grid(law: Law) -> tuple[Floats, Floats]:
 
 
 def _of_samples(law: Empirical) -> tuple[Floats, Floats]:
-    """Return the grid of measured times: steps where there are few different ones, else lines between a thousand of them.
+    """Return the grid of measured times, many of them different: lines between a thousand of them.
 
     A time measured so often that a line would smear it (a timeout, a cache hit, 0) stays a jump, as steep as those of `_stairs`.
     """
     values_s, counts = np.unique(law.samples_s, return_counts=True)
     shares = counts / len(law.samples_s)
-    if len(values_s) <= FEW_TIMES:
-        return _stairs(tuple(zip(values_s.tolist(), shares.tolist(), strict=True)), law.mean_s)
     x = np.unique(np.append(law.quantiles((np.arange(1000) + 0.5) / 1000), law.samples_s[-1]))
     often = values_s[shares > OFTEN]
     once = np.setdiff1d(x[x > 0], often)
@@ -192,10 +189,10 @@ def _falls(above: float, below: float) -> Floats:
     return falls if below else np.append(falls, 0.0)
 
 
-def _stairs(atoms: tuple[tuple[float, float], ...], mean_s: float) -> tuple[Floats, Floats]:
+def _stairs(law: Law) -> tuple[Floats, Floats]:
     """Return the grid of a law on few points: each jump spread over a 1e-7th of its time, in steps fine enough for a fall by any factor."""
     times, overs, above = [np.zeros(1)], [np.ones(1)], 1.0
-    for at_s, share in sorted((max(at_s, 1e-9 * mean_s), share) for at_s, share in atoms):
+    for at_s, share in sorted((max(at_s, 1e-9 * law.mean_s), share) for at_s, share in law.atoms):
         since_s, edge_s = float(times[-1][-1]), at_s * (1 - 1e-7)
         steps = np.unique(np.concatenate([np.linspace(0, 1, 400)[1:], np.exp(np.linspace(-12, 0, 200))]))
         below = above - share if above - share > 1e-12 else 0.0

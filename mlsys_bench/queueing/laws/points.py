@@ -10,6 +10,8 @@ import numpy as np
 from mlsys_bench.errors import BadInput
 from mlsys_bench.queueing.laws.base import Complexes, Floats, Law, Shape, short
 
+FEW = 50  # different measured times up to which a sample is a law on points
+
 
 class Deterministic(Law):
     """Always the same time."""
@@ -98,13 +100,18 @@ class Empirical(Law):
     """The law of measured times: each as likely as any other."""
 
     def __init__(self, samples_s: Sequence[float] | Floats) -> None:
-        x = np.sort(np.array(samples_s, dtype=np.float64).ravel())
+        try:
+            x = np.sort(np.array(samples_s, dtype=np.float64).ravel())
+        except (TypeError, ValueError) as error:
+            raise BadInput(f"an empirical law needs measured times, all of them numbers: {error}") from None
         if not len(x) or not np.isfinite(x).all() or x[0] < 0:
             raise BadInput("an empirical law needs at least one measured time, none of them negative or infinite")
         mean_s = float(x.mean())
         super().__init__(x.tobytes(), mean_s=mean_s, variance_s2=float(x.var()), third=float(((x / mean_s) ** 3).mean()) if mean_s else 0.0)
         x.setflags(write=False)
-        self.__dict__["samples_s"] = x
+        values_s, counts = np.unique(x, return_counts=True)
+        few = zip(values_s.tolist(), (counts / len(x)).tolist(), strict=True) if len(values_s) <= FEW else ()
+        self.__dict__.update(samples_s=x, atoms=tuple(few))
 
     samples_s: Floats
 
