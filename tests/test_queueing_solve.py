@@ -280,3 +280,13 @@ def test_the_interval_of_a_simulated_bounded_queue_is_that_of_the_served() -> No
         low, high = answer.interval_s(p)
         assert low <= answer.queue.sojourn_quantile_s(p) <= high
         assert low > 0
+
+
+def test_turning_callers_away_is_no_way_to_meet_a_limit() -> None:
+    """9 erlangs, two places to wait: two servers would keep p99 under six for the few they take; the promise is for nearly all."""
+    room = Station(arrivals=Exponential(1 / 9), service=Exponential(1.0), capacity=3)
+    sized = servers_for(Target(station=room, limit_s=6.0, p=0.99))
+    assert sized.answer.queue.p_blocked <= 0.01 < solve(Station(
+        arrivals=Exponential(1 / 9), service=Exponential(1.0), servers=sized.servers - 1, capacity=sized.servers + 1
+    )).queue.p_blocked  # fmt: skip
+    assert servers_for(Target(station=room, limit_s=6.0, p=0.99, loss=1.0)).servers < sized.servers

@@ -24,6 +24,7 @@ class Target:
     limit_s: float
     p: float = 0.99
     of: Literal["wait", "sojourn"] = "sojourn"
+    loss: float = 0.01  # most of the arrivals that may be turned away or give up; for stations where some are
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,6 +41,7 @@ class Sized:
 def servers_for(target: Target, *, tolerance: float = math.inf, budget_s: float = 2.0, seed: int = 0, most: int = 100_000) -> Sized:
     """Return the fewest servers that meet a target, found by galloping and bisection over `solve`.
 
+    Where customers are turned away or give up, no more than `target.loss` of them may: those who are served wait little when few are.
     Only one thing is assumed: that a server more never makes the percentile worse, which holds for first come first served with any
     arrivals and service.  The start is a guess (`Guess`); a wrong one costs steps, never the answer.
     `tolerance`, `budget_s` and `seed` go to `solve`: by default any formula is taken, and `low` and `high` say what its error may cost.
@@ -60,7 +62,8 @@ def servers_for(target: Target, *, tolerance: float = math.inf, budget_s: float 
         return (queue.wait_p if target.of == "wait" else queue.sojourn_p)(target.limit_s * factor)
 
     def meets(servers: int, factor: float = 1.0) -> bool:
-        return over(servers, factor) <= 1 - target.p
+        queue = answer(servers).queue
+        return queue.p_blocked + queue.p_abandoned <= target.loss and over(servers, factor) <= 1 - target.p
 
     guess = Guess(target)
     start = max(first, min(guess.first(), most))
@@ -117,6 +120,8 @@ def check(target: Target) -> None:
         raise BadInput(f"a target is for the 'wait' or the 'sojourn' of a Station, not for {target.of!r} of {target.station!r}")
     check_system(target.station)
     check_share(target.p)
+    if not 0 <= target.loss <= 1:
+        raise BadInput(f"a loss of {target.loss} is not a share of the arrivals, 0 to 1")
     if not target.limit_s > 0 and not (target.of == "wait" and target.limit_s == 0):
         raise BadInput(f"a limit of {target.limit_s} s is not a positive time")
     service = target.station.service
