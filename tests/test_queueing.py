@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import csv
 import itertools
 import math
 import re
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -20,16 +18,12 @@ from mlsys_bench.queueing.laws import Exponential, Lognormal
 from mlsys_bench.queueing.mmc import erlang_b, erlang_c, fewest, loss, mmc, mmck
 from mlsys_bench.queueing.queue import Queue
 from mlsys_bench.queueing.times import MatrixExponential
-
-TRUTH = Path(__file__).parents[2] / "shared" / "data" / "queueing" / "truth.csv"
+from tests import truth_table
 
 
 def truth(model: str) -> list[tuple[dict[str, str], str, float]]:
     """Return (parameters, quantity, value) of one model's rows."""
-    if not TRUTH.exists():
-        pytest.skip("the queueing truth table is not beside this checkout")
-    with TRUTH.open(newline="") as file:
-        rows = [row for row in csv.DictReader(file) if row["model"] == model]
+    rows = [row for row in truth_table.rows() if row["model"] == model]
     assert rows
     return [(dict(part.split("=", 1) for part in row["parameters"].split(";")), row["quantity"], float(row["value"])) for row in rows]
 

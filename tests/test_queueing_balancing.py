@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import csv
 import math
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,16 +16,12 @@ from mlsys_bench.queueing.laws import Deterministic, Exponential, parse_law
 from mlsys_bench.queueing.mmc import mmc
 from mlsys_bench.queueing.queue import Queue
 from mlsys_bench.queueing.station import Balanced
-
-TRUTH = Path(__file__).parents[2] / "shared" / "data" / "queueing" / "truth.csv"
+from tests import truth_table
 
 
 def rows(policy: str) -> list[tuple[dict[str, str], str, float, float]]:
     """Return (parameters, quantity, value, precision) of one policy's rows."""
-    if not TRUTH.exists():
-        pytest.skip("the queueing truth table is not beside this checkout")
-    with TRUTH.open(newline="") as file:
-        found = [row for row in csv.DictReader(file) if row["model"] == "LB" and f"policy={policy};" in row["parameters"]]
+    found = [row for row in truth_table.rows() if row["model"] == "LB" and f"policy={policy};" in row["parameters"]]
     assert found
     return [
         (dict(p.split("=") for p in row["parameters"].split(";")), row["quantity"], float(row["value"]), float(row["precision_abs"]))

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import csv
 import math
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,8 +14,7 @@ from mlsys_bench.queueing.batches import BatchQueue, batches, capacity_per_s, up
 from mlsys_bench.queueing.laws import Exponential, Lognormal, parse_law
 from mlsys_bench.queueing.mdc import mdc
 from mlsys_bench.queueing.times import Floats
-
-TRUTH = Path(__file__).parents[2] / "shared" / "data" / "queueing" / "truth.csv"
+from tests import truth_table
 
 
 def value_of(found: BatchQueue, quantity: str) -> float | None:
@@ -37,10 +34,7 @@ def value_of(found: BatchQueue, quantity: str) -> float | None:
 
 def test_the_truth_table_is_reproduced() -> None:
     """Exact rows to 1e-9; simulated ones, percentiles too, within 1.5 of their 95 % interval."""
-    if not TRUTH.exists():
-        pytest.skip("the queueing truth table is not beside this checkout")
-    with TRUTH.open(newline="") as file:
-        rows = [row for row in csv.DictReader(file) if row["model"] == "BATCH" and row["parameters"].startswith("c=1;")]
+    rows = [row for row in truth_table.rows() if row["model"] == "BATCH" and row["parameters"].startswith("c=1;")]
     wrong, seen = [], 0
     solved: dict[str, BatchQueue] = {}
     for row in rows:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import csv
 import math
 import subprocess
 import sys
-from pathlib import Path
 from types import FunctionType
 
 import numpy as np
@@ -28,8 +26,8 @@ from mlsys_bench.queueing.mmc import mmc
 from mlsys_bench.queueing.qbd import mmpp_mc, mphc
 from mlsys_bench.queueing.station import Bursts, Station
 from mlsys_bench.queueing.times import Floats
+from tests import truth_table
 
-TRUTH = Path(__file__).parents[2] / "shared" / "data" / "queueing" / "truth.csv"
 NAMES = ("exp", "unif", "gamma:0.1", "logn:4", "h2:4", "bp:1.5:1:1000", "mix:0.9:1:10")
 needs_numba = pytest.mark.skipif(not jit.HAVE_NUMBA, reason="numba is not installed (extra `fast`)")
 
@@ -303,11 +301,8 @@ def test_nobody_waits_where_nothing_varies() -> None:
 )
 def test_the_truth_table_is_met(model: str, arrivals: str, service: str, servers: int, rho: float) -> None:
     """Within the bar of its rows (2 or 5 %, or 1.5 times their own precision) and of our interval."""
-    if not TRUTH.exists():
-        pytest.skip("the queueing truth table is not beside this checkout")
     asked = f"c={servers};rho={rho};mean_service=1;arrival={arrivals};service={service}"
-    with TRUTH.open(newline="") as file:
-        rows = [row for row in csv.DictReader(file) if row["model"] == model and row["parameters"] == asked]
+    rows = [row for row in truth_table.rows() if row["model"] == model and row["parameters"] == asked]
     assert rows
     run = confirm(station(arrivals, service, servers, rho), seed=0, half_width=0.02, budget_s=60.0)
     for row in rows:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import csv
 import math
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,16 +15,12 @@ from mlsys_bench.queueing.laws import Deterministic, Exponential, Lognormal, par
 from mlsys_bench.queueing.mmc import erlang_c, mmc
 from mlsys_bench.queueing.schedule import Plan
 from mlsys_bench.queueing.virtual_wait import VirtualWait
-
-TRUTH = Path(__file__).parents[2] / "shared" / "data" / "queueing" / "truth.csv"
+from tests import truth_table
 
 
 def rows(model: str) -> list[tuple[dict[str, str], str, float]]:
     """Return (parameters, quantity, value) of one model's rows."""
-    if not TRUTH.exists():
-        pytest.skip("the queueing truth table is not beside this checkout")
-    with TRUTH.open(newline="") as file:
-        found = [row for row in csv.DictReader(file) if row["model"] == model]
+    found = [row for row in truth_table.rows() if row["model"] == model]
     assert found
     parts = [[part for part in row["parameters"].split(";") if part.count("=") == 1] for row in found]
     return [(dict(p.split("=") for p in part), row["quantity"], float(row["value"])) for part, row in zip(parts, found, strict=True)]

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import csv
 import math
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,16 +15,12 @@ from mlsys_bench.queueing.forkjoin import Joined, common_factor, flatto_hahn, fo
 from mlsys_bench.queueing.laws import Exponential, parse_law
 from mlsys_bench.queueing.station import ForkJoin
 from mlsys_bench.queueing.times import Time
-
-TRUTH = Path(__file__).parents[2] / "shared" / "data" / "queueing" / "truth.csv"
+from tests import truth_table
 
 
 def rows(model: str) -> list[tuple[dict[str, str], str, float, float]]:
     """Return (parameters, quantity, value, precision) of one model's rows."""
-    if not TRUTH.exists():
-        pytest.skip("the queueing truth table is not beside this checkout")
-    with TRUTH.open(newline="") as file:
-        found = [row for row in csv.DictReader(file) if row["model"].startswith(model)]
+    found = [row for row in truth_table.rows() if row["model"].startswith(model)]
     assert found
     return [
         (dict(p.split("=") for p in row["parameters"].split(";")), row["quantity"], float(row["value"]), float(row["precision_abs"]))

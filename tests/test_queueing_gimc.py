@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import csv
 import math
 import re
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,15 +14,11 @@ from mlsys_bench.errors import BadInput, Overload
 from mlsys_bench.queueing.gimc import gimc
 from mlsys_bench.queueing.laws import Deterministic, Exponential, Gamma, Law, Lognormal, PhaseType, balanced, parse_law
 from mlsys_bench.queueing.mmc import mmc
-
-TRUTH = Path(__file__).parents[2] / "shared" / "data" / "queueing" / "truth.csv"
+from tests import truth_table
 
 
 def test_gi_m_c_reproduces_the_truth_table() -> None:
-    if not TRUTH.exists():
-        pytest.skip("the queueing truth table is not beside this checkout")
-    with TRUTH.open(newline="") as file:
-        rows = [row for row in csv.DictReader(file) if row["model"] == "GI/M/c"]
+    rows = [row for row in truth_table.rows() if row["model"] == "GI/M/c"]
     wrong = []
     for row in rows:
         parameters = dict(part.split("=", 1) for part in row["parameters"].split(";"))

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import csv
 import math
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,15 +11,11 @@ from hypothesis import strategies as st
 
 from mlsys_bench.errors import BadInput, Overload
 from mlsys_bench.queueing.mdc import Wait, mdc
-
-TRUTH = Path(__file__).parents[2] / "shared" / "data" / "queueing" / "truth.csv"
+from tests import truth_table
 
 
 def test_the_truth_table_is_reproduced() -> None:
-    if not TRUTH.exists():
-        pytest.skip("the queueing truth table is not beside this checkout")
-    with TRUTH.open(newline="") as file:
-        rows = [row for row in csv.DictReader(file) if row["model"] == "M/D/c"]
+    rows = [row for row in truth_table.rows() if row["model"] == "M/D/c"]
     wrong = []
     for row in rows:
         asked = dict(part.split("=", 1) for part in row["parameters"].split(";"))

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import csv
 import re
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -35,8 +33,8 @@ from mlsys_bench.queueing.qbd import crowd_wait, mphc
 from mlsys_bench.queueing.queue import Queue
 from mlsys_bench.queueing.single import mg1
 from mlsys_bench.queueing.times import MatrixExponential
+from tests import truth_table
 
-TRUTH = Path(__file__).parents[2] / "shared" / "data" / "queueing" / "truth.csv"
 P = (0.5, 0.8, 0.9, 0.95, 0.99)
 
 
@@ -58,10 +56,7 @@ def asked(queue: Queue, quantity: str) -> float:
 @pytest.mark.parametrize("model", ["M/G/c", "GI/G/c"])
 def test_the_truth_table_is_met_within_its_bars(model: str) -> None:
     """2 % up to SCV 1, 5 % up to 4, 10 % at 10 (waits below 1 % of a service time: absolute), or 1.5 times the interval of the table."""
-    if not TRUTH.exists():
-        pytest.skip("the queueing truth table is not beside this checkout")
-    with TRUTH.open(newline="") as file:
-        rows = [row for row in csv.DictReader(file) if row["model"] == model]
+    rows = [row for row in truth_table.rows() if row["model"] == model]
     found: dict[str, Queue] = {}
     wrong = []
     for row in rows:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import csv
 import math
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,16 +16,12 @@ from mlsys_bench.queueing.mmc import mmc
 from mlsys_bench.queueing.networks import flows, gaps, jackson, network, qna, tandem_of_mmc, without_immediate_feedback
 from mlsys_bench.queueing.single import mg1
 from mlsys_bench.queueing.station import Network, Stage, tandem
-
-TRUTH = Path(__file__).parents[2] / "shared" / "data" / "queueing" / "truth.csv"
+from tests import truth_table
 
 
 def rows(model: str) -> list[tuple[dict[str, str], str, float]]:
     """Return (parameters, quantity, value) of one model's rows."""
-    if not TRUTH.exists():
-        pytest.skip("the queueing truth table is not beside this checkout")
-    with TRUTH.open(newline="") as file:
-        found = [row for row in csv.DictReader(file) if row["model"].startswith(model)]
+    found = [row for row in truth_table.rows() if row["model"].startswith(model)]
     assert found
     return [(dict(p.split("=") for p in row["parameters"].split(";")), row["quantity"], float(row["value"])) for row in found]
 

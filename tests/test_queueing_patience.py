@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import csv
 import heapq
 import math
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,8 +16,8 @@ from mlsys_bench.queueing.laws import Deterministic, Exponential, Law, TwoPoint
 from mlsys_bench.queueing.mmc import birth_death, erlang_b, mmc
 from mlsys_bench.queueing.patience import Abandonment, erlang_a, fixed_patience, impatient
 from mlsys_bench.queueing.times import Time
+from tests import truth_table
 
-TRUTH = Path(__file__).parents[2] / "shared" / "data" / "queueing" / "truth.csv"
 PUBLISHED = {"p_abandon_published": 5e-4, "wait_mean_all_published": 1e-3}  # to the digits printed
 
 
@@ -36,10 +34,7 @@ def quantity_of(answer: Abandonment, quantity: str) -> float:
 
 @pytest.mark.parametrize("model", ["M/M/c+M", "M/M/c+D"])
 def test_it_reproduces_the_truth_table(model: str) -> None:
-    if not TRUTH.exists():
-        pytest.skip("the queueing truth table is not beside this checkout")
-    with TRUTH.open(newline="") as file:
-        rows = [row for row in csv.DictReader(file) if row["model"] == model]
+    rows = [row for row in truth_table.rows() if row["model"] == model]
     wrong = []
     for row in rows:
         p = {name: float(value) for name, value in (part.split("=", 1) for part in row["parameters"].split(";"))}

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import csv
 import math
 from collections import deque
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,15 +15,11 @@ from mlsys_bench.queueing.laws import Deterministic, Erlang, Exponential, Gamma,
 from mlsys_bench.queueing.mmc import mmc
 from mlsys_bench.queueing.priorities import nonpreemptive, nonpreemptive_mg1, preemptive, preemptive_mg1
 from mlsys_bench.queueing.times import Floats, Time, invert
-
-TRUTH = Path(__file__).parents[2] / "shared" / "data" / "queueing" / "truth.csv"
+from tests import truth_table
 
 
 def test_the_truth_table_is_reproduced() -> None:
-    if not TRUTH.exists():
-        pytest.skip("the queueing truth table is not beside this checkout")
-    with TRUTH.open(newline="") as file:
-        rows = [row for row in csv.DictReader(file) if row["model"] in ("PRIO M/M/c", "PRIO-PR M/M/1")]
+    rows = [row for row in truth_table.rows() if row["model"] in ("PRIO M/M/c", "PRIO-PR M/M/1")]
     wrong = []
     for row in rows:
         asked = dict(part.split("=", 1) for part in row["parameters"].split(";"))

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import csv
 import heapq
 import math
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -20,16 +18,12 @@ from mlsys_bench.queueing.laws import Deterministic, Exponential, Law, balanced
 from mlsys_bench.queueing.mmc import mmc
 from mlsys_bench.queueing.sharing import mg1ps_mean_s, mm1ps, mmcps
 from mlsys_bench.queueing.times import Time
-
-TRUTH = Path(__file__).parents[2] / "shared" / "data" / "queueing" / "truth.csv"
+from tests import truth_table
 
 
 def test_m_m_1_ps_reproduces_the_truth_table() -> None:
     """The table's waits and blocking are those of a finite chain with a slot for all but 1e-20 of the customers: 0 here."""
-    if not TRUTH.exists():
-        pytest.skip("the queueing truth table is not beside this checkout")
-    with TRUTH.open(newline="") as file:
-        rows = [row for row in csv.DictReader(file) if row["model"] == "M/M/1-PS"]
+    rows = [row for row in truth_table.rows() if row["model"] == "M/M/1-PS"]
     wrong = []
     for row in rows:
         queue = mm1ps(float(dict(part.split("=") for part in row["parameters"].split(";"))["rho"]), 1.0)

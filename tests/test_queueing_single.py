@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import csv
 import itertools
 import math
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -33,17 +31,14 @@ from mlsys_bench.queueing.queue import Queue
 from mlsys_bench.queueing.single import mg1, mg1k
 from mlsys_bench.queueing.spitzer import gig1
 from mlsys_bench.queueing.times import invert
+from tests import truth_table
 
-TRUTH = Path(__file__).parents[2] / "shared" / "data" / "queueing" / "truth.csv"
 LEVELS = (0.5, 0.75, 0.9, 0.95, 0.99)
 
 
 def truth(model: str) -> list[dict[str, str]]:
     """Return the rows of one model, their parameters spread out."""
-    if not TRUTH.exists():
-        pytest.skip("the queueing truth table is not beside this checkout")
-    with TRUTH.open(newline="") as file:
-        rows = [row for row in csv.DictReader(file) if row["model"] == model]
+    rows = [row for row in truth_table.rows() if row["model"] == model]
     assert rows
     return [row | dict(part.split("=", 1) for part in row["parameters"].split(";")) for row in rows]
 
