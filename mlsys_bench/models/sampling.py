@@ -1,4 +1,8 @@
-"""Which models are published with truncated sampling: engines that honour `generation_config.json` then sort the vocabulary each step."""
+"""Which models are published with truncated sampling: engines that honour `generation_config.json` then sort the vocabulary each step.
+
+vLLM takes its default sampling from that file since 0.8 (vllm-project/vllm pull requests 12622 and 15281).  `data/sampling.csv` says of
+each row whether the file, or a copy of it, was read, or is only remembered.
+"""
 
 from __future__ import annotations
 
