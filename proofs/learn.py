@@ -30,7 +30,7 @@ TABLES = {
     names.OPEN: ("blis_measured.csv", "blis_training_raw_inference_perf.csv"),
     names.CLOSED: ("closed_loop_measured.csv", "inferencex_measured.csv"),
 }
-LAYOUTS = 90  # that the scales of closed loops are learned from: the time grows with the cube of the rows
+LAYOUTS = 45  # that the scales of closed loops are learned from: the time grows with the cube of the rows
 
 
 def main() -> int:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import functools
+import math
 import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -23,7 +24,8 @@ import _one_thread  # noqa: F401
 import _toy
 
 from mlsys_bench import models, predict, pricing, stats
-from mlsys_bench.predict import Experiment, Prediction, holdout, regret, score, tables
+from mlsys_bench.latency import coefficients
+from mlsys_bench.predict import Experiment, Prediction, field, holdout, learning, regret, score, tables
 from mlsys_bench.predict.score import Judged
 from mlsys_bench.types import Provenance
 
@@ -187,6 +189,8 @@ def main() -> int:
     closed_loop_held_out(sheet, known, evidence, states)
     first = together(found, "inferencex one point")
     inferencex(sheet, unknown, first, evidence, states)
+    if not sys.argv[1:] or "inferencex" in sys.argv[1:]:
+        configurations(sheet, evidence)
     decisions(sheet, {"closed loop": (evidence.closed, unknown, known), "InferenceX": (evidence.inferencex, unknown, first)})
     mlperf(sheet, together(found, "mlperf"), evidence)
     intervals(sheet, states)
@@ -409,6 +413,42 @@ def inferencex(sheet: Sheet, unknown: Predictions, known: Predictions, evidence:
     by_kind(sheet, "InferenceX: one point of the (GPU, framework, layout)", rest, known, toys, 0.06, states, "InferenceX, one point known")
 
 
+def configurations(sheet: Sheet, evidence: Evidence) -> None:
+    """Leave each GPU, engine and layout of DeepSeek-R1 out while all others are known, without and with its first point.
+
+    The coefficients of all come from other models; the field is linear around them, so that what is left out has a closed form.  A layout's
+    rows in the closed-loop table leave with it.
+    """
+    import numpy as np
+
+    test = evidence.inferencex
+    asked = {e.model for e in test}
+    rows = [*evidence.closed, *test]
+    others = without(evidence.closed, lambda e: e.model in asked)
+    part = learning.learn_part(rows, coefficients.ASSUMED_LOG, predict.assumed().scales[coefficients.CLOSED], others)
+    own = {e.key for e in test}
+    point = {e.key for e in holdout.first_points(test, configuration)[0]}
+    for known, title in ((False, "nothing of it"), (True, "one point of it")):
+        sheet.heading(f"InferenceX: one (GPU, engine, layout) left out, all others known, {title}")
+        names: dict[object, int] = {}
+        keys = [placed(e) if e.model in asked and not (known and e.key in point) else e.key for e in rows]
+        blocks = np.array([names.setdefault(key, len(names)) for key in keys])
+        error, _ = field.left_out(part.given, blocks[part.given.points.row])
+        taken: dict[str, list[tuple[str, float]]] = {}
+        for i, row in enumerate(part.given.points.row):
+            e = rows[row]
+            if part.given.points.kind[i] == 0 and e.key in own and not (known and e.key in point):
+                taken.setdefault(tags(e, None)["kind"], []).append((e.group, abs(float(np.expm1(-error[i])))))
+        for kind, found in taken.items():
+            median = stats.quantile([size for _, size in found], 0.5)
+            sheet.row(f"TPOT, {kind}, median error", median, n=len(found), groups=len({g for g, _ in found}), bar=0.06)
+
+
+def placed(e: Experiment) -> tuple[object, ...]:
+    """Return the GPU, engine and layout, by which runs of both tables are told to be of one configuration."""
+    return (*e.layout, e.engine, e.disaggregated, e.gpus, e.prefill_gpus)
+
+
 def configuration(e: Experiment) -> str:
     """Return the GPU, framework and layout of an InferenceX run: its group without the lengths."""
     return e.group.rsplit(" ", 2)[0]
@@ -457,7 +497,7 @@ def decisions(sheet: Sheet, known: dict[str, tuple[Sequence[Experiment], Predict
             made = regret.decisions(options)
             if not made:
                 continue
-            r = regret.summary(made, len(options))
+            r = regret.summary(made, len(regret.configurations(options)))
             what = f"{table}, {name}"
             sheet.row(f"{what}: median", r.median, interval=r.median_interval, n=r.decisions, groups=r.groups, bar=bars[0])
             sheet.row(f"{what}: p90", r.p90, interval=r.p90_interval, n=r.decisions, groups=r.groups, bar=bars[1])
@@ -472,7 +512,7 @@ def option(e: Experiment, found: Predictions) -> regret.Option | None:
     if price is None or e.key not in found or any(n not in e.measured or n not in found[e.key].figures for n in names):
         return None
     ttft, tpot = (e.measured[n] for n in names)
-    own_ttft, own_tpot = (found[e.key].figures[n][0] for n in names)
+    (own_ttft, ttft_sd), (own_tpot, tpot_sd) = (centre_and_sd(found[e.key].figures[n]) for n in names)
     more = e.output_tokens.mean - 1
     per_user = (e.concurrency or 1) * e.output_tokens.mean
     return regret.Option(
@@ -485,7 +525,16 @@ def option(e: Experiment, found: Predictions) -> regret.Option | None:
         predicted_ttft_s=own_ttft,
         predicted_tpot_s=own_tpot,
         predicted_tokens_per_s=per_user / (own_ttft + more * own_tpot),
+        users=e.concurrency or 0,
+        ttft_sd=ttft_sd,
+        tpot_sd=tpot_sd,
+        first_share=own_ttft / (own_ttft + more * own_tpot),
     )
+
+
+def centre_and_sd(figure: tuple[float, float, float]) -> tuple[float, float]:
+    """Return a predicted figure and the sd of its logarithm."""
+    return figure[0], math.log(figure[2] / figure[1]) / 2 / 1.645
 
 
 def layout_name(e: Experiment) -> str:

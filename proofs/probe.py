@@ -1,16 +1,18 @@
 """`fit --probe` sees the engine: its step times and first tokens, held against `mlsys serve`'s own clock.  `nox -s bench -- probe`.
 
-The server's histogram of step times is read before and after waves that the probe has not sent: other contexts, long answers, so that
-hardly a step is anything but decode.  First tokens are those of prompt lengths it has not sent.
+The server's histogram of step times is read around waves that the probe does not send: other contexts, long answers, so that hardly a step
+is anything but decode.  First tokens are those of prompt lengths it does not send.  Both are measured before the probe and after it.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import http.client
 import re
 import statistics
 import sys
+from collections.abc import Sequence
 from urllib.parse import urlsplit
 
 from mlsys_bench import latency, serve
@@ -23,50 +25,91 @@ TPOT_BAR, TTFT_BAR = 0.05, 0.10
 WAVES = ((1, 40), (1, 600), (3, 100), (6, 24), (8, 48))  # requests, prompt tokens
 ANSWER_TOKENS = 160
 PROMPTS = (20, 110, 200, 330, 640)
-REPEATS = 5
+REPEATS = 3  # before the probe, and after it
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Seen:
+    """What the proof sees by itself: mean steps of waves by the engine's clock, and first tokens of lone prompts."""
+
+    steps: dict[tuple[int, int], list[tuple[float, float]]]  # by requests and prompt tokens: number of steps, seconds of each
+    ttft_s: dict[int, list[float]]  # by prompt tokens
 
 
 def main() -> int:
-    """Probe a server, then measure what it has not seen; print every figure beside its bar; return how many missed."""
+    """Probe a server, measure before and after it what it does not see; print every figure beside its bar; return how many missed."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--budget", type=float, default=300.0, help="seconds for the probe")
     parser.add_argument("--model", default="nano")
     asked = parser.parse_args()
     with serve.start(serve.Options(model=asked.model, port=0)) as server:
+        before = _see(server.url, seed=77)
         found = probe.probe(probe.Options(url=server.url, budget_s=asked.budget))
         print(f"probe: {found.rounds} rounds, {found.requests} requests in {found.took_s:.0f} s; {found.profile.note}\n")
-        sender = waves.Sender(
-            target.probe(server.url, endpoint="completions", model=None, api_key=None, timeout_s=10, seed=77),
-            is_chat=False,
-            api_key=None,
-            seed=78,
-        )
-        with waves.pinned():
-            missed = _steps(found.profile, sender, server.url) + _first_tokens(found.profile, sender)
-        sender.close()
-    return missed
+        after = _see(server.url, seed=79)
+    return _steps(found.profile, before, after) + _first_tokens(found.profile, before, after)
 
 
-def _steps(profile: LatencyProfile, sender: waves.Sender, url: str) -> int:
-    print(f"{'mean step of a wave':28} {'engine':>10} {'predicted':>10} {'error':>8} {'bar':>6}")
-    errors = []
-    for requests, prompt in WAVES:
-        ratios = []
+def _see(url: str, seed: int) -> Seen:
+    """Send every wave and every prompt a few times."""
+    found = target.probe(url, endpoint="completions", model=None, api_key=None, timeout_s=10, seed=seed)
+    sender, seen = waves.Sender(found, is_chat=False, api_key=None, seed=seed + 1), Seen(steps={}, ttft_s={})
+    with waves.pinned():
         for _ in range(REPEATS):
-            before = _clock(url)
-            records = sender.send(waves.Wave(requests=requests, prompt_tokens=prompt, output_tokens=ANSWER_TOKENS), timeout_s=120)
-            after = _clock(url)
-            assert all(r.outcome == "ok" for r in records)
-            steps = after[1] - before[1]
-            measured_s = (after[0] - before[0]) / steps
-            ratios.append((_predicted_s(profile, requests, prompt, steps) / measured_s, measured_s))
-        ratio, measured_s = statistics.median(r for r, _ in ratios), statistics.median(m for _, m in ratios)
-        errors.append(ratio - 1)
+            for requests, prompt in WAVES:
+                seen.steps.setdefault((requests, prompt), []).append(_wave(sender, url, requests, prompt))
+            for prompt in PROMPTS:
+                (record,) = sender.send(waves.Wave(requests=1, prompt_tokens=prompt, output_tokens=1), timeout_s=60)
+                assert record.prompt_tokens == prompt
+                seen.ttft_s.setdefault(prompt, []).append(record.token_s[0] - (record.sent_s or 0.0))
+    sender.close()
+    return seen
+
+
+def _wave(sender: waves.Sender, url: str, requests: int, prompt: int) -> tuple[float, float]:
+    """Return the number of the engine's steps in a wave, and the mean time of one."""
+    before_s, before = _clock(url)
+    records = sender.send(waves.Wave(requests=requests, prompt_tokens=prompt, output_tokens=ANSWER_TOKENS), timeout_s=120)
+    after_s, after = _clock(url)
+    assert all(r.outcome == "ok" for r in records)
+    return after - before, (after_s - before_s) / (after - before)
+
+
+def _steps(profile: LatencyProfile, before: Seen, after: Seen) -> int:
+    """Print the mean step of each wave, measured beside predicted; return whether TPOT misses its bar."""
+    errors = []
+    print(f"{'mean step of a wave':28} {'engine':>10} {'predicted':>10} {'error':>8} {'bar':>6}")
+    for requests, prompt in WAVES:
+        sides = [seen.steps[requests, prompt] for seen in (before, after)]
+        measured_s = _middle([[step_s for _, step_s in side] for side in sides])
+        predicted_s = _middle([[_predicted_s(profile, requests, prompt, steps) for steps, _ in side] for side in sides])
+        errors.append(predicted_s / measured_s - 1)
         cell = f"{requests} x {prompt} + {ANSWER_TOKENS} tokens"
-        print(f"{cell:28} {1e3 * measured_s:7.3f} ms {1e3 * measured_s * ratio:7.3f} ms {errors[-1]:+8.1%}")
+        print(f"{cell:28} {1e3 * measured_s:7.3f} ms {1e3 * predicted_s:7.3f} ms {errors[-1]:+8.1%}")
+    return _kept("TPOT against the step clock", errors, TPOT_BAR)
+
+
+def _first_tokens(profile: LatencyProfile, before: Seen, after: Seen) -> int:
+    """Print first tokens of lone prompts, measured beside predicted; return whether TTFT misses its bar."""
+    errors = []
+    print(f"{'first token of a prompt':28} {'measured':>10} {'predicted':>10} {'error':>8} {'bar':>6}")
+    for prompt in before.ttft_s:
+        measured_s = _middle([before.ttft_s[prompt], after.ttft_s[prompt]])
+        predicted_s = outside.ttft_s(profile, prompt, 256)
+        errors.append(predicted_s / measured_s - 1)
+        print(f"{f'{prompt} tokens':28} {1e3 * measured_s:7.2f} ms {1e3 * predicted_s:7.2f} ms {errors[-1]:+8.1%}")
+    return _kept("TTFT at idle", errors, TTFT_BAR)
+
+
+def _middle(sides: Sequence[Sequence[float]]) -> float:
+    """Return the geometric mean of the medians before and after the probe: a machine that drifts was in between while it was probed."""
+    return statistics.geometric_mean(statistics.median(side) for side in sides)
+
+
+def _kept(name: str, errors: Sequence[float], bar: float) -> int:
     middle = statistics.median(map(abs, errors))
-    print(f"{'TPOT against the step clock':28} {'':10} {'median':>10} {middle:8.1%} {TPOT_BAR:6.0%}\n")
-    return int(middle > TPOT_BAR)
+    print(f"{name:28} {'':10} {'median':>10} {middle:8.1%} {bar:6.0%}\n")
+    return int(middle > bar)
 
 
 def _predicted_s(profile: LatencyProfile, requests: int, prompt: int, steps: float) -> float:
@@ -75,20 +118,6 @@ def _predicted_s(profile: LatencyProfile, requests: int, prompt: int, steps: flo
     decode_s = sum(latency.step_s(profile, (requests, requests * (prompt + i), 0.0, 0.0, requests)) for i in range(1, ANSWER_TOKENS))
     prefills = -(-requests * prompt // 256)
     return (prefill_s + decode_s * (steps - prefills) / (ANSWER_TOKENS - 1)) / steps
-
-
-def _first_tokens(profile: LatencyProfile, sender: waves.Sender) -> int:
-    print(f"{'first token of a prompt':28} {'measured':>10} {'predicted':>10} {'error':>8} {'bar':>6}")
-    errors = []
-    for prompt in PROMPTS:
-        seen = [sender.send(waves.Wave(requests=1, prompt_tokens=prompt, output_tokens=1), timeout_s=60)[0] for _ in range(2 * REPEATS)]
-        measured_s = statistics.median(r.token_s[0] - (r.sent_s or 0.0) for r in seen)
-        predicted_s = outside.ttft_s(profile, seen[0].prompt_tokens or prompt, 256)
-        errors.append(predicted_s / measured_s - 1)
-        print(f"{f'{prompt} tokens':28} {1e3 * measured_s:7.2f} ms {1e3 * predicted_s:7.2f} ms {errors[-1]:+8.1%}")
-    middle = statistics.median(map(abs, errors))
-    print(f"{'TTFT at idle':28} {'':10} {'median':>10} {middle:8.1%} {TTFT_BAR:6.0%}")
-    return int(middle > TTFT_BAR)
 
 
 def _clock(url: str) -> tuple[float, float]:

@@ -25,6 +25,8 @@ from mlsys_bench.engine import Engine
 from mlsys_bench.errors import BadInput, MeasurementFailed, UnknownName
 from mlsys_bench.types import Bench, Launch, Measurement, Round, Scalar
 
+pytestmark = pytest.mark.e2e
+
 SMALL = bench.Options(device="cpu", max_batch=2, max_step_tokens=64, max_context=128, kv_tokens=512, budget_s=25.0)
 
 # ---------------------------------------------------------------- options
@@ -145,6 +147,13 @@ def test_a_batch_spreads_evenly_around_its_context() -> None:
         assert min(lengths) >= 500
         assert max(lengths) <= 1500
         assert abs(sum(lengths) / batch - 1000) <= 250
+
+
+def test_batches_lie_so_close_that_a_change_of_kernels_is_found() -> None:
+    """MKL takes 40 % more from four tokens on: a grid of 8, 4, 2, 1 cannot tell where between two and four that is."""
+    assert steps.sizes(8) == [8, 6, 4, 3, 2, 1]
+    assert steps.sizes(12) == [12, 9, 6, 4, 3, 2, 1]
+    assert steps.sizes(1) == [1]
 
 
 def test_cells_are_the_same_in_every_round_and_launch(engine_bench: steps.Bench) -> None:

@@ -193,3 +193,35 @@ def test_new_experiments_keep_the_groups_of_known_ones() -> None:
     assert [again[name][1] == first[name][0] for name in field.GROUPS] == [True] * len(field.GROUPS)
     assert again["device"][0] != first["device"][0]
     assert again["model"][0] == first["model"][0]
+
+
+# ---------------------------------------------------------------- how far it reaches
+
+
+def test_the_field_is_believed_as_it_is_near_rows_and_less_the_less_it_knows() -> None:
+    """Half of a deviation holds halfway between knots with shares 1 and 0; sds are interpolated likewise, and end at the last."""
+    reach = field.Reach(claimed=np.log([0.1, 0.4]), share=np.array([1.0, 0.0]), needed=np.log([0.1, 0.9]))
+    shift, sd = reach.of(np.full(4, 2.0), np.array([0.01, 0.1, 0.2, 5.0]))
+    assert shift == pytest.approx([2.0, 2.0, 1.0, 0.0])
+    assert sd == pytest.approx([0.01, 0.1, 0.3, 0.9])
+
+
+@pytest.mark.parametrize(("common", "least", "most"), [(0.3, 0.8, 1.0), (0.0, 0.0, 0.35)])
+def test_what_is_left_out_says_how_far_the_field_is_to_be_believed(common: float, least: float, most: float) -> None:
+    """60 GPUs with deviations that the field takes for those of their architecture: true of one world, of the other each has its own."""
+    rng, gpus, each = np.random.default_rng(3), 60, 8
+    code = np.repeat(np.arange(gpus), each)
+    groups = {name: np.arange(len(code)) + 1000 for name in field.GROUPS} | {"generation": code // 6, "device": code}
+    slope = np.zeros((len(code), P))
+    slope[:, 0] = 1.0
+    scales = field.SCALES | {f"smooth {name}": 1e-6 for name in ("layout", "served", "spread")} | {"generation": 2.0, "device": 1.0}
+    p = field.Points(
+        row=np.arange(len(code)), kind=np.zeros(len(code), dtype=np.int64), slope=slope, groups=groups, place=np.zeros((len(code), 3))
+    )
+    own = rng.normal(0, 0.2, gpus)
+    misfit = rng.normal(0, common, gpus // 6)[code // 6] + own[code] + rng.normal(0, 0.02, len(code))
+    reach = field.reach(field.posterior(p, misfit, scales), 0, 1.0, np.arange(len(code)), [code])
+    assert reach.share[0] == 1.0
+    assert least <= reach.share[-1] <= most
+    wanted = math.sqrt(0.2**2 + 0.02**2)
+    assert wanted < math.exp(reach.needed[-1]) < 1.6 * wanted

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
@@ -140,6 +141,35 @@ def test_a_layout_that_never_meets_the_limits_is_given_up() -> None:
     decision = regret.decide([*hopeless, option("c", 4.0, 0.5, 0.02, seen=(4.0, 2.0, 0.02))], 1.0, 0.05)
     assert decision is not None
     assert (decision.regret, decision.misses) == (0.0, 2)
+
+
+def test_a_choice_weighs_what_a_miss_would_come_to() -> None:
+    """Cheap and at the limit (a coin's toss, else 10 x 1.2) or sure at 4: 6.5 expected against 4.  Where a miss comes to 3 x 1.2: 2.3."""
+    sure = replace(option("sure", 4.0, 0.5, 0.02), users=8)
+    risky = replace(option("a", 1.0, 5.0, 0.02, seen=(1.0, 1.0, 0.02)), users=16, ttft_sd=0.2, first_share=0.0)
+    for fallback, wanted in ((10.0, (0.0, 0)), (3.0, (0.0, 1))):
+        safe = replace(option("a", fallback, 0.1, 0.02), users=4)
+        decision = regret.decide([risky, safe, sure], 1.0, 0.05)
+        assert decision is not None
+        assert (decision.regret, decision.misses) == (pytest.approx(wanted[0]), wanted[1])
+
+
+def test_errors_of_one_layout_are_mostly_common() -> None:
+    """Correlation of two options' logs: `TOGETHER` within a layout, 0 between layouts; the sd is the predicted one."""
+    drawn = [regret.possible([replace(option(n, 1.0, 0.5, 0.02), ttft_sd=0.3) for n in "aab"], seed=i) for i in range(40)]
+    logs = np.log(np.concatenate([p.ttft_s for p in drawn]) / 0.5)
+    found = np.corrcoef(logs.T)
+    assert np.std(logs, axis=0) == pytest.approx([0.3] * 3, rel=0.05)
+    assert found[0, 1] == pytest.approx(regret.TOGETHER, abs=0.05)
+    assert abs(found[0, 2]) < 0.06
+
+
+def test_repeats_of_a_run_are_one_configuration() -> None:
+    """Nobody can choose the faster of two repeats: they count as one, of their geometric mean."""
+    runs = [replace(option("a", 1.0, ttft, 0.02), users=8) for ttft in (0.4, 0.9)] + [replace(option("a", 1.0, 0.5, 0.02), users=16)]
+    found = regret.configurations(runs)
+    assert [o.users for o in found] == [8, 16]
+    assert found[0].ttft_s == pytest.approx(0.6)
 
 
 def test_an_slo_that_nothing_meets_asks_nothing() -> None:

@@ -17,8 +17,10 @@ from mlsys_bench.journeys import served
 from mlsys_bench.plan import agreement
 from mlsys_bench.serve import steplog
 from mlsys_bench.serve.steplog import StepLog, Steps
-from mlsys_bench.types import LatencyProfile, RequestRecord, Requests
+from mlsys_bench.types import Bench, LatencyProfile, Launch, Measurement, RequestRecord, Requests, Round
 from mlsys_bench.workload import Schedule
+
+pytestmark = pytest.mark.e2e
 
 TRAFFIC = workload.synthetic(1.0, prompt="lognormal:96:0.6:384", output="lognormal:40:0.6:160")
 LIMITS = Limits(max_seqs=8, max_step_tokens=256, block_tokens=16, blocks=512, max_context=1024)
@@ -134,7 +136,14 @@ def window(true: LatencyProfile, factor: float, seed: int) -> served.Window:
 
 @pytest.fixture(scope="module")
 def fitted() -> LatencyProfile:
-    return served.fit(HEALTH, [window(TRUE, 1.0, 1), window(TRUE, 1.1, 2)])
+    """Two calibrations 10 % apart, on a machine that showed twice the speed of its steps."""
+    speeds = {"memory.read": 2 * TRUE.constants["bandwidth_bytes_per_s"], "gemm": 2 * TRUE.constants["peak_flops_per_s"]}
+    ceilings = tuple(
+        Measurement(name=name, unit="1/s", better="higher", parameters={"device": "cpu", "threads": 1, "precision": "fp32"},
+                    launches=(Launch(started_s=0.0, rounds=(Round(values=(value,)),)),))
+        for name, value in speeds.items()
+    )  # fmt: skip
+    return served.fit(HEALTH, [window(TRUE, 1.0, 1), window(TRUE, 1.1, 2)], Bench(measurements=ceilings))
 
 
 def figures(records: tuple[RequestRecord, ...], metric: Callable[[RequestRecord], float | None]) -> tuple[float, float]:
@@ -160,7 +169,15 @@ def test_windows_that_differ_are_drift_and_widen_the_profile(fitted: LatencyProf
     assert float(found[1]) == pytest.approx(100 * np.log(1.1) / 2**0.5, abs=0.5)
     rng, usual = np.random.default_rng(0), (6, 700, 0, 0, 6)
     drawn = np.log([latency.step_s(latency.draw(fitted, rng), usual) for _ in range(200)])
-    assert drawn.std() > 0.05
+    assert drawn.std() > 0.06
+
+
+def test_between_two_calibrations_the_profile_is_as_fast_as_they_were(fitted: LatencyProfile) -> None:
+    usual = (3, 400, 0, 0, 3)
+    late = served.around(fitted, [dataclasses.replace(window(TRUE, 1.3, 4), request_s=0.004)])
+    assert latency.step_s(late, usual) == pytest.approx(1.3 * latency.step_s(TRUE, usual), rel=0.04)
+    assert late.constants["request_overhead_s"] == pytest.approx(0.004)
+    assert served.stretch(late, window(TRUE, 1.3, 5)) == pytest.approx(1.0, rel=0.01)
 
 
 def test_the_overheads_of_http_are_in_the_profile(fitted: LatencyProfile) -> None:
@@ -207,11 +224,13 @@ def test_a_real_server_logs_every_step_of_its_requests(tmp_path: Path) -> None:
         due = Schedule(scheduled_s=np.linspace(0, 0.5, 6), prompt_tokens=np.full(6, 30), output_tokens=np.full(6, 5))
         _, run = loadtest.run(loadtest.Options(url=server.url, trace=due, duration_s=1.0, warmup_s=0.0, drain_s=30.0))
         steps = steplog.read(log)
+        window = served.logged(log, [run], 12.0)
     during = steps.between(run.t0_unix_s, run.t0_unix_s + 1e6)
     answered = [r for r in run.requests if r.outcome == "ok"]
     assert answered
     assert during.features[:, 4].sum() == sum(r.output_tokens or 0 for r in answered), "a token for each that was sampled"
     assert during.features[:, 2].sum() == sum(r.prompt_tokens or 0 for r in answered), "every prompt token once"
-    there_s, back_s = served.overheads(during, run)
-    assert there_s > -0.005
-    assert back_s > -0.005
+    assert window.features.tolist() == during.features.tolist()
+    assert (window.period_s >= during.step_s - 1e-6).all(), "a period reaches to the next step, where that follows at once"
+    assert window.request_s > -0.005
+    assert window.token_s > -0.005

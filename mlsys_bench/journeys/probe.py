@@ -129,7 +129,7 @@ class _Run:
     def _round(self) -> Iterator[Wave]:
         """Yield the cells of a round; lone requests first in the first, since the size of the others follows from them."""
         lone = [Wave(requests=1, prompt_tokens=n, output_tokens=1) for n in self._lengths()]
-        grid = [(c, n) for c in self._batches() for n in self._contexts()]
+        grid = [(c, n) for c in batches(self._most) for n in self._contexts()]
         if self._rounds == 0:
             yield from lone
             grid.sort(key=lambda cell: cell[0] * cell[1])
@@ -183,10 +183,6 @@ class _Run:
         expected_s = tokens * self._step_s
         return Wave(requests=batch, prompt_tokens=context, output_tokens=tokens) if expected_s < min(_PATIENCE_S, self._left_s) else None
 
-    def _batches(self) -> list[int]:
-        powers = [2**i for i in range(int(math.log2(self._most)) + 1)]
-        return sorted({*powers, self._most})
-
     def _contexts(self) -> list[int]:
         low, high = 4 * _SHORTEST, max(self._longest, 5 * _SHORTEST)
         return sorted({round(low * (high / low) ** (i / (_CONTEXTS - 1))) for i in range(_CONTEXTS)})
@@ -231,6 +227,12 @@ class _Run:
             return {"max_step_tokens": float(self._budget_tokens)} if self._budget_tokens else {}
         found = {"max_batch": limits["max_seqs"], "kv_tokens": limits["blocks"] * limits["block_tokens"]}
         return {k: float(v) for k, v in {**found, **{n: limits[n] for n in ("max_step_tokens", "block_tokens", "max_context")}}.items()}
+
+
+def batches(most: int) -> list[int]:
+    """Return batch sizes up to the most: powers of two, and the middle of each two, since kernels change somewhere between."""
+    powers = [2**i for i in range(int(math.log2(most)) + 1)]
+    return sorted({*powers, *(3 * p // 2 for p in powers[1:] if 3 * p // 2 < most), most})
 
 
 def _took_turns(records: tuple[RequestRecord, ...]) -> bool:

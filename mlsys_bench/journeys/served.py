@@ -6,6 +6,7 @@ the engine logs its own steps (`serve.steplog`) while calibration traffic runs, 
 
     window = calibrate(url, log, traffic, …)     one user, a flood for the full batch, a ramp from nothing to saturation
     profile = fit(health, windows, ceilings)     cells of steps -> `latency.fit`; then held to the total time of all steps
+    around(profile, windows[1:3])                the same as fast as the machine was between two of them
     replayed(requests, profile, limits)          the same arrivals and lengths, simulated
 
 Nothing of a load test enters the profile it is compared with.
@@ -31,6 +32,7 @@ from mlsys_bench.workload import Schedule
 
 Floats = npt.NDArray[np.float64]
 ALONE_S, FLOOD_S, RAMP_S = 6.0, 5.0, 20.0  # of one calibration
+SHORT_S = 12.0  # of one that only tells how fast the machine is now
 _BEYOND = 4  # users more than seats, so that some always wait
 _PEAK = 1.05  # of the flood's rate, at the end of the ramp
 _FEWEST, _FEWEST_ALONE = 4, 2  # steps that make a cell; the second where nobody decodes, which is rare in a busy server
@@ -59,18 +61,31 @@ def calibrate(url: str, log: Path, traffic: Workload, *, users: int, seed: int, 
     """Load a server that logs its steps, and return what it logged: one user, more than have seats, a ramp of open-loop traffic."""
     _, alone = loadtest.run(_options(url, traffic, seed, users=1, duration_s=ALONE_S))
     flood, flooded = loadtest.run(_options(url, traffic, seed + 1, users=users + _BEYOND, duration_s=flood_s))
-    _, ramped = loadtest.run(_options(url, traffic, seed + 2, trace=ramp(traffic, _PEAK * flood.request_rate_per_s, ramp_s, seed)))
+    return logged(log, (alone, flooded, _ramped(url, traffic, flood.request_rate_per_s, seed, ramp_s)), flood.request_rate_per_s)
+
+
+def recalibrate(url: str, log: Path, traffic: Workload, *, flood_per_s: float, seed: int, ramp_s: float = SHORT_S) -> Window:
+    """Return what a short ramp logs to the rate of an earlier flood: every batch size, to tell how fast the machine is now."""
+    return logged(log, [_ramped(url, traffic, flood_per_s, seed, ramp_s)], flood_per_s)
+
+
+def _ramped(url: str, traffic: Workload, flood_per_s: float, seed: int, ramp_s: float) -> Requests:
+    return loadtest.run(_options(url, traffic, seed + 2, trace=ramp(traffic, _PEAK * flood_per_s, ramp_s, seed)))[1]
+
+
+def logged(log: Path, runs: Sequence[Requests], rate_per_s: float) -> Window:
+    """Return what a server logged of load tests; what HTTP adds is that of the last one."""
     steps = steplog.read(log)
-    each = [_within(steps, run) for run in (alone, flooded, ramped)]
-    request_s, token_s = overheads(each[-1], ramped)
+    each = [_within(steps, run) for run in runs]
+    request_s, token_s = overheads(each[-1], runs[-1])
     busy = [_periods(s) for s in each]
     return Window(
-        begun_unix_s=alone.t0_unix_s,
+        begun_unix_s=runs[0].t0_unix_s,
         features=np.concatenate([features for features, _ in busy]),
         period_s=np.concatenate([period_s for _, period_s in busy]),
         request_s=request_s,
         token_s=token_s,
-        flood_per_s=flood.request_rate_per_s,
+        flood_per_s=rate_per_s,
     )
 
 
@@ -150,14 +165,20 @@ def fit(health: Mapping[str, Any], windows: Sequence[Window], ceilings: Bench | 
     profile = latency.fit(Bench(measurements=(*measured, *cells(health, windows))))
     ratios = np.array([stretch(profile, window) for window in windows])
     drift = float(np.log(ratios).std(ddof=1)) if len(ratios) > 1 else 0.0
-    there_s, back_s = (float(np.mean([getattr(w, name) for w in windows])) for name in ("request_s", "token_s"))
-    constants = {**profile.constants, "request_overhead_s": there_s, "token_overhead_s": back_s}
     covariance = np.asarray(profile.covariance) + drift**2
     note = f"{profile.note}; served: {len(windows)} calibration(s), drift {100 * drift:.1f} % between them"
-    return stretched(
-        dataclasses.replace(profile, constants=constants, covariance=tuple(map(tuple, covariance.tolist())), note=note),
-        float(np.exp(np.log(ratios).mean())),
-    )
+    return around(dataclasses.replace(profile, covariance=tuple(map(tuple, covariance.tolist())), note=note), windows)
+
+
+def around(profile: LatencyProfile, windows: Sequence[Window]) -> LatencyProfile:
+    """Return the profile as fast as the machine was in these calibrations, and with what HTTP added then.
+
+    A machine whose speed drifts is best told for a moment by the calibrations before and after it.
+    """
+    logs = [np.log(stretch(profile, window)) for window in windows]
+    there_s, back_s = (float(np.mean([getattr(w, name) for w in windows])) for name in ("request_s", "token_s"))
+    constants = {**profile.constants, "request_overhead_s": there_s, "token_overhead_s": back_s}
+    return stretched(dataclasses.replace(profile, constants=constants), float(np.exp(np.mean(logs))))
 
 
 def stretch(profile: LatencyProfile, window: Window) -> float:

@@ -13,8 +13,8 @@ With n = D + P tokens in the step,
            + link_s + link n b / link_bandwidth                                   all-reduce, only with tensor parallelism
 
 W(n) = dense + expert bytes (1 - (1 - k/E)^n): a mixture of experts reads the experts that are hit.  F = n f + S h FLOPs.
-g(n) = 1 - exp(-(n / pack_tokens)^4) goes from 0 to 1: beyond a few tokens libraries change to kernels that first copy the weights (on the
-CPUs measured: MKL from 4 tokens on, int8 weights widened from 17 on); only fitted profiles have that term.
+g(n) is 1 beyond `pack_tokens`, else 0: for more than a few tokens libraries change to kernels that first copy the weights (on the CPUs
+measured: MKL from 4 tokens on, +40 % from one to the next; int8 weights widened from 17 on); only fitted profiles have that term.
 `roof(x, y)` is max(x, y), or the smooth (x^p + y^p)^(1/p) where the constant `roof_norm` = p says so.
 
 Coefficients (`TERMS`): `step_s`, `sequence_s`, `pack_s` and `link_s` are seconds; `weights`, `linear`, `kv`, `attention` and `link`

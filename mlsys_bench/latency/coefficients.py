@@ -20,20 +20,23 @@ from mlsys_bench import resources
 Array = npt.NDArray[np.float64]
 OPEN, CLOSED = "open", "closed"  # loads whose rows are learned from apart: their clients differ in more than a coefficient can say
 
-ROOF_NORM = 4.0  # max(a, b) is smoothed to (a^4 + b^4)^(1/4): kernels overlap reads and products well, not wholly
+ROOF_NORM = 1.4  # max(a, b) is smoothed to (a^p + b^p)^(1/p): reads and products overlap in part; fitted by `proofs/operators.py`
 
 LEARNED: dict[str, tuple[float, float]] = {
-    "memory": (1.25, 0.20),  # time of reading weights over bytes / bandwidth; 1.15 to 1.35 in Vidur's operator tables
+    "memory": (1.23, 0.20),  # time of reading weights over bytes / bandwidth; 1.23 on A100 and A40 in `proofs/operators.py`
     "kv": (1.4, 0.40),  # the same of the cache: paged, shorter reads
-    "compute16": (1.4, 0.30),  # matrix products over FLOPs / peak; 1.3 to 1.5 in the same tables
+    "compute16": (1.37, 0.30),  # matrix products over FLOPs / peak; 1.41 and 1.34 there
     "compute8": (1.8, 0.40),  # the same in 8 bit
     "compute4": (2.2, 0.50),  # the same in 4 bit
     "attention": (2.5, 0.50),  # prefill attention over FLOPs / 16-bit peak
     "activation": (0.5, 0.60),  # reads and writes outside matrix kernels, in units of `shares.PASSES`
-    "expert_memory": (1.1, 0.30),  # experts over other weights: fewer bytes a kernel, uneven routing
-    "expert_compute": (2.0, 0.60),  # of experts over other matrix products: few tokens each
+    "expert_memory": (1.0, 0.30),  # experts over other weights: fewer bytes a kernel, but uneven routing hits fewer of them
+    "expert_compute": (1.5, 0.40),  # of experts over other matrix products: many smaller ones, uneven
+    "expert_tile": (32.0, 0.70),  # rows that a hit expert's products are padded to: trtllm-gen 8 to 128, Triton 16 to 128, DeepGEMM 64
+    "expert_tile16": (16.0, 0.70),  # the same where products are in 16 bit: 8 to 64 in Marlin
     "layer_s": (25e-6, 0.50),  # a layer's kernels that neither bytes nor FLOPs explain
     "moe_layer_s": (30e-6, 0.70),  # routing, sorting, combining
+    "latent_layer_s": (15e-6, 0.70),  # the more kernels of latent attention (MLA): down and up projections, products with absorbed weights
     "round_s": (6e-6, 0.60),  # one round of a small collective
     "link": (1.5, 0.60),  # the bytes of collectives over the link's rate
     "step_s": (0.4e-3, 0.70),  # host, per step
@@ -42,8 +45,8 @@ LEARNED: dict[str, tuple[float, float]] = {
     "first_s": (8e-3, 0.80),  # per request outside the engine: HTTP, tokenizer, way to the client
     "prompt_token_s": (2e-6, 0.80),  # per prompt token outside the engine: tokenizer, body of the request
     "client_s": (15e-3, 1.00),  # per request of a closed loop: until a client that was answered has its next one there
-    "wait_steps": (1.0, 0.50),  # steps that pass before a new request's own begins, where a step is always running
-    "uncached": (0.7, 0.50),  # share of a prompt that prefix caching leaves to compute, where prompts are repeated
+    "wait_steps": (1.5, 0.50),  # steps that pass before a new request's own begins: half a running one, and one planned already
+    "uncached": (0.05, 1.00),  # share of a prompt that prefix caching leaves to compute, where prompts are repeated: a last block
     "draft_tokens": (1.8, 0.30),  # tokens a step brings a sequence with speculation
     "transfer_s": (60e-3, 1.0),  # per request between prefill and decode pool
 }
@@ -80,21 +83,23 @@ def floored(found: Mapping[str, Any], multipliers: tuple[str, ...]) -> dict[str,
 
 def terms(c: Mapping[str, Any], k: Mapping[str, Any]) -> dict[str, Any]:
     """Return the terms of a layout's profile: `c` by learned name, `k` the layout's constants; floats, or arrays over layouts."""
-    compute = {"16": c["compute16"], "8": c["compute8"], "4": c["compute4"]}
+    compute = {width: np.maximum(c[f"compute{width}"], 1.0) for width in ("16", "8", "4")}
 
     def of(group: str) -> Any:
         return sum(share * k[f"{group}_is_{width}"] for width, share in compute.items())
 
     host_s = c["step_s"] + c["layer_s"] * k["layers"] + c["moe_layer_s"] * k["moe_layers"] + c["round_s"] * k["rounds"]
+    host_s = host_s + c["latent_layer_s"] * k["latent_layers"]
     return {
         "step_s": host_s + c["sampler"] * k["sampler_s"],
-        "sequence_s": c["sequence_s"],
+        "sequence_s": c["sequence_s"] / k.get("attention_dp", 1.0),  # each rank of data-parallel attention schedules its own
         "weights": c["memory"],
         "linear": of("dense"),
         "attention_linear": of("attention"),
         "head_linear": c["compute16"],
         "experts": c["memory"] * c["expert_memory"],
         "expert_linear": of("experts") * c["expert_compute"],
+        "expert_tile": c["expert_tile"] + (c["expert_tile16"] - c["expert_tile"]) * k["experts_is_16"],
         "kv": c["kv"],
         "attention": c["attention"],
         "activation": c["activation"],

@@ -13,8 +13,8 @@ from typing import Any
     ATTENTION_READ, ATTENTION_FLOPS, DENSE_READ, DENSE_FLOPS, HEAD_READ, HEAD_FLOPS, EXPERT_READ, EXPERT_FLOPS, MISSED,
     PACK, PACK_TOKENS, NORM,
     KV, KV_FLOPS, KV_WINDOW, WINDOW, PAIR, PAIR_WINDOW,
-    STAIR, STAIR_END,
-) = range(25)  # fmt: skip
+    STAIR, STAIR_END, TILE,
+) = range(26)  # fmt: skip
 SIZE = 32
 
 
@@ -27,8 +27,8 @@ def seconds(
         tokens = t[STAIR] * math.ceil(tokens / t[STAIR])
     norm = t[NORM]
     read = t[DENSE_READ]
-    if t[PACK] > 0.0:
-        read += t[PACK] * -math.expm1(-((tokens / t[PACK_TOKENS]) ** 4))
+    if tokens > t[PACK_TOKENS]:
+        read += t[PACK]
     compute = t[DENSE_FLOPS] * tokens
     if t[HEAD_READ] == 0.0:  # the head is counted with the matrices
         compute += t[HEAD_FLOPS] * sampled_tokens
@@ -38,7 +38,12 @@ def seconds(
     if t[HEAD_READ] > 0.0 and sampled_tokens > 0.0:
         busy += _roof(t[HEAD_READ], t[HEAD_FLOPS] * sampled_tokens, norm)
     if t[EXPERT_READ] > 0.0:
-        busy += _roof(t[EXPERT_READ] * (1.0 - t[MISSED] ** tokens), t[EXPERT_FLOPS] * tokens, norm)
+        hit = 1.0 - t[MISSED] ** tokens
+        rows = tokens
+        if t[TILE] > 0.0 and hit > 0.0:  # each expert that is hit computes whole tiles of rows
+            chosen = 1.0 - t[MISSED]
+            rows += 0.5 * t[TILE] * hit / chosen * (1.0 + math.exp(-tokens * chosen / (hit * t[TILE])))
+        busy += _roof(t[EXPERT_READ] * hit, t[EXPERT_FLOPS] * rows, norm)
     busy += max(t[KV], t[KV_FLOPS]) * decode_kv_tokens + t[PAIR] * prefill_pairs + t[PER_DECODE] * decode_seqs
     if t[WINDOW] > 0.0:
         busy += t[KV_WINDOW] * min(decode_kv_tokens, t[WINDOW] * decode_seqs)

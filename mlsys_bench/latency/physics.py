@@ -17,6 +17,7 @@ from mlsys_bench.latency import coefficients, step
 from mlsys_bench.latency.shares import formats, shares
 from mlsys_bench.types import LatencyProfile, Layout, Provenance
 
+_NUDGE = 1e-4  # of a log-coefficient, for slopes
 RESIDUAL_LOG_SD = 0.05  # of the form itself, beside its coefficients
 Array = npt.NDArray[np.float64]
 
@@ -45,7 +46,7 @@ def roofline(
     covariance = slopes @ np.diag(coefficients.spread_log() ** 2) @ slopes.T
     return LatencyProfile(
         form="step",
-        layout=Layout(model=arch.id, precision=precision, device=device.id, tp=tp, pp=pp, ep=ep),
+        layout=Layout(model=arch.id, precision=precision, device=device.id, tp=tp, pp=pp, ep=ep, attention_dp=attention_dp),
         stage=None,
         terms=tuple(found),
         coefficients=tuple(found.values()),
@@ -70,15 +71,12 @@ def layout_constants(
 
 def terms_of(logs: Array, k: dict[str, float]) -> tuple[dict[str, float], Array]:
     """Return a layout's terms, none below its floor, and the derivatives of their logarithms by the log-coefficients."""
-
-    def at(x: Array) -> dict[str, float]:
-        found = coefficients.terms(dict(zip(coefficients.NAMES, np.exp(x).tolist(), strict=True)), k)
-        return {name: float(value) for name, value in coefficients.floored(found, step.MULTIPLIERS).items()}
-
-    centre = at(logs)
-    here = np.log(list(centre.values()))
-    slopes = [(np.log(list(at(logs + 1e-4 * row).values())) - here) / 1e-4 for row in np.eye(len(logs))]
-    return centre, np.array(slopes).T
+    moved = np.vstack([logs, logs + _NUDGE * np.eye(len(logs))])  # the point, and one step along each coefficient
+    found = coefficients.terms(dict(zip(coefficients.NAMES, np.exp(moved).T, strict=True)), k)
+    values = {name: np.broadcast_to(v, len(moved)) for name, v in coefficients.floored(found, step.MULTIPLIERS).items()}
+    centre = {name: float(v[0]) for name, v in values.items()}
+    rise = np.log(np.array(list(values.values())))
+    return centre, (rise[:, 1:] - rise[:, :1]) / _NUDGE
 
 
 def constants_of(arch: models.Architecture, precision: str, tp: int = 1) -> dict[str, float]:

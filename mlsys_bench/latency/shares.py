@@ -8,9 +8,10 @@
 | output head | once a step | per sampled token | all devices |
 | KV cache | context, at most window or top k; a state in linear layers | per cached token | KV heads; a latent cache is whole on each |
 | prefill attention | | per (query, key) pair | heads |
-| activations | PASSES values of the hidden size a layer and token | | none |
+| activations | PASSES values of the hidden size a layer and token | | ranks of attention DP |
 
 All-reduces: two a layer over the devices of a replica; with data-parallel attention an all-to-all of k hidden values a token instead.
+Devices beyond those that one link joins are reached over the network.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ from mlsys_bench.errors import BadInput
 
 PASSES = 12  # times a layer's hidden values are written or read outside the matrix kernels; scaled by a learned coefficient
 PCIE_BYTES_PER_S = 25e9  # a PCIe 4.0 x16 slot in one direction, less protocol: where the catalogue knows no link
+NETWORK_BYTES_PER_S = 50e9  # 400 Gbit/s for each device, between boards that their own link does not join
+NETWORK_ROUNDS = 7  # that one between boards takes as long as: 8.5 against 1.25 us in the table of NCCL's tuning (trees, LL128)
 FP8_CACHE = ("trtllm", "sglang", "atom")  # engines that are run with an fp8 cache beside fp8 and fp4 weights; vLLM keeps 16 bit
 _FORMS = {"fp32": "fp32", "bf16": "bf16", "fp16": "bf16", "fp8": "fp8", "int8": "int8", "fp4": "fp4", "nvfp4": "fp4", "mxfp4": "fp4"}
 
@@ -76,9 +79,11 @@ def shares(
         "head_peak_flops_per_s": _peak(device, kept["head"]),
         "bandwidth_bytes_per_s": device.bandwidth_bytes_per_s,
         **_attention(arch, device, precision, kv_precision, tp, attention_dp),
-        "activation_bytes_per_token": PASSES * arch.layers * arch.hidden * 2.0,
+        "activation_bytes_per_token": PASSES * arch.layers * arch.hidden * 2.0 / attention_dp,
+        "attention_dp": float(attention_dp),
         "layers": float(arch.layers),
         "moe_layers": float(arch.moe_layers),
+        "latent_layers": float(arch.layers if arch.kv_lora_rank else 0),
         **_links(arch, device, devices, pp, attention_dp),
     }
 
@@ -129,13 +134,18 @@ def _links(arch: models.Architecture, device: hardware.Device, devices: int, pp:
     hidden_bytes, hops = arch.hidden * 2.0, (pp - 1) * arch.hidden * 2.0 / link
     if devices == 1:
         return {"rounds": float(pp - 1), "link_s_per_token": hops, "has_link": float(bool(device.interconnect_bytes_per_s))}
+    joined = min(devices, max(device.link_devices, 1)) if device.interconnect_bytes_per_s else devices
+    nodes = math.ceil(devices / joined)
     if attention_dp > 1:
         sent = arch.moe_layers * 2 * hidden_bytes * arch.experts_per_token / devices
+        far = sent * (nodes - 1) / nodes
+        near = sent - far
     else:
-        sent = 2 * arch.layers * hidden_bytes * 2 * (devices - 1) / devices
+        near = 2 * arch.layers * hidden_bytes * 2 * (joined - 1) / joined
+        far = 2 * arch.layers * hidden_bytes * 2 * (nodes - 1) / nodes / joined  # each device carries its share of the sum on
     return {
-        "rounds": 2 * arch.layers * math.log2(devices) + pp - 1,
-        "link_s_per_token": sent / link + hops,
+        "rounds": 2 * arch.layers * (math.log2(joined) + NETWORK_ROUNDS * math.log2(nodes)) + pp - 1,
+        "link_s_per_token": near / link + far / NETWORK_BYTES_PER_S + hops,
         "has_link": float(bool(device.interconnect_bytes_per_s)),
     }
 

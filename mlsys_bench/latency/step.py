@@ -49,24 +49,39 @@ def many(t: Sequence[Any] | Array, features: Sequence[Any] | Array) -> Array:
     D, K, P, Q, S = (np.asarray(f, dtype=float) for f in features)
     n = D + P
     norm = np.max(t[kernel.NORM]) or None
-    if np.any(t[kernel.STAIR]):
+    if _any(t[kernel.STAIR]):
         stride = np.maximum(t[kernel.STAIR], 1.0)
         padded = (P == 0) & (n > t[kernel.STAIR]) & (n <= t[kernel.STAIR_END]) & (np.asarray(t[kernel.STAIR]) > 0)
         n = np.where(padded, stride * np.ceil(n / stride), n)
-    read = t[kernel.DENSE_READ] + t[kernel.PACK] * -np.expm1(-((n / np.maximum(t[kernel.PACK_TOKENS], 1e-9)) ** 4))
-    head, apart = t[kernel.HEAD_FLOPS] * S, np.asarray(t[kernel.HEAD_READ]) > 0
-    busy = roof(read, t[kernel.DENSE_FLOPS] * n + np.where(apart, 0.0, head), norm)
-    busy = busy + roof(t[kernel.ATTENTION_READ] + 0.0 * n, t[kernel.ATTENTION_FLOPS] * n, norm)
-    if np.any(apart):
-        busy = busy + np.where(apart & (S > 0), roof(t[kernel.HEAD_READ] + 0.0 * n, head, norm), 0.0)
-    if np.any(t[kernel.EXPERT_READ]):
-        busy = busy + roof(t[kernel.EXPERT_READ] * (1.0 - np.asarray(t[kernel.MISSED]) ** n), t[kernel.EXPERT_FLOPS] * n, norm)
+    read, compute, head = t[kernel.DENSE_READ], t[kernel.DENSE_FLOPS] * n, t[kernel.HEAD_FLOPS] * S
+    if _any(t[kernel.PACK]):
+        read = read + t[kernel.PACK] * (n > t[kernel.PACK_TOKENS])
+    if _any(t[kernel.HEAD_READ]):
+        apart = np.asarray(t[kernel.HEAD_READ]) > 0
+        busy = roof(read, compute + np.where(apart, 0.0, head), norm)
+        busy = busy + np.where(apart & (S > 0), roof(t[kernel.HEAD_READ], head, norm), 0.0)
+    else:
+        busy = roof(read, compute + head, norm)
+    if _any(t[kernel.ATTENTION_READ]):
+        busy = busy + roof(t[kernel.ATTENTION_READ], t[kernel.ATTENTION_FLOPS] * n, norm)
+    if _any(t[kernel.EXPERT_READ]):
+        missed, tile = np.asarray(t[kernel.MISSED]), np.maximum(t[kernel.TILE], 1e-9)
+        hit, chosen = 1.0 - missed**n, 1.0 - missed
+        with np.errstate(divide="ignore", invalid="ignore"):  # dense layouts, and steps without tokens
+            more = 0.5 * tile * hit / chosen * (1.0 + np.exp(-n * chosen / (hit * tile)))
+        rows = n + np.where((hit > 0) & (chosen > 0), more, 0.0)
+        busy = busy + roof(t[kernel.EXPERT_READ] * hit, t[kernel.EXPERT_FLOPS] * rows, norm)
     busy = busy + np.maximum(t[kernel.KV], t[kernel.KV_FLOPS]) * K + t[kernel.PAIR] * Q
     busy = busy + t[kernel.PER_DECODE] * D + t[kernel.PER_TOKEN] * n
-    if np.any(t[kernel.WINDOW]):
+    if _any(t[kernel.WINDOW]):
         busy = busy + t[kernel.KV_WINDOW] * np.minimum(K, t[kernel.WINDOW] * D)
         busy = busy + t[kernel.PAIR_WINDOW] * np.minimum(Q, t[kernel.WINDOW] * P)
     return np.asarray(t[kernel.FIXED] + t[kernel.PER_SAMPLE] * S + np.maximum(busy, t[kernel.HIDDEN]))
+
+
+def _any(entry: Any) -> bool:
+    """Say whether an entry of a table counts anywhere.  numpy takes 3 µs to look at a plain number, as long as at all the steps."""
+    return bool(entry) if isinstance(entry, float) else bool(np.any(entry))
 
 
 def table(profile: LatencyProfile) -> Array:
@@ -96,7 +111,7 @@ def entries(c: Mapping[str, Any], k: Mapping[str, Any]) -> list[Any]:
     t[kernel.EXPERT_READ] = c.get("experts", c["weights"]) * k["expert_bytes"] / bandwidth
     expert_peak = k.get("expert_peak_flops_per_s", peak)
     t[kernel.EXPERT_FLOPS] = c.get("expert_linear", c["linear"]) * k.get("expert_flops_per_token", 0.0) / expert_peak
-    t[kernel.MISSED] = _missed(k)
+    t[kernel.MISSED], t[kernel.TILE] = _missed(k), c.get("expert_tile", 0.0)
     pair_peak = k.get("pair_peak_flops_per_s", peak)
     t[kernel.KV] = c["kv"] * k["kv_bytes_per_token"] / bandwidth
     t[kernel.KV_FLOPS] = c["kv"] * k.get("decode_flops_per_pair", k["attention_flops_per_pair"]) / pair_peak
@@ -209,8 +224,8 @@ def weights_s(constants: dict[str, float], tokens: Any) -> Any:
 
 
 def packed(constants: dict[str, float], tokens: Any) -> Any:
-    """Return how far a step has left the kernels for a few tokens: 0 well below `pack_tokens`, 1 well above."""
-    return -np.expm1(-((np.asarray(tokens, dtype=float) / constants.get("pack_tokens", 1.0)) ** 4))
+    """Return 1 where a step has more tokens than the kernels for a few take, `pack_tokens`, else 0."""
+    return np.asarray(tokens, dtype=float) > constants.get("pack_tokens", 1.0)
 
 
 def linear_s(constants: dict[str, float], tokens: Any, sampled: Any) -> Any:

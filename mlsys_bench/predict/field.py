@@ -33,6 +33,8 @@ Ints = npt.NDArray[np.int64]
 FREEDOM = 4.0  # of Student's t
 Z90 = 1.645
 _ENOUGH = 30  # rows that say how heavy the noise's tails are
+_PIECE = 400  # rows that say one knot of `Reach`
+_APART = 0.1  # of log(sd), between its first two knots
 
 GROUPS: dict[str, Callable[[Experiment], Hashable]] = {
     "all": lambda e: 0,
@@ -213,6 +215,70 @@ def heavier(given: Posterior, repeats: Ints) -> Array:
             needed = ((error[at] / Z90) ** 2 - known[at]) / own[at]
             found[kind] = max(1.0, float(np.quantile(needed, 0.9)))
     return found
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reach:
+    """How far the field is to be believed, by the sd that it claims: the share of its deviation that holds, and the sd its intervals need.
+
+    Interpolated between knots; below the first, where rows near by are known, the field is right as it is, above the last constant.
+    """
+
+    claimed: Array  # logarithms, rising
+    share: Array  # in [0, 1], never rising
+    needed: Array  # logarithms, never falling
+
+    def of(self, deviation: Array, claimed: Array) -> tuple[Array, Array]:
+        """Return what holds of deviations for which the field claims an sd, and the sd that their intervals need."""
+        if not len(self.claimed):
+            return deviation, claimed
+        logs = np.log(claimed)
+        sd = np.where(logs < self.claimed[0], claimed, np.exp(np.interp(logs, self.claimed, self.needed)))
+        return deviation * np.interp(logs, self.claimed, self.share), sd
+
+
+def reach(given: Posterior, kind: int, heavier: float, repeats: Ints, blocks: Sequence[Ints]) -> Reach:
+    """Return how far the field is to be believed about a kind of figure, seen where whole groups (a layout, a GPU, a model) are left out.
+
+    The left-out rows are put in order by the sd claimed for them and cut into pieces.  In each, the share of the field's deviation is taken
+    that leaves the least absolute errors, and the sd whose 90 % interval holds 0.9 of these: stacking (Breiman 1996, Machine Learning 24)
+    and conformal prediction scaled by the claimed sd (Lei et al. 2018, JASA 113, section 5.2), groups left out whole to be exchangeable.
+    Few models do not say what a new one does, so the claimed sd stands where it is wider, up to the widest that was needed.
+    """
+    from scipy.optimize import isotonic_regression
+
+    at = given.points.kind == kind
+    if np.count_nonzero(at) < _PIECE:
+        return Reach(claimed=np.zeros(0), share=np.zeros(0), needed=np.zeros(0))
+    near = float(np.median(np.log(_claims(given, heavier, repeats)[0][at])))
+    found = [_claims(given, heavier, block) for block in blocks]
+    claimed, error = (np.concatenate([pair[i][at] for pair in found]) for i in (0, 1))
+    misfit, models = np.tile(given.misfit[at], len(found)), given.points.groups["model"][given.points.row][at]
+    knots = [(near, 1.0, near)]
+    for piece in np.array_split(np.argsort(claimed, kind="stable"), max(1, len(claimed) // _PIECE)):
+        centre = float(np.median(np.log(claimed[piece])))
+        left = misfit[piece][:, None] - np.linspace(0, 1, 21) * (misfit - error)[piece][:, None]
+        best = int(np.argmin(np.abs(left).mean(axis=0)))
+        if centre > near + _APART:
+            knots.append((centre, best / 20, math.log(_bound(np.abs(left[:, best]), np.tile(models, len(found))[piece]) / Z90)))
+    at_sd, share, needed = np.array(knots).T
+    wide = np.maximum(needed, np.minimum(at_sd, needed.max()))  # a claim stands where wider, up to what was needed at most
+    return Reach(claimed=at_sd, share=-isotonic_regression(-share).x, needed=isotonic_regression(wide).x)
+
+
+def _bound(errors: Array, groups: Ints, draws: int = 40) -> float:
+    """Return what 0.9 of the errors of another draw of groups stay below nine times out of ten: few groups say little of a new one."""
+    members = [errors[groups == group] for group in np.unique(groups)]
+    rng = np.random.default_rng(0)
+    found = [np.quantile(np.concatenate([members[i] for i in rng.integers(0, len(members), len(members))]), 0.9) for _ in range(draws)]
+    return float(np.quantile(found, 0.9))
+
+
+def _claims(given: Posterior, heavier: float, block: Ints) -> tuple[Array, Array]:
+    """Return the sd claimed for each observation as a new row with its block left out, and its error."""
+    error, sd = left_out(given, block)
+    own = noise(given.points, given.scales)
+    return np.sqrt(np.maximum(sd**2 - own / given.trust, 0.0) + own * heavier), error
 
 
 def likelihood(logs: Array, p: Points, misfit: Array, trust: Array) -> tuple[float, Array]:

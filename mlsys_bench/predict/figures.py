@@ -8,6 +8,7 @@ Disaggregated systems decode without prefill, and prefill in a pool of their own
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
 from collections.abc import Sequence
@@ -27,7 +28,9 @@ from mlsys_bench.types import Lengths
 
 Array = npt.NDArray[np.float64]
 STEP_TOKENS = 8192  # budget of a step where nothing is said: the default of vLLM on large GPUs and of SGLang
-DRAFTS = 3  # tokens proposed beside the one that is sure, with speculation
+DRAFTS = (3, 1)  # tokens proposed beside the one that is sure, with speculation: more help small batches, fewer large ones
+_NEWTON = 8
+RESERVING = ("trtllm",)  # engines that admit a request only when memory for its whole answer is free (GUARANTEED_NO_EVICT)
 _ROUNDS = 24  # of the mean field
 _TINY = 1e-9
 
@@ -50,7 +53,10 @@ class Design:
     repeats_prompts: Array  # 1 where prefix caching finds most of a prompt
     drafts: Array
     disaggregated: Array
-    prefill: Array  # seconds at full speed of a whole prompt in a prefill pool, by FLOPs, for disaggregated systems
+    pool: dict[str, Array]  # constants of one prefill worker of a disaggregated system, by name [n]; elsewhere those of the replica
+    prefill_workers: Array
+    clients: Array  # of the whole system
+    replicas: Array
 
     def __len__(self) -> int:
         return len(self.experiments)
@@ -59,6 +65,7 @@ class Design:
 def design(experiments: Sequence[Experiment]) -> Design:
     """Return the arrays of experiments.  Raises UnknownName for a model or device nobody knows, BadInput for one that cannot compute so."""
     rows = [constants(e) for e in experiments]
+    pools = [_pool(e) if e.disaggregated else k for e, k in zip(experiments, rows, strict=True)]
     found = [_mix(e) for e in experiments]
     has = [(i, m) for i, m in enumerate(found) if m is not None]
     stacked = {name: np.array([k[name] for k in rows]) for name in (rows[0] if rows else {})}
@@ -77,7 +84,10 @@ def design(experiments: Sequence[Experiment]) -> Design:
         repeats_prompts=np.array([float(e.sessions > 0) for e in experiments]),
         drafts=np.array([float(e.speculative is not None) for e in experiments]),
         disaggregated=np.array([float(e.disaggregated) for e in experiments]),
-        prefill=np.array([_prefill_s(e, k) for e, k in zip(experiments, rows, strict=True)]),
+        pool={name: np.array([k[name] for k in pools]) for name in stacked},
+        prefill_workers=np.array([max(e.prefill_gpus // max(e.prefill_tp, 1), 1) for e in experiments], dtype=float),
+        clients=np.array([float(e.concurrency or 0) for e in experiments]),
+        replicas=np.array([float(e.replicas) for e in experiments]),
     )
 
 
@@ -106,7 +116,6 @@ def figures(d: Design, x: Array) -> tuple[Array, Array]:
     if d.is_open.any():
         open_tpot, open_ttft = _open(d, c, t)
         tpot, ttft = np.where(d.is_open, open_tpot, tpot), np.where(d.is_open, open_ttft, ttft)
-    tpot = np.where(d.drafts > 0, tpot / c["draft_tokens"], tpot)
     return np.log(np.maximum(tpot, _TINY)), np.log(np.maximum(ttft, _TINY))
 
 
@@ -126,14 +135,73 @@ def _closed(d: Design, c: dict[str, Any], t: Sequence[Array]) -> tuple[Array, Ar
     if not len(d.owner):
         nothing = np.ones(len(d))
         return nothing, nothing
-    f = d.features.T.copy()
-    f[0] = f[0] * (1 + DRAFTS * d.drafts[d.owner])
-    step_s = latency.many([entry[d.owner] for entry in t], f)
-    tpot: Array = np.bincount(d.owner, step_s * d.further, len(d)).astype(float)
+    step_s = latency.many([entry[d.owner] for entry in t], d.features.T)
+    tpot, first_s = (np.bincount(d.owner, step_s * weight, len(d)).astype(float) for weight in (d.further, d.first))
+    if (d.drafts > 0).any():
+        tpot, first_s = _speculated(d, c, t, tpot, first_s)
     outside_s = c["first_s"] + c["client_s"] + c["prompt_token_s"] * d.prompt
-    ttft = np.bincount(d.owner, step_s * d.first, len(d)) + c["wait_steps"] * tpot + outside_s
-    apart = d.prefill * c["compute8"] + outside_s + c["transfer_s"]
-    return tpot, np.where(d.disaggregated > 0, apart, ttft)
+    ttft = first_s + c["wait_steps"] * tpot + outside_s
+    return _apart(d, c, t, tpot, ttft, outside_s) if (d.disaggregated > 0).any() else (tpot, ttft)
+
+
+def _speculated(
+    d: Design, c: dict[str, Any], t: Sequence[Array], tpot: Array, first_s: Array, share: Array | None = None
+) -> tuple[Array, Array]:
+    """Return the times with as many proposed tokens as make them shortest: who runs a system sets so many."""
+    of = np.flatnonzero(d.drafts[d.owner] > 0)
+    owner, f = d.owner[of], d.features[of].T.copy()
+    if share is not None:
+        f *= share[owner]
+    entries = [entry[owner] for entry in t]
+    best = np.full(len(d), np.inf)
+    for drafts in DRAFTS:
+        step_s = latency.many(entries, [f[0] * (1 + drafts), *f[1:]])
+        found = np.bincount(owner, step_s * d.further[of], len(d)) / _tokens(c["draft_tokens"], drafts)
+        better = (d.drafts > 0) & (found < best)
+        best = np.where(better, found, best)
+        first_s = np.where(better, np.bincount(owner, step_s * d.first[of], len(d)), first_s)
+    return np.where(d.drafts > 0, best, tpot), first_s
+
+
+def _tokens(most: Any, drafts: int) -> Any:
+    """Return the tokens of a step with so many proposed, given those with the most: each is accepted with one chance if the last was."""
+    chance = np.clip((most - 1.0) / max(DRAFTS), 0.05, 0.99)
+    for _ in range(_NEWTON):
+        rise = sum(i * chance ** (i - 1) for i in range(1, max(DRAFTS) + 1))
+        chance = np.clip(chance - (sum(chance**i for i in range(max(DRAFTS) + 1)) - most) / rise, 0.01, 1.0)
+    return sum(chance**i for i in range(drafts + 1))
+
+
+def _apart(d: Design, c: dict[str, Any], t: Sequence[Array], tpot: Array, ttft: Array, outside_s: Any) -> tuple[Array, Array]:
+    """Return the times of disaggregated systems: who waits for the prefill pool is not in the decode batch.
+
+    A pool of s seconds a prompt and N clients that come back Z seconds after their prompt is done: R = s (1 + N R / (R + Z)).
+    """
+    pool = latency.entries(names.floored(names.terms(c, d.pool), latency.MULTIPLIERS), d.pool)
+    zero, pairs = np.zeros(len(d)), d.prompt / 2
+    alone_s = latency.many(pool, (zero, zero, d.prompt, d.prompt * pairs, zero + 1))
+    full = np.maximum(d.prompt, STEP_TOKENS * d.pool["attention_dp"])
+    each_s = latency.many(pool, (zero, zero, full, full * pairs, full / d.prompt)) * d.prompt / full / d.prefill_workers
+    here, of = d.disaggregated > 0, np.flatnonzero(d.disaggregated[d.owner] > 0)
+    owner, f = d.owner[of], d.features[of].T
+    entries = [entry[owner] for entry in t]
+    seated = d.replicas * np.maximum(
+        np.bincount(owner, f[0] * d.further[of], len(d)), _TINY
+    )  # that decode at once, where nobody waits elsewhere
+    apart, found, share = ttft, tpot, np.ones(len(d))
+    for _ in range(_ROUNDS // 3):
+        decode_s = (d.output - 1) * found
+        away = each_s * d.clients - decode_s
+        waited_s = (away + np.sqrt(away**2 + 4 * each_s * decode_s)) / 2
+        unseated_s = decode_s * (d.clients / seated - 1)
+        apart = np.where(here, np.maximum(alone_s - each_s + waited_s + outside_s + c["transfer_s"], unseated_s), ttft)
+        decoding = d.clients * decode_s / (decode_s + apart)
+        share = np.where(here, 0.5 * share + 0.5 * np.minimum(decoding / seated, 1.0), 1.0)
+        steps_s = latency.many(entries, f * share[owner])
+        found = np.where(here, np.bincount(owner, steps_s * d.further[of], len(d)), tpot)
+        if (d.drafts > 0).any():
+            found = np.where(here, _speculated(d, c, t, found, apart, share)[0], found)
+    return found, apart
 
 
 def _open(d: Design, c: dict[str, Any], t: Sequence[Array]) -> tuple[Array, Array]:
@@ -179,10 +247,11 @@ def _steps(
 
 
 def seats_of(e: Experiment) -> int:
-    """Return the requests that KV memory holds at once, by the mean context: prompt and half of the output."""
+    """Return the requests that KV memory holds at once, by the mean context: prompt and half of the output, or all that may come."""
     arch, device = models.find(e.model), hardware.find(e.device)
     precision = precision_of(e)
-    context = e.prompt_tokens.mean + 0.6 * e.output_tokens.mean
+    held = 1.0 if e.engine in RESERVING else 0.6
+    context = e.prompt_tokens.mean + held * e.output_tokens.mean
     budget = models.kv_budget_tokens(
         arch, device, precision=precision, kv_precision=latency.kv_format(e.engine, precision), tp=e.tp, pp=e.pp,
         experts_over=max(e.tp * e.attention_dp, e.moe_tp * e.ep), memory_share=e.memory_share,
@@ -192,13 +261,9 @@ def seats_of(e: Experiment) -> int:
     return max(1, math.floor(budget.tokens * e.attention_dp / context))
 
 
-def _prefill_s(e: Experiment, k: dict[str, float]) -> float:
-    """Return the time at full speed of one prompt on a prefill worker: its FLOPs over the worker's share of the peak."""
-    if not e.disaggregated:
-        return 0.0
-    mine = max(e.tp * e.attention_dp, e.moe_tp * e.ep)
-    scale = mine / max(e.prefill_tp, 1)
-    per_token = k["flops_per_token"] / k["peak_flops_per_s"] + k["expert_flops_per_token"] / k["expert_peak_flops_per_s"]
-    per_token += k["attention_flops_per_token"] * e.attention_dp / k["attention_peak_flops_per_s"]
-    pairs = (k["attention_flops_per_pair"] + k["window_flops_per_pair"]) * e.prompt_tokens.mean / 2 / k["pair_peak_flops_per_s"]
-    return float(e.prompt_tokens.mean * (per_token + pairs) * scale)
+def _pool(e: Experiment) -> dict[str, float]:
+    """Return the constants of one prefill worker, spread as the decode workers are: tensor parallel, or data-parallel attention."""
+    gpus = max(e.prefill_tp, 1)
+    ep = gpus if e.attention_dp > 1 else min(e.prefill_ep, gpus)
+    ranks = gpus if e.attention_dp > 1 else 1
+    return constants(dataclasses.replace(e, tp=gpus // ranks, attention_dp=ranks, ep=ep, moe_tp=gpus // ep))

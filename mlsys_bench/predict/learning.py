@@ -28,6 +28,8 @@ _FULL_WEIGHT = 12  # rows of one model, GPU and engine that count in full there;
 _Z90_RESIDUAL = 0.05  # sd of log(time) that no coefficient explains: the smooth part of `field`
 _NONE = np.zeros(0, dtype=np.int64)
 _RELINEARISED = 3
+_FITTED = {"all": 1e-3, "client": 1e-3}  # scales of what the coefficients of all hold, where these were fitted: nothing is left to deviate
+_LEFT_OUT = ("layout", "served", "device", "model")  # groups left out in turn, to see how far the field reaches
 _MANY = 200  # rows from which on the coefficients of all are fitted first, and figures taken as linear around them
 
 
@@ -48,7 +50,9 @@ class Part:
     scales: dict[str, float]
     known: dict[str, dict[Hashable, int]]
     given: field.Posterior
+    further: field.Posterior  # what says the time per token: of many rows that of itself alone, for TTFT rests on coarser physics
     heavier: Array  # variance of a new row's noise, of time per token and TTFT, over that of trusted rows
+    reach: tuple[field.Reach, ...]  # of time per token and TTFT, where rows are many
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,14 +94,15 @@ def learn(experiments: Sequence[Experiment], *, prior: Prior | None = None) -> K
     return dataclasses.replace(knowledge, rates=saturation.learn(saturated, _full(knowledge))) if saturated else knowledge
 
 
-def learn_part(rows: Sequence[Experiment], mean: Array, scales: dict[str, float]) -> Part:
-    """Return what rows of one kind of load teach beyond coefficients."""
+def learn_part(rows: Sequence[Experiment], mean: Array, scales: dict[str, float], fit: Sequence[Experiment] | None = None) -> Part:
+    """Return what rows of one kind of load teach beyond coefficients, which are fitted to `fit`, by default to the rows."""
     d, target = design(rows), _targets(rows)
     known: dict[str, dict[Hashable, int]] = {}
     groups, places = field.codes(rows, known), field.place(rows)
     repeats = _repeats(rows)
     linear = len(rows) >= _MANY
-    mean = fitted(rows, mean) if linear else mean
+    if linear:
+        mean, scales = fitted(rows if fit is None else fit, mean), scales | _FITTED
     at = np.tile(mean, (len(rows), 1))
     for _ in range(1 if linear else _RELINEARISED):
         points, misfit = _observed(d, at, mean, target, groups, places)
@@ -108,8 +113,28 @@ def learn_part(rows: Sequence[Experiment], mean: Array, scales: dict[str, float]
     if not linear:
         points, misfit = _observed(d, at, mean, target, groups, places)
         given = field.posterior(points, misfit, scales, trust)
-    heavier = field.heavier(given, repeats[points.row])
-    return Part(mean=mean, linear=linear, scales=scales, known=known, given=given, heavier=heavier)
+    further = _alone(given, repeats, clean) if linear else given
+    heavier = np.array([field.heavier(which, repeats[which.points.row])[kind] for kind, which in enumerate((further, given))])
+    reach = tuple(_reach(which, kind, float(heavier[kind]), repeats) for kind, which in enumerate((further, given)) if linear)
+    return Part(mean=mean, linear=linear, scales=scales, known=known, given=given, further=further, heavier=heavier, reach=reach)
+
+
+def _alone(given: field.Posterior, repeats: field.Ints, clean: Array) -> field.Posterior:
+    """Return what times per token alone say: TTFT, which the physics explains worse, does not bend them.
+
+    A cut between a module one trusts and one that may be wrong: Plummer 2015, Cuts in Bayesian graphical models, Stat. Comput. 25.
+    """
+    points, at = given.points, np.flatnonzero(given.points.kind == 0)
+    own = dataclasses.replace(points, row=points.row[at], kind=points.kind[at], slope=points.slope[at])
+    misfit, clean = given.misfit[at], clean[np.ix_(at, at)]
+    trust = field.trusted(own, misfit, given.scales, repeats[own.row], clean)
+    return field.posterior(own, misfit, given.scales, trust, clean)
+
+
+def _reach(given: field.Posterior, kind: int, heavier: float, repeats: field.Ints) -> field.Reach:
+    """Return how far a figure's field is to be believed, by leaving out each layout, …, GPU and model of the rows at hand."""
+    row = given.points.row
+    return field.reach(given, kind, heavier, repeats[row], [given.points.groups[name][row] for name in _LEFT_OUT])
 
 
 def predict(experiments: Sequence[Experiment], knowledge: Knowledge) -> tuple[Prediction, ...]:
@@ -129,17 +154,34 @@ def predict(experiments: Sequence[Experiment], knowledge: Knowledge) -> tuple[Pr
 
 def predicted(experiments: Sequence[Experiment], part: Part) -> tuple[Array, Array, Array]:
     """Return log(time per token), log(TTFT), and the sd [n, 2] of what would be measured, of experiments of the part's load."""
+    if part.linear:
+        return _linear(experiments, part)
     d, n = design(experiments), len(experiments)
     at, groups, places = _coefficients(experiments, part)
-    at = np.tile(part.mean, (n, 1)) if part.linear else at
     further, first = figures(d, at)
     by_further, by_first = slopes(d, at)
     points = field.Points(
         row=np.tile(np.arange(n), 2), kind=np.repeat([0, 1], n), slope=np.concatenate([by_further, by_first]), groups=groups, place=places
     )
-    extra, variance = field.kriged(part.given, points, whole=part.linear)
+    extra, variance = field.kriged(part.given, points, whole=False)
     sd = np.sqrt(variance + field.noise(points, part.scales) * part.heavier[points.kind])
     return further + extra[:n], first + extra[n:], sd.reshape(2, n).T
+
+
+def _linear(experiments: Sequence[Experiment], part: Part) -> tuple[Array, Array, Array]:
+    """Return the same of a part of many rows: each figure from its own posterior, believed as far as the rows showed it reaches."""
+    d, n = design(experiments), len(experiments)
+    _, groups, places = _coefficients(experiments, part)
+    at = np.tile(part.mean, (n, 1))
+    centre, by = figures(d, at), slopes(d, at)
+    found, sd = [], []
+    for kind, (given, reach) in enumerate(zip((part.further, part.given), part.reach, strict=True)):
+        points = field.Points(row=np.arange(n), kind=np.full(n, kind, dtype=np.int64), slope=by[kind], groups=groups, place=places)
+        extra, variance = field.kriged(given, points, whole=True)
+        shift, wide = reach.of(extra, np.sqrt(variance + field.noise(points, given.scales) * part.heavier[kind]))
+        found.append(centre[kind] + shift)
+        sd.append(wide)
+    return found[0], found[1], np.stack(sd, axis=1)
 
 
 def _coefficients(experiments: Sequence[Experiment], part: Part) -> tuple[Array, dict[str, field.Ints], Array]:
@@ -197,7 +239,7 @@ def _value(e: Experiment, wanted: Sequence[str]) -> float | None:
 
 def _targets(rows: Sequence[Experiment]) -> Array:
     """Return [rows, 2] the logarithms of what was measured, nan where it was not."""
-    found = [[_value(e, FURTHER), _value(e, FIRST)] for e in rows]
+    found = [[_value(e, FURTHER), first] for e, first in zip(rows, ratios.warm_ttft(rows), strict=True)]
     for e, (a, b) in zip(rows, found, strict=True):
         if (a is not None and not a > 0) or (b is not None and not b > 0):
             raise BadInput(f"{e.key}: a measured time is not above 0 s")
@@ -270,10 +312,20 @@ def scaled(rows: Sequence[Experiment], mean: Array, scales: dict[str, float], ro
     for _ in range(rounds):
         part = learn_part(rows, mean, scales)
         points, misfit, trust = part.given.points, part.given.misfit, part.given.trust
+        held = np.array([part.linear and name in _FITTED for name in field.SCALES])
+        fixed = np.log([part.scales[name] for name in field.SCALES])
 
-        def cost(logs: Array, points: field.Points = points, misfit: Array = misfit, trust: Array = trust) -> tuple[float, Array]:
-            value, gradient = field.likelihood(logs, points, misfit, trust)
-            return value + 0.5 * float(np.sum((logs - start) ** 2)), gradient + logs - start
+        def cost(
+            logs: Array,
+            points: field.Points = points,
+            misfit: Array = misfit,
+            trust: Array = trust,
+            held: Array = held,
+            fixed: Array = fixed,
+        ) -> tuple[float, Array]:
+            value, gradient = field.likelihood(np.where(held, fixed, logs), points, misfit, trust)
+            away = np.where(held, 0.0, logs - start)
+            return value + 0.5 * float(np.sum(away**2)), np.where(held, 0.0, gradient) + away
 
         found = minimize(cost, np.log(list(scales.values())), jac=True, method="L-BFGS-B", options={"maxiter": 40})
         scales = dict(zip(field.SCALES, np.exp(found.x).tolist(), strict=True))

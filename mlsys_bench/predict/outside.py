@@ -254,7 +254,7 @@ def _overhead(bench: Callable[[float], Bench], layout: Layout, shortest_s: float
 def _misfit(bench: Bench, constants: dict[str, float]) -> float:
     """Return the negative log-likelihood of the cells under their best coefficients, heavy tails allowed."""
     rows = cells([m for m in bench.measurements if m.name == "engine.step"])
-    logs, _, _ = solve.solve(rows, constants)
+    logs = solve.least(rows, constants)
     terms = dict(zip(solve.FITTED, np.exp(logs).tolist(), strict=True))
     profile = _bare(terms, constants)
     off = np.array([(math.log(r.median_s) - math.log(latency.step_s(profile, r.features))) / math.hypot(r.log_se, _NOISE) for r in rows])

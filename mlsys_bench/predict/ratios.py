@@ -19,7 +19,11 @@ from mlsys_bench.types import Provenance
 Array = npt.NDArray[np.float64]
 Z90 = 1.645
 _SHARES = (0.25, 0.2, 0.3)  # of the variance: client and engine, model, layout; the rest is the row's own
+_ENDS = (0.1, 0.7, 0.1)  # the same for E2E: it differs from TTFT and tokens where answers end early, which is a habit of the model
 _ALIKE = 3  # rows of the same client, engine and start from which on they say more than the defaults
+_ANY_START = ("e2e_mean_s", "e2e_p50_s", "e2e_p90_s")  # a server just started delays fewer requests than these figures feel
+_TAIL = {"e2e_p95_s": 1.6449 / 1.2816, "e2e_p99_s": 2.3263 / 1.2816}  # normal law: distance from the mean over that of the p90
+_TAIL = {"e2e_p95_s": 1.645 / 1.2816, "e2e_p99_s": 2.3263 / 1.2816}  # of a normal law: the log-ratio over that of the 90th percentile
 _DEFAULTS = {  # of log(figure / base) where nothing was measured: centre and sd
     "ttft_p50_s": (-0.05, 0.15), "ttft_mean_s": (0.0, 0.1), "ttft_p90_s": (0.25, 0.3), "ttft_p95_s": (0.35, 0.4), "ttft_p99_s": (0.7, 0.6),
     "tpot_p50_s": (0.0, 0.03), "tpot_mean_s": (0.0, 0.03), "itl_mean_s": (0.0, 0.03), "itl_p50_s": (-0.05, 0.1), "tpot_p99_s": (0.1, 0.15),
@@ -40,15 +44,34 @@ def learn(rows: Sequence[Experiment]) -> Ratios:
     """Return what rows say of the relation of their figures."""
     keys: dict[str, list[tuple[Hashable, ...]]] = {}
     values: dict[str, list[float]] = {}
-    for e in rows:
+    for e, ttft in zip(rows, warm_ttft(rows), strict=True):
         tpot = _first(e, "tpot_mean_s", "itl_mean_s", "tpot_p50_s")
-        ttft = _first(e, "ttft_mean_s", "ttft_p50_s")
         for name, value in e.measured.items():
             base = _base(name, e, tpot, ttft)
             if name in _DEFAULTS and base and value > 0:
-                keys.setdefault(name, []).append(_groups(e))
+                keys.setdefault(name, []).append(_groups(e, name))
                 values.setdefault(name, []).append(math.log(value / base))
     return Ratios(keys={n: tuple(k) for n, k in keys.items()}, values={n: np.array(v) for n, v in values.items()})
+
+
+def warm_ttft(rows: Sequence[Experiment]) -> list[float | None]:
+    """Return the TTFT of each row, by preference its mean: of a server just started without its slow first requests.
+
+    Those are in the mean and not in the 90th percentile, whose ratio to the mean is one number for all warm runs (a wait of up to a step
+    is uniform): where it is less than the median over the rows of its client, the mean is taken to be too high by that much.
+    """
+    usual: dict[Hashable, list[float]] = {}
+    for e in rows:
+        if "ttft_mean_s" in e.measured and e.measured.get("ttft_p90_s"):
+            usual.setdefault((e.engine, e.concurrency is None), []).append(e.measured["ttft_p90_s"] / e.measured["ttft_mean_s"])
+    found = []
+    for e in rows:
+        ttft, p90 = _first(e, "ttft_mean_s", "ttft_p50_s"), e.measured.get("ttft_p90_s")
+        alike = usual.get((e.engine, e.concurrency is None), [])
+        if ttft and p90 and e.cold_start and "ttft_mean_s" in e.measured and len(alike) >= _ALIKE:
+            ttft = min(ttft, p90 / float(np.median(alike)))
+        found.append(ttft)
+    return found
 
 
 def complete(e: Experiment, known: Ratios, further: tuple[float, float], first: tuple[float, float], provenance: Provenance) -> Prediction:
@@ -69,10 +92,10 @@ def complete(e: Experiment, known: Ratios, further: tuple[float, float], first: 
 
 def ratio(e: Experiment, name: str, known: Ratios) -> tuple[float, float]:
     """Return the expected log-ratio of a figure to its base, and its sd."""
-    centre, sd = _DEFAULTS[name]
+    centre, sd = _expected(e, name, known)
     if name not in known.values:
         return centre, sd
-    mine = _groups(e)
+    mine = _groups(e, name)
     alike = [i for i, other in enumerate(known.keys[name]) if other[0] == mine[0]]
     if len(alike) < _ALIKE:
         return centre, sd
@@ -83,7 +106,7 @@ def ratio(e: Experiment, name: str, known: Ratios) -> tuple[float, float]:
     centre, variance = weight * middle + (1 - weight) * centre, weight * spread**2 + (1 - weight) * sd**2
     same = np.array([[a == b for a, b in zip(mine, other, strict=True)] for other in keys], dtype=float)
     near = np.arange(len(keys))[-400:]
-    shares = np.array(_SHARES)
+    shares = np.array(_ENDS if name in _ANY_START else _SHARES)
     codes = [[hash(keys[i][g]) for i in near] for g in range(3)]
     covariance = sum(s * np.equal.outer(c, c) for s, c in zip(shares, codes, strict=True)) + (1 - shares.sum()) * np.eye(len(near))
     across = same[near] @ shares
@@ -92,8 +115,16 @@ def ratio(e: Experiment, name: str, known: Ratios) -> tuple[float, float]:
     return centre + float(weights @ off), math.sqrt(variance * max(1 - float(weights @ across), 0.05))
 
 
-def _groups(e: Experiment) -> tuple[Hashable, ...]:
-    client = (e.engine, e.concurrency is None, e.cold_start)
+def _expected(e: Experiment, name: str, known: Ratios) -> tuple[float, float]:
+    """Return what is expected of a log-ratio and its sd before rows of this very figure: the tail of a warm server from its p90."""
+    if name not in _TAIL or e.cold_start:
+        return _DEFAULTS[name]
+    (mean, _), (p90, sd) = ratio(e, "e2e_mean_s", known), ratio(e, "e2e_p90_s", known)
+    return mean + _TAIL[name] * max(p90 - mean, 0.0), _TAIL[name] * sd
+
+
+def _groups(e: Experiment, name: str) -> tuple[Hashable, ...]:
+    client = (e.engine, e.concurrency is None, e.cold_start and name not in _ANY_START)
     return client, (*client, e.model), (*client, *e.layout, round(e.output_tokens.mean))
 
 

@@ -143,6 +143,8 @@ def in_units(profile: LatencyProfile, beams: int) -> LatencyProfile:
     missed = (1 - k["experts_per_token"] / k["experts"]) ** beams if k["experts"] else 0.0
     more = {name: k[name] * beams for name in PER_UNIT if name in k} | {name: k[name] * beams**2 for name in PER_PAIR_OF_UNITS if name in k}
     c["sequence_s"] *= beams
+    if missed and "expert_tile" in c:  # as many tiles for each expert that is hit
+        c["expert_tile"] *= (1 - missed) * k["experts"] / (k["experts_per_token"] * beams)
     return replace(profile, coefficients=tuple(c.values()), constants=k | more | {"experts_per_token": k["experts"] * (1 - missed)})
 
 

@@ -1,0 +1,59 @@
+"""Figures from other figures: the tail of a warm server, and a TTFT without the slow requests of a start."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from mlsys_bench.predict import ratios
+from mlsys_bench.predict.experiment import Experiment
+from mlsys_bench.types import Lengths, Provenance
+
+WARM = Experiment(
+    key="warm", group="warm", model="llama-3-8b", device="H100-SXM", prompt_tokens=Lengths(mean=500), output_tokens=Lengths(mean=101),
+    rate_per_s=5.0, arrivals="constant",
+)  # fmt: skip
+ITL_S, TTFT_S = 0.010, 0.050
+BASE_S = TTFT_S + 100 * ITL_S
+
+
+def measured(e: Experiment, *, p90: float = 1.12, slow: float = 0.0, tail: float = 1.0, **e2e: float) -> Experiment:
+    """Return a run with its figures: `slow` seconds that the first requests add to the mean TTFT, E2E figures over the base."""
+    figures = {"itl_mean_s": ITL_S, "ttft_mean_s": TTFT_S + slow, "ttft_p90_s": p90 * TTFT_S}
+    return replace(e, measured=figures | {f"e2e_{name}_s": value * BASE_S for name, value in e2e.items()})
+
+
+def test_slow_first_requests_leave_the_mean_ttft_and_not_the_ninetieth_percentile() -> None:
+    cold = replace(WARM, cold_start=True)
+    rows = [*(measured(WARM) for _ in range(3)), measured(cold, slow=0.020), measured(cold), measured(WARM, slow=0.020)]
+    assert ratios.warm_ttft(rows) == pytest.approx([TTFT_S] * 5 + [TTFT_S + 0.020])
+
+
+def test_few_rows_say_nothing_of_a_usual_start() -> None:
+    cold = replace(WARM, cold_start=True)
+    assert ratios.warm_ttft([measured(cold, slow=0.020), measured(cold)]) == [TTFT_S + 0.020, TTFT_S]
+
+
+def test_a_row_without_first_tokens_has_none() -> None:
+    assert ratios.warm_ttft([WARM]) == [None]
+
+
+def test_the_tail_of_a_warm_server_follows_from_the_percentile_that_cold_runs_share() -> None:
+    """p90 4 % above the mean: p99 by a normal law is 2.3263 / 1.2816 times as far above, 7.3 %, whatever cold runs' own p99 was."""
+    cold = [measured(replace(WARM, key=str(i), cold_start=True), mean=1.0, p90=1.04, p99=1.5) for i in range(200)]
+    known = ratios.learn(cold)
+    found = ratios.complete(WARM, known, (-4.6, 0.01), (-3.0, 0.01), Provenance.CALIBRATED).figures
+    assert found["e2e_p90_s"][0] / found["e2e_mean_s"][0] == pytest.approx(1.04, rel=2e-3)
+    assert found["e2e_p99_s"][0] / found["e2e_mean_s"][0] == pytest.approx(1.04 ** (2.3263 / 1.2816), rel=3e-3)
+    starting = ratios.complete(replace(WARM, cold_start=True), known, (-4.6, 0.01), (-3.0, 0.01), Provenance.CALIBRATED).figures
+    assert starting["e2e_p99_s"][0] / starting["e2e_mean_s"][0] == pytest.approx(1.5, rel=0.02)
+
+
+def test_answers_that_end_early_are_a_habit_of_the_model() -> None:
+    """One model's E2E is 4 % below TTFT and tokens, all others' is not: its runs on another GPU get most of that."""
+    rows = [measured(replace(WARM, key=m, model=m), mean=1 + 0.005 * (i % 2)) for i, m in enumerate(("qwen3-14b", "mixtral-8x7b") * 20)]
+    rows += [measured(replace(WARM, key=f"early {i}"), mean=0.96 + 0.005 * (i % 2)) for i in range(10)]
+    known = ratios.learn(rows)
+    early, usual = (ratios.ratio(replace(WARM, device="L40S", model=m), "e2e_mean_s", known)[0] for m in ("llama-3-8b", "qwen3-14b"))
+    assert early < usual - 0.02
