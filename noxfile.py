@@ -14,6 +14,7 @@ nox.options.sessions = ["tests"]
 
 # Installed first and alone: any looser request, made beside other packages, can pull gigabytes of CUDA.
 TORCH = os.environ.get("MLSYS_TORCH", "torch==2.13.0")
+ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}  # of those that share the cores
 HONESTY = Path("../shared/tools/honesty.py")
 
 
@@ -35,7 +36,7 @@ def tests(session: nox.Session) -> None:
     """Check style, types, floors and behaviour; then that the wheel works alone."""
     install(session, "engine,serve,load,plot,fast,test")
     check_style(session)
-    session.run("python", "-m", "pytest", *session.posargs)
+    check_behaviour(session)
     if HONESTY.exists():
         session.run("python", str(HONESTY), ".")
     session.notify("wheel")
@@ -53,6 +54,15 @@ def check_style(session: nox.Session) -> None:
     session.run("ruff", "check", ".")
     session.run("ruff", "format", "--check", ".")
     session.run("mypy")
+
+
+def check_behaviour(session: nox.Session) -> None:
+    """Run the tests: on all cores those that are arithmetic, then alone those that start processes and measure; or what posargs ask for."""
+    if session.posargs:
+        session.run("python", "-m", "pytest", *session.posargs)
+        return
+    session.run("python", "-m", "pytest", "-m", "not e2e", "-n", "logical", "--maxprocesses", "8", "--dist", "loadfile", env=ONE_THREAD)
+    session.run("python", "-m", "pytest", "-m", "e2e")
 
 
 @nox.session

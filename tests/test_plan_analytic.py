@@ -15,7 +15,10 @@ from mlsys_bench.errors import Overload
 from mlsys_bench.plan import agreement, analytic, demand, sizing
 from mlsys_bench.plan.analytic import Replica, memory_slots
 from mlsys_bench.plan.latencies import Latencies
+from mlsys_bench.pricing import Shelf, published
 from mlsys_bench.types import LatencyProfile, Workload
+
+SHELF = Shelf(market=published())
 
 H100 = latency.roofline(models.find("llama-3-8b"), hardware.find("h100-sxm"), precision="bf16")
 L4 = latency.roofline(models.find("llama-3-8b"), hardware.find("l4"), precision="bf16")
@@ -36,6 +39,11 @@ def overhead_s(profile: LatencyProfile) -> float:
 
 def replica(traffic: Workload, profile: LatencyProfile = H100, limits: Limits = AMPLE) -> Replica:
     return Replica(profile, limits, demand.of(traffic).fitting(limits))
+
+
+def at_rest_of(one: Replica) -> Latencies:
+    """Return what users see of a replica that as good as nobody uses."""
+    return one.predict(1e-3 * one.capacity_per_s)
 
 
 # ---------------------------------------------------------------- demand
@@ -70,13 +78,13 @@ def test_requests_that_never_fit_are_left_out_and_counted() -> None:
 
 
 def test_an_idle_replica_answers_in_the_time_of_one_prefill_step() -> None:
-    at_rest = sizing.idle(replica(FIXED))
+    at_rest = at_rest_of(replica(FIXED))
     prefill_s = latency.step_s(H100, (0, 0, 256, 256**2 / 2, 1))
     assert at_rest.value("ttft", "p50") == pytest.approx(prefill_s + overhead_s(H100), rel=1e-6)
 
 
 def test_an_idle_replica_decodes_in_the_time_of_a_step_of_one() -> None:
-    at_rest = sizing.idle(replica(FIXED))
+    at_rest = at_rest_of(replica(FIXED))
     decode_s = latency.step_s(H100, (1, 288, 0, 0, 1))
     assert at_rest.value("tpot", "p50") == pytest.approx(decode_s, rel=1e-3)
     assert at_rest.value("itl", "p50") == pytest.approx(decode_s, rel=1e-3)
@@ -86,7 +94,7 @@ def test_an_idle_replica_decodes_in_the_time_of_a_step_of_one() -> None:
 def test_the_engine_s_overheads_are_in_ttft_and_e2e_but_not_between_tokens() -> None:
     slow = dataclasses.replace(H100, constants={**H100.constants, "request_overhead_s": 0.2, "token_overhead_s": 0.1 + overhead_s(H100)})
     for metric, more_s in (("ttft", 0.3), ("e2e", 0.3), ("tpot", 0.0)):
-        with_s, without_s = (known(sizing.idle(replica(FIXED, p)), metric, "p50") for p in (slow, H100))
+        with_s, without_s = (known(at_rest_of(replica(FIXED, p)), metric, "p50") for p in (slow, H100))
         assert with_s - without_s == pytest.approx(more_s, abs=1e-9)
 
 
@@ -137,13 +145,13 @@ def test_a_design_is_never_unstable_and_keeps_its_headroom(traffic: Workload, li
 
     one = replica(traffic, L4, limits)
     candidate = Candidate(gpu="L4", precision="bf16", tp=1, profile=L4, limits=limits, device=None, memory="")
-    design = sizing.size(candidate, one, slo.parse("ttft_p95<3s,tpot_p99<200ms"), rate_per_s, headroom, "on-demand")
+    design = sizing.size(candidate, one, slo.parse("ttft_p95<3s,tpot_p99<200ms"), rate_per_s, headroom, SHELF)
     if design is None:
-        assert max(excess for excess, _ in sizing.idle(one).excesses(slo.parse("ttft_p95<3s,tpot_p99<200ms"))) >= 1
+        assert max(excess for excess, _ in at_rest_of(one).excesses(slo.parse("ttft_p95<3s,tpot_p99<200ms"))) >= 1
         return
     assert one.utilisation(design.each_per_s) <= min(1 - headroom, sizing.MOST) + 1e-9
     assert design.replicas >= design.fewest
-    more = sizing.size(candidate, one, slo.parse("ttft_p95<3s,tpot_p99<200ms"), 1.7 * rate_per_s, headroom, "on-demand")
+    more = sizing.size(candidate, one, slo.parse("ttft_p95<3s,tpot_p99<200ms"), 1.7 * rate_per_s, headroom, SHELF)
     assert more is not None
     assert more.replicas >= design.replicas
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import functools
 from pathlib import Path
 
 import pytest
@@ -16,3 +17,14 @@ def rows() -> list[dict[str, str]]:
         pytest.skip("the queueing truth table is not beside this checkout")
     with PATH.open(newline="") as file:
         return list(csv.DictReader(file))
+
+
+@functools.cache
+def by_parameters(model: str) -> dict[str, list[tuple[str, float, float]]]:
+    """Return (quantity, value, precision) of one model's rows, by parameters."""
+    grouped: dict[str, list[tuple[str, float, float]]] = {}
+    for row in rows():
+        if row["model"] == model:
+            grouped.setdefault(row["parameters"], []).append((row["quantity"], float(row["value"]), float(row["precision_abs"])))
+    assert grouped
+    return grouped

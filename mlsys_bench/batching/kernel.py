@@ -18,7 +18,6 @@ from mlsys_bench.batching.arrays import (
     KNOWN,
     LAST,
     MOVED,
-    NOBODY,
     OUT_ROW,
     OUT_START,
     OUT_TOKENS,
@@ -38,6 +37,7 @@ from mlsys_bench.batching.arrays import (
     Limits,
     Policy,
 )
+from mlsys_bench.batching.lists import append, remove
 from mlsys_bench.batching.prefix import adopt, evict, let_go, lookup, publish
 
 ALL, PREFILLS, DECODES = range(3)  # which of those seated compute
@@ -70,19 +70,24 @@ def _seated(a: Arrays, limits: Limits, policy: Policy, kind: int, there: int, n:
     """Plan those of one kind among the first `there` seated, after the n planned; return rows planned, budget left and rows preempted."""
     counts, seats, known, computed, held = a.counts, a.slots[SEATS], a.rows[KNOWN], a.rows[COMPUTED], a.rows[HELD]
     block_tokens = limits.block_tokens
+    out_row, out_start, out_tokens = a.slots[OUT_ROW], a.slots[OUT_START], a.slots[OUT_TOKENS]
+    publishes = counts[PREFIX_TOKENS] > 0 and policy.prefix_cache
+    plain = kind == ALL and policy.drafts == 0
+    there = min(there, counts[SEATED])
     preempted = i = 0
-    while budget > 0 and i < min(counts[SEATED], there):
+    while budget > 0 and i < there:
         row = seats[i]
         i += 1
         start = computed[row]
         tokens = known[row] - start
-        if kind != ALL or policy.drafts > 0:
+        if not plain:
             decodes = tokens == 1 and start >= a.rows[PROMPT][row]
             if (kind == PREFILLS and decodes) or (kind == DECODES and not decodes):
                 continue
             if decodes:
                 tokens += min(policy.drafts, a.rows[FINAL][row] - known[row] - 1)
-        tokens = min(tokens, budget)
+        if tokens > budget:
+            tokens = budget
         need = (start + tokens + block_tokens - 1) // block_tokens - held[row]
         if need > 0:
             while need > counts[BLOCKS] and counts[SEATED] >= i:  # from the end, at worst itself
@@ -92,12 +97,11 @@ def _seated(a: Arrays, limits: Limits, policy: Policy, kind: int, there: int, n:
                 preempted += 1
             if counts[SEATED] < i:
                 break
+            there = min(there, counts[SEATED])
             take(a, policy, row, need)
-        if counts[PREFIX_TOKENS] > 0 and policy.prefix_cache:
+        if publishes:
             publish(a, row, min(start + tokens, known[row]))
-        a.slots[OUT_ROW][n] = row
-        a.slots[OUT_START][n] = start
-        a.slots[OUT_TOKENS][n] = tokens
+        out_row[n], out_start[n], out_tokens[n] = row, start, tokens
         budget -= tokens
         n += 1
     return n, budget, preempted
@@ -199,13 +203,7 @@ def _preempt(a: Arrays, policy: Policy, row: int) -> None:
     else:
         a.rows[COMPUTED][row] = 0
         a.rows[STATUS][row] = WAITING
-    first = counts[FIRST]
-    a.rows[BEFORE][row], a.rows[AFTER][row] = NOBODY, first
-    if first == NOBODY:
-        counts[LAST] = row
-    else:
-        a.rows[BEFORE][first] = row
-    counts[FIRST] = row
+    append(counts, a.rows[AFTER], a.rows[BEFORE], LAST, FIRST, row)  # read from its end, the list goes on at its beginning
     counts[QUEUED] += 1
 
 
@@ -221,28 +219,14 @@ def enter(a: Arrays, row: int, prompt_tokens: int, output_tokens: int, cached_to
     a.rows[FINAL][row] = prompt_tokens + output_tokens
     a.rows[COMPUTED][row] = cached_tokens
     a.rows[HELD][row] = 0
-    last = counts[LAST]
-    a.rows[BEFORE][row], a.rows[AFTER][row] = last, NOBODY
-    if last == NOBODY:
-        counts[FIRST] = row
-    else:
-        a.rows[AFTER][last] = row
-    counts[LAST] = row
+    append(counts, a.rows[BEFORE], a.rows[AFTER], FIRST, LAST, row)
     counts[QUEUED] += 1
 
 
 def unlink(a: Arrays, row: int) -> None:
     """Take a row out of the waiting list."""
-    counts, earlier, later = a.counts, a.rows[BEFORE][row], a.rows[AFTER][row]
-    if earlier == NOBODY:
-        counts[FIRST] = later
-    else:
-        a.rows[AFTER][earlier] = later
-    if later == NOBODY:
-        counts[LAST] = earlier
-    else:
-        a.rows[BEFORE][later] = earlier
-    counts[QUEUED] -= 1
+    remove(a.counts, a.rows[BEFORE], a.rows[AFTER], FIRST, LAST, row)
+    a.counts[QUEUED] -= 1
 
 
 def leave(a: Arrays, policy: Policy, row: int) -> None:

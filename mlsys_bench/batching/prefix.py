@@ -27,7 +27,6 @@ from mlsys_bench.batching.arrays import (
     KNOWN,
     MOVED,
     NEWER,
-    NOBODY,
     NOWHERE,
     OLDER,
     ON_DEVICE,
@@ -40,6 +39,7 @@ from mlsys_bench.batching.arrays import (
     Arrays,
     Policy,
 )
+from mlsys_bench.batching.lists import append, remove
 
 
 def lookup(a: Arrays, row: int) -> tuple[int, int, int]:
@@ -75,12 +75,12 @@ def adopt(a: Arrays, row: int, start: int) -> None:
     for i in range(found):
         block = a.hashes[BLOCK][first + i]
         if a.prefixes[PLACE][block] == ON_HOST:
-            _unlink(a, block, HOST_FIRST, HOST_LAST)
+            remove(counts, a.prefixes[OLDER], a.prefixes[NEWER], HOST_FIRST, HOST_LAST, block)
             counts[HOST] -= 1
             a.prefixes[PLACE][block] = ON_DEVICE
             moved += width
         elif a.prefixes[USERS][block] == 0:
-            _unlink(a, block, IDLE_FIRST, IDLE_LAST)
+            remove(counts, a.prefixes[OLDER], a.prefixes[NEWER], IDLE_FIRST, IDLE_LAST, block)
             counts[IDLE] -= width
             counts[BLOCKS] -= width
         a.prefixes[USERS][block] += 1
@@ -99,7 +99,7 @@ def publish(a: Arrays, row: int, tokens: int) -> None:
         block = a.hashes[BLOCK][first + i]
         if a.prefixes[PLACE][block] != ON_DEVICE:
             if a.prefixes[PLACE][block] == ON_HOST:
-                _unlink(a, block, HOST_FIRST, HOST_LAST)
+                remove(counts, a.prefixes[OLDER], a.prefixes[NEWER], HOST_FIRST, HOST_LAST, block)
                 counts[HOST] -= 1
             a.prefixes[PLACE][block] = ON_DEVICE
             a.prefixes[USERS][block] = 1
@@ -122,7 +122,7 @@ def let_go(a: Arrays, row: int) -> int:
             block = a.hashes[BLOCK][first + i]
             a.prefixes[USERS][block] -= 1
             if a.prefixes[USERS][block] == 0:
-                _append(a, block, IDLE_FIRST, IDLE_LAST)
+                append(counts, a.prefixes[OLDER], a.prefixes[NEWER], IDLE_FIRST, IDLE_LAST, block)
                 counts[IDLE] += width
                 counts[BLOCKS] += width
     a.rows[CACHED][row] = 0
@@ -134,39 +134,15 @@ def evict(a: Arrays, policy: Policy) -> None:
     counts = a.counts
     while counts[IDLE] > counts[BLOCKS]:
         block = counts[IDLE_FIRST]
-        _unlink(a, block, IDLE_FIRST, IDLE_LAST)
+        remove(counts, a.prefixes[OLDER], a.prefixes[NEWER], IDLE_FIRST, IDLE_LAST, block)
         counts[IDLE] -= counts[PREFIX_BLOCKS]
         a.prefixes[PLACE][block] = NOWHERE
         if policy.host_blocks >= counts[PREFIX_BLOCKS]:
-            _append(a, block, HOST_FIRST, HOST_LAST)
+            append(counts, a.prefixes[OLDER], a.prefixes[NEWER], HOST_FIRST, HOST_LAST, block)
             a.prefixes[PLACE][block] = ON_HOST
             counts[HOST] += 1
             if counts[HOST] * counts[PREFIX_BLOCKS] > policy.host_blocks:
                 block = counts[HOST_FIRST]
-                _unlink(a, block, HOST_FIRST, HOST_LAST)
+                remove(counts, a.prefixes[OLDER], a.prefixes[NEWER], HOST_FIRST, HOST_LAST, block)
                 counts[HOST] -= 1
                 a.prefixes[PLACE][block] = NOWHERE
-
-
-def _append(a: Arrays, block: int, first: int, last: int) -> None:
-    """Put a block at the end of a list."""
-    counts, end = a.counts, a.counts[last]
-    a.prefixes[OLDER][block], a.prefixes[NEWER][block] = end, NOBODY
-    if end == NOBODY:
-        counts[first] = block
-    else:
-        a.prefixes[NEWER][end] = block
-    counts[last] = block
-
-
-def _unlink(a: Arrays, block: int, first: int, last: int) -> None:
-    """Take a block out of a list."""
-    counts, older, newer = a.counts, a.prefixes[OLDER][block], a.prefixes[NEWER][block]
-    if older == NOBODY:
-        counts[first] = newer
-    else:
-        a.prefixes[NEWER][older] = newer
-    if newer == NOBODY:
-        counts[last] = older
-    else:
-        a.prefixes[OLDER][newer] = older

@@ -25,7 +25,7 @@ Approximate: arrivals are taken as Poisson and preemption as absent.  Where `bin
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, cached_property
 from statistics import NormalDist
 from typing import Literal
 
@@ -89,6 +89,7 @@ class Replica:
     def __init__(self, profile: LatencyProfile, limits: Limits, demand: Demand, samples: int = SAMPLES) -> None:
         """Work out the steps of a full replica, and so its capacity."""
         self.profile, self.limits, self.demand = profile, limits, demand
+        self._table = latency.table(profile).tolist()
         self.randoms = randoms(samples)
         self.context_tokens = demand.held_tokens[0]
         self._overhead_s = profile.constants.get("request_overhead_s", 0.0) + profile.constants.get("token_overhead_s", 0.0)
@@ -97,7 +98,7 @@ class Replica:
         self.steps_per_request = demand.mean_output - 1 + float(np.ceil(demand.prompt / limits.max_step_tokens).mean())
         self.admitted_per_step = self.slots / self.steps_per_request  # of a full replica
         cells, nodes = _FINE if samples >= SAMPLES else _COARSE
-        self.nodes = np.unique(np.round(1 + (self.slots - 1) * np.linspace(0, 1, nodes) ** 1.5)).astype(np.float64)
+        self.nodes = np.array(sorted({float(round(1 + (self.slots - 1) * (i / (nodes - 1)) ** 1.5)) for i in range(nodes)}))
         self.parcels = Parcels(demand.prompt, _reach(limits, demand, self.admitted_per_step), cells)
         n = np.arange(self.slots + 1, dtype=np.float64)
         self.decode_s = np.where(n > 0, self._time_s(n, 0 * n, 0 * n, n), 0.0)
@@ -107,13 +108,17 @@ class Replica:
         self.capacity_per_s = min(by_slots, by_budget)
         self.binds: Binding = self._binding(by_slots, by_budget)
         self.rest_mean, self.rest_scv = self._rest_of_service()
-        self.step_s = self._by_batch(self._steps(0.9 * self.capacity_per_s))
+
+    @cached_property
+    def step_s(self) -> Floats:
+        """Mean time of a step with n = 0 … B decodes near capacity."""
+        return self._by_batch(self._steps(0.9 * self.capacity_per_s))
 
     # ------------------------------------------------------------ steps
 
     def _time_s(self, decodes: Floats, tokens: Floats, pairs: Floats, sampled: Floats) -> Floats:
         features = (decodes, decodes * self.context_tokens, tokens, pairs, sampled)
-        return np.asarray(latency.step_s(self.profile, features))
+        return latency.many(self._table, features)
 
     def _by_backlog(self, seats: Floats, mu: Floats, is_full: bool = False) -> Steps:
         """Return steps by backlog, one row per number of decodes, the backlog being Poisson(mu) prompts.
@@ -176,7 +181,7 @@ class Replica:
         seats = np.full(len(self.demand.prompt), float(self.slots))
         none, p, gaps = 0 * seats, self.demand.prompt, self.demand.output - 1
         without_kv, usual = (
-            float(latency.step_s(self.profile, (self.slots, self.slots * c, 0, 0, self.slots))) for c in (0.0, self.context_tokens)
+            latency.seconds(self._table, self.slots, self.slots * c, 0.0, 0.0, self.slots) for c in (0.0, self.context_tokens)
         )
         per_kv_token = (usual - without_kv) / (self.slots * self.context_tokens)
         prefill = self._time_s(seats, p, p**2 / 2, seats + 1) - self._time_s(seats, none, none, seats)
@@ -215,8 +220,13 @@ class Replica:
         completions[-1] = self.capacity_per_s
         prefilling = np.clip(1 - self.decode_s[:-1] / np.maximum(step_s[:-1], 1e-300), 0.0, 1.0)
         prefilling[0] = 0.0  # nobody's step is longer for it
+        return clustered(rate_per_s, completions, prefilling, *self._members)
+
+    @cached_property
+    def _members(self) -> tuple[float, float]:
+        """SCV of the prompts of a cluster, and the chance that of two members the first to leave finds the other."""
         prompt = self.demand.prompt
-        return clustered(rate_per_s, completions, prefilling, float(prompt.var() / prompt.mean() ** 2), _together(self.demand.output))
+        return float(prompt.var() / prompt.mean() ** 2), _together(self.demand.output)
 
     def _node(self, seated: Floats, u: Floats) -> Ints:
         """Return, for each number seated, one of the two nodes beside it, the nearer one more often."""
@@ -332,9 +342,9 @@ def _reach(limits: Limits, demand: Demand, per_step: float) -> float:
 def _inverse(cumulative: Floats, row: Ints, u: Floats) -> Ints:
     """Return the first cell of a row at which its cumulative weight reaches the share u of the row's total."""
     found = np.zeros(len(row), dtype=np.int64)
-    for r in np.unique(row):
+    for r, weights in enumerate(cumulative):
         mine = row == r
-        found[mine] = np.searchsorted(cumulative[r], u[mine] * cumulative[r, -1])
+        found[mine] = np.searchsorted(weights, u[mine] * weights[-1])
     return np.asarray(np.minimum(found, cumulative.shape[1] - 1))
 
 

@@ -12,12 +12,11 @@ from the Mecke formula E[sum h(X_i); W = w] = mu (h f * P_mu)(w).
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import numpy.typing as npt
 
 Floats = npt.NDArray[np.float64]
+Ints = npt.NDArray[np.int64]
 _STEPS = 10  # of power iteration at most; a server with room to spare needs four or five
 _SETTLED = 1e-3  # total change of a law that ends it
 _TINY = 1e-12  # of probability: what FFT leaves of zero
@@ -59,14 +58,18 @@ class Parcels:
         halves = np.where(known, halves / np.where(known, total, 1.0), self.at**2 / 2 / np.maximum(usual, 1.0))
         return np.clip(number, (self.at > 0) * 1.0, np.maximum(self.at, 1.0)), np.clip(halves, 0.0, self.at**2 / 2)
 
-    def left(self, law: Floats, room: Floats) -> Floats:
-        """Return the law of what a step leaves, row by row: the backlog less what it had room for."""
+    def leaving(self, room: Floats) -> tuple[Ints, Floats]:
+        """Return where on the lattice a step leaves each backlog, row by row: the point below, all rows in one, and how far beyond it."""
         rest = np.maximum(self.at - room, 0.0) / self.unit
         low = rest.astype(np.int64)
-        part = rest - low
-        flat = (low + np.arange(len(law))[:, None] * self.cells).ravel()
-        found = np.bincount(flat, (law * (1 - part)).ravel(), minlength=law.size + 1)
-        found += np.bincount(flat + 1, (law * part).ravel(), minlength=law.size + 1)
+        return (low + np.arange(len(rest))[:, None] * self.cells).ravel(), rest - low
+
+    def left(self, law: Floats, leaving: tuple[Ints, Floats]) -> Floats:
+        """Return the law of what a step leaves, row by row: the backlog less what it had room for.  leaving: `self.leaving(room)`."""
+        at, part = leaving
+        beyond = law * part
+        found = np.bincount(at, (law - beyond).ravel(), minlength=law.size + 1)
+        found[1:] += np.bincount(at, beyond.ravel(), minlength=law.size)[: law.size]
         return np.asarray(found[:-1].reshape(law.shape))
 
     def plus(self, one: Floats, other: Floats) -> Floats:
@@ -84,15 +87,15 @@ def settled(parcels: Parcels, rate_per_s: float, step_s: Floats, room: Floats, b
     """
     nodes, hats = _interpolation(step_s, lengths)
     arrived = parcels.total(rate_per_s * nodes)  # [rows, lengths, cells]
-    fits = parcels.at <= room
+    beyond, leave = parcels.at > room, parcels.leaving(room)
+    masks = np.stack([~beyond, beyond], axis=1).astype(np.float64)  # what the step has room for, and the rest: [rows, 2, cells]
     law = begin
     for _ in range(_STEPS):
-        new = _mixed(arrived, hats, law * fits)
-        over = law * ~fits
-        share = over.sum(axis=1)
+        parts = law[:, None] * masks
+        met = parts @ hats @ arrived  # what arrives meanwhile
+        new, share = met[:, 0], parts[:, 1].sum(axis=1)
         if (rows := np.flatnonzero(share > _RARE)).size:
-            met = _mixed(arrived, hats, over)[rows] / share[rows, None]
-            new[rows] += parcels.plus(parcels.left(over[rows], room[rows]), met)
+            new[rows] += parcels.plus(parcels.left(parts[:, 1], leave)[rows], met[rows, 1] / share[rows, None])
         new /= new.sum(axis=1, keepdims=True)
         is_settled = np.abs(new - law).sum() < _SETTLED * len(law)
         law = new
@@ -104,11 +107,11 @@ def settled(parcels: Parcels, rate_per_s: float, step_s: Floats, room: Floats, b
 def flooded(parcels: Parcels, each_step: float, room: Floats) -> Floats:
     """Return the law of the backlog where Poisson(each_step) parcels come per step, however long it lasts.  room: [1, cells]."""
     arrived = parcels.total(np.array([each_step]))
-    law, over = arrived, parcels.at > room
+    law, over, leave = arrived, parcels.at > room, parcels.leaving(room)
     for _ in range(_STEPS):
         if (law * over).sum() < _RARE:
             break
-        new = parcels.plus(parcels.left(law, room), arrived)
+        new = parcels.plus(parcels.left(law, leave), arrived)
         new /= new.sum()
         is_settled = np.abs(new - law).sum() < _SETTLED
         law = new
@@ -117,21 +120,15 @@ def flooded(parcels: Parcels, each_step: float, room: Floats) -> Floats:
     return law
 
 
-def _interpolation(step_s: Floats, lengths: int) -> tuple[Floats, tuple[Any, Any, Any]]:
-    """Return lengths of step per row, close together near the shortest, and where each step lies between two of them."""
+def _interpolation(step_s: Floats, lengths: int) -> tuple[Floats, Floats]:
+    """Return lengths of step per row, close together near the shortest, and the weight of each for each step: [rows, cells, lengths]."""
     low, high = step_s.min(axis=1, keepdims=True), step_s.max(axis=1, keepdims=True)
     nodes = low + (high - low) * np.linspace(0, 1, lengths) ** 1.5
     place = ((step_s - low) / np.maximum(high - low, 1e-300)) ** (1 / 1.5) * (lengths - 1)
-    index = np.clip(place.astype(np.int64), 0, lengths - 2)
+    index = np.minimum(place.astype(np.int64), lengths - 2)
     left, right = np.take_along_axis(nodes, index, 1), np.take_along_axis(nodes, index + 1, 1)
-    part = np.clip((step_s - left) / np.maximum(right - left, 1e-300), 0.0, 1.0)
-    return nodes, (index, part, lengths)
-
-
-def _mixed(arrived: Floats, hats: tuple[Any, Any, Any], law: Floats) -> Floats:
-    """Return what arrives during a step drawn by `law`, row by row."""
-    index, part, lengths = hats
-    flat = index + np.arange(len(law))[:, None] * lengths
-    weights = np.bincount(flat.ravel(), (law * (1 - part)).ravel(), minlength=len(law) * lengths)
-    weights += np.bincount(flat.ravel() + 1, (law * part).ravel(), minlength=len(law) * lengths)
-    return np.asarray(np.einsum("nr,nrf->nf", weights.reshape(len(law), lengths), arrived))
+    part = np.minimum(np.maximum((step_s - left) / np.maximum(right - left, 1e-300), 0.0), 1.0)
+    weights = np.zeros((*step_s.shape, lengths))
+    np.put_along_axis(weights, index[..., None], 1 - part[..., None], 2)
+    np.put_along_axis(weights, index[..., None] + 1, part[..., None], 2)
+    return nodes, weights

@@ -98,7 +98,7 @@ def _effective(shares: Floats, mark_scv: float, together: float) -> Floats:
 def _at_least(b: Floats, reach: int) -> Floats:
     """Return P(cluster >= 1 … reach), [states, reach]; Borel: P(k) = exp(-b k) (b k)^(k - 1) / k!."""
     k = np.arange(1.0, reach + 1)
-    logs = -b[:, None] * k + (k - 1) * np.log(np.maximum(b[:, None] * k, 1e-300)) - np.cumsum(np.log(k))
+    logs = -b[:, None] * k + (k - 1) * (np.log(np.maximum(b[:, None], 1e-300)) + np.log(k)) - np.cumsum(np.log(k))
     law = np.exp(logs)
     return np.asarray(np.cumsum(law[:, ::-1], axis=1)[:, ::-1])
 
@@ -109,18 +109,17 @@ def _reach(b: float) -> int:
 
 
 def _cuts(births: Floats, completions: Floats, rate_per_s: float) -> Floats:
-    """Return the law of n = 0 … B + reach, not normalised."""
+    """Return the law of n = 0 … B + reach, not normalised.  Beyond B it is geometric, as clusters end there and arrivals come singly."""
     slots, reach = births.shape
-    into = np.zeros((slots + reach + 1, reach))  # into[n, j]: the rate at which state n - reach + j jumps to n or above
-    for size in range(1, reach + 1):
-        into[size : size + slots, reach - size] = births[:, size - 1]
-    into[slots + 1 :, reach - 1] = rate_per_s
-    down = np.concatenate([completions, np.full(reach, completions[-1])])
-    into[1:] /= down[:, None]
-    law = np.zeros(slots + 2 * reach + 1)  # `reach` zeros before state 0
+    into = np.zeros((slots + 1, reach))  # into[n, j]: the rate at which state n - reach + j jumps to n or above
+    for size in range(1, min(reach, slots) + 1):
+        into[size:, reach - size] = births[: slots + 1 - size, size - 1]
+    into[1:] /= completions[:, None]
+    law = np.zeros(slots + reach + 1)  # `reach` zeros before state 0
     law[reach] = 1.0
-    for state in range(1, slots + reach + 1):
-        law[reach + state] = value = law[state : state + reach] @ into[state]
+    before = np.lib.stride_tricks.sliding_window_view(law, reach)
+    for state, (jumps, already) in enumerate(zip(into[1:], before[1:], strict=False), reach + 1):
+        law[state] = value = already.dot(jumps)
         if value > 1e200:
             law /= 1e200
-    return law[reach:]
+    return np.append(law[reach:], law[-1] * (rate_per_s / completions[-1]) ** np.arange(1, reach + 1))

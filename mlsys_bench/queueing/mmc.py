@@ -6,6 +6,7 @@ theta = c mu - lambda the rate at which a queue drains.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING
@@ -162,10 +163,9 @@ def mmck(rate_per_s: float, service_s: float, servers: int, capacity: int) -> Qu
 
 def _ticks_to_the_end(stages: Floats, servers: int) -> Floats:
     """Return P(more than i ticks) for a wait of k ticks with probability stages[k] and a service that each tick after ends with 1 / c."""
-    from scipy.signal import lfilter
-
     still_waiting = np.append(np.cumsum(stages[:0:-1])[::-1], 0.0)
-    in_service = lfilter([1.0], [1.0, -(1 - 1 / servers)], stages)
+    stays = 1 - 1 / servers
+    in_service = list(itertools.accumulate(stages.tolist(), lambda there, more: stays * there + more))  # scipy.signal takes 1 s to import
     return np.asarray(still_waiting + in_service, dtype=np.float64)
 
 

@@ -146,17 +146,18 @@ def _gathered(s: Station, limits: Limits, policy: Policy, until_s: float, more: 
 def _step(s: Station, limits: Limits, policy: Policy, table: Any) -> None:
     """Begin the next step, whatever it holds, and record what will be when it ends."""
     a, times = s.a, s.times
-    counts, prompt, known, computed = a.counts, a.rows[PROMPT], a.rows[KNOWN], a.rows[COMPUTED]
+    counts, prompt, known = a.counts, a.rows[PROMPT], a.rows[KNOWN]
     counts[EVEN] = counts[MOVED] = 0
     n, _ = plan(a, limits, policy, 0, limits.max_step_tokens)
     assert n > 0, "nobody can be scheduled though somebody is there"
-    now_s = times[AT]
+    now_s, started = times[AT], s.books[STARTED]
+    out_row, out_start, out_tokens = a.slots[OUT_ROW], a.slots[OUT_START], a.slots[OUT_TOKENS]
     decodes = reads = chunks = sampled = 0
     pairs = 0.0
     for i in range(n):
-        row, past, tokens = a.slots[OUT_ROW][i], a.slots[OUT_START][i], a.slots[OUT_TOKENS][i]
-        if s.books[STARTED][row] < 0.0:
-            s.books[STARTED][row] = now_s
+        row, past, tokens = out_row[i], out_start[i], out_tokens[i]
+        if started[row] < 0.0:
+            started[row] = now_s
         if past >= prompt[row] and (tokens == 1 or past == known[row] - 1):
             decodes += tokens
             reads += past + tokens
@@ -168,22 +169,55 @@ def _step(s: Station, limits: Limits, policy: Policy, table: Any) -> None:
             sampled += past + tokens == known[row]
     step_s = seconds(table, float(decodes), float(reads), float(chunks), pairs, float(sampled)) + counts[MOVED] * policy.move_s
     end_s = _pass(s, step_s, n, (limits.blocks - counts[BLOCKS]) * limits.block_tokens, counts[QUEUED])
-    grown = 0
+    counts[EVEN] = _grow(s, policy, n, end_s) == counts[SEATED] and policy.drafts == 0
+    counts[FLYING] = 1
+
+
+def _grow(s: Station, policy: Policy, n: int, end_s: float) -> int:
+    """Record what the n rows of a step will have got when it ends; return how many of them get tokens.
+
+    Arrays have names of their own, and a gap's bin is looked up once for all who share it: in plain Python this loop is most of a run.
+    """
+    a, counts = s.a, s.a.counts
+    prompt, known, computed, final, token_at = a.rows[PROMPT], a.rows[KNOWN], a.rows[COMPUTED], a.rows[FINAL], a.rows[TOKEN_AT]
+    out_row, out_start, out_tokens, ended = a.slots[OUT_ROW], a.slots[OUT_START], a.slots[OUT_TOKENS], a.slots[ENDED]
+    first_s, last_s, worst_s, token_s, gaps = s.books[FIRST_S], s.books[LAST_S], s.books[WORST], s.token_s, s.gaps
+    keeps, counted = len(token_s) > 0, end_s >= s.times[FROM]
+    usual_s, usual_bin = 0.0, 0
+    grown = made = 0
     for i in range(n):
-        row, past, tokens = a.slots[OUT_ROW][i], a.slots[OUT_START][i], a.slots[OUT_TOKENS][i]
-        drafts = tokens - (known[row] - past)
+        row, past = out_row[i], out_start[i]
+        had = known[row]
+        drafts = out_tokens[i] - (had - past)
         if drafts < 0:  # its prefill goes on
-            computed[row] = past + tokens
+            computed[row] = past + out_tokens[i]
             continue
         new = 1 + _accepted(counts, policy, drafts) if drafts > 0 else 1
-        computed[row] = known[row] + new - 1
-        _sample(s, row, new, end_s)
+        number = had - prompt[row]
+        if keeps:
+            for j in range(token_at[row] + number, token_at[row] + number + new):
+                token_s[j] = end_s
+        if number == 0:
+            first_s[row] = end_s
+        else:
+            gap_s = end_s - last_s[row]
+            if gap_s > worst_s[row]:
+                worst_s[row] = gap_s
+            if counted:
+                if gap_s != usual_s:
+                    usual_s, usual_bin = gap_s, bin_of(gap_s)
+                gaps[usual_bin] += 1
+                gaps[0] += new - 1
+        last_s[row] = end_s
+        known[row] = had + new
+        computed[row] = had + new - 1
+        made += new
         grown += 1
-        if known[row] == a.rows[FINAL][row]:
-            s.a.slots[ENDED][counts[ENDING]] = row
+        if had + new == final[row]:
+            ended[counts[ENDING]] = row
             counts[ENDING] += 1
-    counts[EVEN] = grown == counts[SEATED] and policy.drafts == 0
-    counts[FLYING] = 1
+    s.times[TOKENS] += made
+    return grown
 
 
 def _accepted(counts: Any, policy: Policy, drafts: int) -> int:
@@ -195,27 +229,6 @@ def _accepted(counts: Any, policy: Policy, drafts: int) -> int:
             break
         right += 1
     return right
-
-
-def _sample(s: Station, row: int, new: int, end_s: float) -> None:
-    """Record that a row gets so many new tokens when the step ends."""
-    a = s.a
-    number = a.rows[KNOWN][row] - a.rows[PROMPT][row]
-    if len(s.token_s) > 0:
-        for i in range(new):
-            s.token_s[s.a.rows[TOKEN_AT][row] + number + i] = end_s
-    s.times[TOKENS] += new
-    if number == 0:
-        s.books[FIRST_S][row] = end_s
-    else:
-        gap_s = end_s - s.books[LAST_S][row]
-        if gap_s > s.books[WORST][row]:
-            s.books[WORST][row] = gap_s
-        if end_s >= s.times[FROM]:
-            s.gaps[bin_of(gap_s)] += 1
-            s.gaps[0] += new - 1
-    s.books[LAST_S][row] = end_s
-    a.rows[KNOWN][row] += new
 
 
 def _pass(s: Station, step_s: float, batch: int, kv_tokens: int, waiting: int) -> float:
@@ -271,22 +284,23 @@ def _jump(s: Station, limits: Limits, policy: Policy, table: Any, until_s: float
     n, block_tokens = counts[SEATED], limits.block_tokens
     if not counts[EVEN] or n == 0 or n > limits.max_step_tokens or _next_fits(a, limits, policy):
         return 0
-    most = len(s.needs)
+    needs, most = s.needs, len(s.needs)
     steps, reads = len(s.ends_s), 0
     if block_tokens > most:
         steps = min(steps, most)
     for i in range(n):
         row = seats[i]
-        reads += known[row]
-        if final[row] - known[row] < steps:
-            steps = final[row] - known[row]
-        ahead = held[row] * block_tokens + 1 - known[row]
+        knows = known[row]
+        reads += knows
+        if final[row] - knows < steps:
+            steps = final[row] - knows
+        ahead = held[row] * block_tokens + 1 - knows
         if ahead < most:
-            s.needs[ahead] += 1
+            needs[ahead] += 1
     kv_tokens, waiting = (limits.blocks - counts[BLOCKS]) * block_tokens, counts[QUEUED]
     free, j, worst_s = counts[BLOCKS], 0, 0.0
     while j < steps and times[AT] < until_s:
-        needed = s.needs[j % block_tokens]
+        needed = needs[j % block_tokens]
         if needed > free:
             break
         free -= needed
@@ -310,26 +324,31 @@ def _jump(s: Station, limits: Limits, policy: Policy, table: Any, until_s: float
 def _settle(s: Station, block_tokens: int, j: int, worst_s: float) -> None:
     """Write down by row what j steps of a jump did, and clear the scratch."""
     a, times = s.a, s.times
-    counts, known, held, most = a.counts, a.rows[KNOWN], a.rows[HELD], len(s.needs)
+    counts, seats, prompt, known, final = a.counts, a.slots[SEATS], a.rows[PROMPT], a.rows[KNOWN], a.rows[FINAL]
+    computed, held, token_at, ended = a.rows[COMPUTED], a.rows[HELD], a.rows[TOKEN_AT], a.slots[ENDED]
+    needs, ends_s, token_s, last_s, worst = s.needs, s.ends_s, s.token_s, s.books[LAST_S], s.books[WORST]
+    most, keeps, now_s = len(needs), len(token_s) > 0, times[AT]
     for i in range(counts[SEATED]):
-        row = a.slots[SEATS][i]
-        ahead = held[row] * block_tokens + 1 - known[row]
+        row = seats[i]
+        had = known[row]
+        ahead = held[row] * block_tokens + 1 - had
         if ahead < most:
-            s.needs[ahead] = 0
+            needs[ahead] = 0
         if j == 0:
             continue
-        if len(s.token_s) > 0:
-            at = s.a.rows[TOKEN_AT][row] + known[row] - a.rows[PROMPT][row]
+        if keeps:
+            at = token_at[row] + had - prompt[row]
             for step in range(j):
-                s.token_s[at + step] = s.ends_s[step]
-        known[row] += j
-        a.rows[COMPUTED][row] = known[row] - 1
-        held[row] = (known[row] - 2 + block_tokens) // block_tokens
-        s.books[LAST_S][row] = times[AT]
-        if worst_s > s.books[WORST][row]:
-            s.books[WORST][row] = worst_s
-        if known[row] == a.rows[FINAL][row]:
-            s.a.slots[ENDED][counts[ENDING]] = row
+                token_s[at + step] = ends_s[step]
+        knows = had + j
+        known[row] = knows
+        computed[row] = knows - 1
+        held[row] = (knows - 2 + block_tokens) // block_tokens
+        last_s[row] = now_s
+        if worst_s > worst[row]:
+            worst[row] = worst_s
+        if knows == final[row]:
+            ended[counts[ENDING]] = row
             counts[ENDING] += 1
     if j > 0:
         times[TOKENS] += j * counts[SEATED]
