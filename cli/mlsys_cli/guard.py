@@ -1,4 +1,4 @@
-"""Commands that guard: gate, backtest, claims."""
+"""Commands that guard: gate, backtest."""
 
 from __future__ import annotations
 
@@ -19,7 +19,6 @@ def register(app: typer.Typer) -> None:
     """Add these commands to the door."""
     app.add_typer(gate_app, name="gate")
     app.add_typer(backtest_app, name="backtest")
-    app.command()(claims)
 
 
 @gate_app.command("compare")
@@ -106,8 +105,3 @@ def _backtest(name: str, line: str) -> None:
 
 _backtest("plan", "Score plans on measured rows.  (Not built yet.)")
 _backtest("gate", "Score gate decisions on recorded launches.  (Not built yet.)")
-
-
-def claims() -> None:
-    """Recompute the numbers people quote.  (Not built yet.)"""
-    raise NotBuilt("claims is not built yet; docs/roadmap.md says when")

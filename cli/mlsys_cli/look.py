@@ -90,16 +90,31 @@ def list_scenarios() -> None:
 
 
 @scenario_app.command("show")
-def show_scenario(name: Annotated[str, typer.Argument(help="A shipped name, or a file.")], as_json: AsJson = False) -> None:
-    """Show a scenario: its system, traffic and promises."""
+def show_scenario(
+    name: Annotated[str, typer.Argument(help="A shipped name, or a file.")],
+    html: Html = None,
+    md: Markdown = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show a scenario: its stages drawn, its traffic and its promises."""
     from mlsys_bench import scenario
 
-    show(scenario.load(name), as_json)
+    show(scenario.load(name), as_json, None, html, md)
+
+
+@scenario_app.command("schema")
+def schema() -> None:
+    """Print the format of scenario files as JSON Schema, for editors that check as you type."""
+    import json
+
+    from mlsys_bench import scenario
+
+    typer.echo(json.dumps(scenario.schema(), indent=1))
 
 
 @scenario_app.command("check")
 def check_scenario(file: Annotated[Path, typer.Argument(help="A scenario file.", dir_okay=False)]) -> None:
-    """Check a scenario file: unknown keys, missing units, unknown names."""
+    """Check a scenario file: keys, units, names, and whether its stages fit together."""
     from mlsys_bench import scenario
 
     typer.echo(f"{file}: {scenario.check(file).name} holds together")

@@ -46,14 +46,23 @@ def plan(
     max_batch: Annotated[int | None, typer.Option(help="Sequences decoded together on one replica.", min=1)] = None,
     headroom: Annotated[str | None, typer.Option(help="Share of a replica's capacity kept free, e.g. 20%.")] = None,
     term: Annotated[str, typer.Option(help="on-demand or spot.")] = "on-demand",
-    trace: Annotated[Path | None, typer.Option(help="Plan for the traffic of this trace.", dir_okay=False)] = None,
-    availability: Annotated[str | None, typer.Option(help="Not built yet.")] = None,
-    prices: Annotated[Path | None, typer.Option(help="Not built yet.")] = None,
+    trace: Annotated[Path | None, typer.Option(help="The smallest fleet for this trace, replayed in simulation.", dir_okay=False)] = None,
+    speed: Annotated[float, typer.Option(help="Play the trace so many times as fast.", min=0.0)] = 1.0,
+    routing: Annotated[str, typer.Option(help="random, round_robin, least_loaded or power_of_two.")] = "random",
+    availability: Annotated[str | None, typer.Option(help="Share of time with enough replicas up, e.g. 99.9%: adds spares.")] = None,
+    zones: Annotated[int | None, typer.Option(help="Zones to spread replicas over; one when left out.", min=1)] = None,
+    survive: Annotated[bool, typer.Option("--survive", help="Any one zone may go: the others hold the limits at peak.")] = False,
+    autoscale: Annotated[bool, typer.Option("--autoscale", help="Replicas by the hour, and limits that protect the fleet.")] = False,
+    growth: Annotated[str | None, typer.Option(help="Growth of traffic a month, e.g. 5%: when is the fleet full?")] = None,
+    mixed: Annotated[bool, typer.Option("--mixed", help="Look for a fleet of two or more kinds by prompt length, too.")] = False,
+    prices: Annotated[Path | None, typer.Option(help="Your own prices: commitments, discounts, quotas.", dir_okay=False)] = None,
     baseline: Annotated[Path | None, typer.Option(help="Not built yet.")] = None,
-    from_deployment: Annotated[str | None, typer.Option(help="Not built yet.")] = None,
-    diff: Annotated[str | None, typer.Option(help="Not built yet.")] = None,
+    from_deployment: Annotated[
+        str | None, typer.Option(help="Today's engine command line, or its manifest, set beside the plan's.")
+    ] = None,
+    diff: Annotated[tuple[Path, Path] | None, typer.Option(help="OLD NEW: why the second plan record differs from the first.")] = None,
     cluster: Annotated[str | None, typer.Option(help="Not built yet.")] = None,
-    export: Annotated[str | None, typer.Option(help="Not built yet.")] = None,
+    export: Annotated[str | None, typer.Option(help="k8s, keda, kserve, openslo or prometheus-rules[:DIR]: write manifests.")] = None,
     seed: Seed = 0,
     out: Out = None,
     html: Html = None,
@@ -62,18 +71,30 @@ def plan(
 ) -> None:
     """Size the cheapest deployment that meets the limits, with intervals and a reason."""
     refuse({
-        "--availability": availability, "--prices": prices, "--baseline": baseline,
-        "--from-deployment": from_deployment, "--diff": diff, "--cluster": cluster, "--export": export,
+        "--baseline": baseline, "--cluster": cluster,
     })  # fmt: skip
     one_blas_thread()
+    if diff is not None:
+        from mlsys_bench.journeys import deploying
+
+        print(deploying.explained(diff, as_json))
+        return
     from mlsys_bench.journeys import planning
 
-    asked = planning.ask(
+    asked = planning.asked(
         scenario=scenario, qps=qps, measured=measured or [], model=model, gpu=gpu, precision=precision, slo=slo, arrivals=arrivals,
         prompt_tokens=prompt_tokens, output_tokens=output_tokens, max_batch=max_batch, headroom=headroom, term=term, seed=seed,
-        trace=trace,
+        trace=trace, speed=speed, routing=routing, prices=prices,
+        availability=availability, zones=zones, survive=survive, autoscale=autoscale, growth=growth, mixed=mixed,
     )  # fmt: skip
-    show(planning.plan(asked), as_json, out, html, md, inputs=[*(measured or []), *([trace] if trace else [])])
+    made = planning.plan(asked)
+    show(
+        made, as_json, out, html, md, inputs=[*map(planning.measured_file, measured or []), *[given for given in (trace, prices) if given]]
+    )
+    if export or from_deployment:
+        from mlsys_bench.journeys import deploying
+
+        typer.echo(deploying.told(made, export, from_deployment), err=as_json)
 
 
 def verify(

@@ -1,0 +1,186 @@
+"""cost: a plan record priced from every side that was asked for."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+
+from mlsys_bench import models, pricing, record, slo, units
+from mlsys_bench import plan as planner
+from mlsys_bench.billing import BreakEven, Costs, Line, Mix, Sensitivity
+from mlsys_bench.errors import BadInput
+from mlsys_bench.journeys import planning
+from mlsys_bench.plan import costs
+from mlsys_bench.plan.sensitivity import sensitivity
+from mlsys_bench.pricing import Market, compare, energy, mix
+from mlsys_bench.pricing.energy import Site
+from mlsys_bench.pricing.mix import Terms
+from mlsys_bench.pricing.spot import Reclaims
+from mlsys_bench.types import Plan, Provenance
+
+
+def cost(
+    file: Path,
+    *,
+    prices: Path | None = None,
+    requests_per_s: float | None = None,
+    apis: Sequence[str] = (),
+    cached: str | None = None,
+    batched: str | None = None,
+    least: int = 1,
+    baseline: Path | None = None,
+    vectors: str | None = None,
+    egress: str | None = None,
+    vcpus: float = 0.0,
+    hours: str | None = None,
+    floor: int | None = None,
+    spot: str | None = None,
+    site: Site | None = None,
+    what_if: bool = False,
+    small: str | None = None,
+) -> Costs:
+    """Return what the plan of a record costs.  Shares and sizes are text with units, as typed; `hours` are replicas, hour by hour."""
+    plan, market = record.read(file, Plan), pricing.published() if prices is None else planning.market(prices)
+    rate = plan.workload.rate_per_s if requests_per_s is None else requests_per_s
+    extra, unpriced = _extra(market, rate, vectors, egress, vcpus)
+    found = Costs(
+        plan=_fleet(plan),
+        requests_per_s=rate,
+        bill=costs.bill(plan, extra, unpriced, rate),
+        energy=costs.draw(plan, None if site is None else energy.check_site(site)),
+        apis=tuple(_api(plan, name, cached, batched, least) for name in apis),
+        mix=None if hours is None else _mix(plan, market, hours, floor, spot),
+        sensitivity=changes(plan, market, small) if what_if else (),
+        notes=market.notes,
+    )
+    return found if baseline is None else beside(found, plan, baseline)
+
+
+def beside(found: Costs, plan: Plan, baseline: Path) -> Costs:
+    """Return the costs of a plan with the comparison to the plan of another record."""
+    old = record.read(baseline, Plan)
+    return dataclasses.replace(
+        found,
+        comparison=compare.compare(old, plan),
+        saving_usd_per_month=compare.saving_usd_per_month(old, plan),
+        differences=compare.incomparable(old, plan),
+    )
+
+
+def _fleet(plan: Plan) -> str:
+    if plan.stages:
+        return f"{plan.scenario or plan.model}, {plan.replicas} replicas of {len(plan.stages)} stages"
+    parts = (f"{item.replicas} x {item.gpu} for {item.stage}" for item in plan.fleet)
+    return f"{plan.model}, {', '.join(parts)}"
+
+
+def _extra(market: Market, rate: float, vectors: str | None, egress: str | None, vcpus: float) -> tuple[list[Line | None], list[str]]:
+    """Return the lines beside devices, and what was asked for and has no price."""
+    asked: list[tuple[str, Line | None]] = []
+    if vectors is not None:
+        count, dimensions, copies = _vectors(vectors)
+        asked.append(("storage of vectors", pricing.storage(market.rates, pricing.vector_bytes(count, dimensions), copies)))
+    if egress is not None:
+        asked.append(("network egress", pricing.network(market.rates, rate, units.size_bytes(egress, "--egress"))))
+    if vcpus:
+        asked.append((f"{vcpus:g} vCPU", pricing.vcpus(market.rates, vcpus, pricing.cpu_offers()[0])))
+    return [line for _, line in asked], [what for what, line in asked if line is None]
+
+
+def _vectors(text: str) -> tuple[float, int, int]:
+    """Return count, dimensions and copies of '10000000x1536' or '10000000x1536x2'."""
+    parts = text.split("x")
+    if len(parts) not in (2, 3) or not all(part.isdigit() and int(part) for part in parts):
+        raise BadInput(f"--vectors {text}: write count x dimensions, and copies where there are several: 10000000x1536x2")
+    return float(parts[0]), int(parts[1]), int(parts[2]) if len(parts) == 3 else 1
+
+
+def _api(plan: Plan, model: str, cached: str | None, batched: str | None, least: int) -> BreakEven:
+    shares = {name: units.fraction(text, f"--{name}") if text else 0.0 for name, text in (("cached", cached), ("batched", batched))}
+    found = costs.versus_api(plan, model, cached_share=shares["cached"], batch_share=shares["batched"], least=least)
+    if found is None:
+        raise BadInput(f"--api {model}: the plan's fleet has no price, or is of several kinds: there is nothing to compare with")
+    return found
+
+
+# ---------------------------------------------------------------- changes
+
+
+def changes(plan: Plan, market: Market, small: str | None) -> tuple[Sensitivity, ...]:
+    """Return what changes would make of a plan: made again on its own kind of device, with the usual headroom, as it is and changed."""
+    if plan.stages or plan.gpu is None:
+        raise BadInput("--what-if: the plan is of several stages or kinds of device; plan the changed scenario and compare with --baseline")
+    request = planner.Request(
+        model=plan.model,
+        workload=plan.workload,
+        slo=slo.parse(plan.slo),
+        gpus=(plan.gpu,),
+        precisions=(plan.fleet[0].precision,),
+        profiles=() if plan.profile.provenance is Provenance.ROOFLINE else (plan.profile,),
+        term=plan.prices[0].term if plan.prices else "on-demand",
+        market=market,
+    )
+    return sensitivity(request, planner.plan(request), planner.plan, None if small is None else models.find(small).id)
+
+
+# ---------------------------------------------------------------- terms
+
+
+def _mix(plan: Plan, market: Market, hours: str, floor: int | None, spot: str | None) -> Mix:
+    """Return the cheapest terms for the plan's kind of instance: each hour's replicas in whole instances of it."""
+    if plan.gpu is None or not plan.prices:
+        raise BadInput("--hours: the plan is of several kinds or has no price; terms are compared for one kind of instance")
+    offer = plan.prices[0]
+    each = max(offer.devices // plan.devices_per_replica, 1)
+    wanted = [-(-replicas // each) for replicas in _whole(hours)]
+    kept = plan.replicas if floor is None else floor
+    return mix.best(wanted, -(-kept // each), _terms(market, offer.provider, offer.instance, offer.region), _reclaims(spot))
+
+
+def _terms(market: Market, provider: str, instance: str, region: str) -> Terms:
+    """Return what one kind of instance costs on each term."""
+    same = [o for o in market.offers if (o.provider, o.instance, o.region) == (provider, instance, region)]
+    usd = {term: min((o for o in same if o.term == term), key=lambda o: o.usd_per_h, default=None) for term in pricing.TERMS}
+    on_demand, reserved, spot = usd["on-demand"], usd["reserved"], usd["spot"]
+    if on_demand is None:
+        raise BadInput(f"--hours: {provider} {instance} in {region} has no on-demand price to compare terms with")
+    held = None if reserved is None else market.reservations.get(reserved)
+    return Terms(
+        on_demand_usd_per_h=on_demand.usd_per_h,
+        reserved_usd_per_h=None if reserved is None else reserved.usd_per_h,
+        spot_usd_per_h=None if spot is None else spot.usd_per_h,
+        committed=0 if held is None else held.committed,
+        reserved_at_most=None if held is None else held.at_most,
+    )
+
+
+def _whole(text: str) -> list[int]:
+    """Return numbers of replicas: '2,4,10', or '2x8,4x8,10x8' for eight hours each."""
+    found: list[int] = []
+    for part in text.split(","):
+        replicas, _, times = part.strip().partition("x")
+        if not replicas.isdigit() or not (times or "1").isdigit():
+            raise BadInput(f"--hours {text}: write replicas hour by hour, as 2,4,10 or, for eight hours each, as 2x8,4x8,10x8")
+        found += [int(replicas)] * int(times or "1")
+    return found
+
+
+_SPOT = {"life": "mean_life_s", "start": "start_s", "refill": "refill_s", "waste": "waste_s"}
+
+
+def _reclaims(text: str | None) -> Reclaims | None:
+    """Return how spot goes and comes: 'life=6h,pools=3,start=5min,refill=10min,waste=30s'."""
+    if text is None:
+        return None
+    pairs = dict(part.strip().partition("=")[::2] for part in text.split(","))
+    if set(pairs) - {*_SPOT, "pools"} or not {"life", "pools", "start", "refill"} <= set(pairs) or not pairs["pools"].isdigit():
+        raise BadInput(f"--spot {text}: write life=6h,pools=3,start=5min,refill=10min and, where work is lost, waste=30s")
+    times = {_SPOT[name]: units.seconds(value, f"--spot {name}") for name, value in pairs.items() if name != "pools"}
+    return Reclaims(pools=int(pairs["pools"]), source="given", **times)
+
+
+def site(pue: float | None, host_w: float | None, co2_g_per_kwh: float | None, usd_per_kwh: float | None) -> Site:
+    """Return where machines stand, as far as it was said."""
+    named = Site(host_w=host_w, co2_g_per_kwh=co2_g_per_kwh, usd_per_kwh=usd_per_kwh)
+    return named if pue is None else dataclasses.replace(named, pue=pue)

@@ -1,0 +1,147 @@
+"""The bill of a plan: what it costs at its average load, what it draws, and from when it is cheaper than an API."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+
+from mlsys_bench import hardware, latency, pricing
+from mlsys_bench.billing import Bill, BreakEven, Energy, Line
+from mlsys_bench.errors import BadInput
+from mlsys_bench.pricing import Load, energy
+from mlsys_bench.pricing.energy import Site
+from mlsys_bench.types import FleetItem, Offer, Plan
+
+
+def load(plan: Plan, requests_per_s: float | None = None) -> Load:
+    """Return what a plan's fleet does on average: the planned rate, or the mean of a day whose peak was planned for.
+
+    The machine time of a token is that of a step at the load of one replica: a prefill step of a mean prompt, shared by its tokens, and a
+    decode step of as many sequences as run together (Little: rate x output tokens x TPOT), shared by those.  A system of several stages
+    has a price per request alone: most of its stages have no tokens.
+    """
+    rate = plan.workload.rate_per_s if requests_per_s is None else requests_per_s
+    if plan.stages or plan.profile.form != "step":
+        return Load(requests_per_s=rate, input_tokens=0, output_tokens=0, input_s=0, output_s=0, provenance=plan.provenance)
+    prompt, output = plan.workload.prompt_tokens.mean, plan.workload.output_tokens.mean
+    input_s, output_s = token_s(plan)
+    return Load(
+        requests_per_s=rate, input_tokens=prompt, output_tokens=output, input_s=input_s, output_s=output_s,
+        provenance=plan.profile.provenance,
+    )  # fmt: skip
+
+
+def token_s(plan: Plan) -> tuple[float, float]:
+    """Return the machine seconds of an input and of an output token on one replica at the planned load.  Raises BadInput for a service."""
+    if plan.profile.form != "step":
+        raise BadInput(f"tokens of a {plan.profile.form} profile have no steps to share a bill by; give a step profile")
+    prompt, output = plan.workload.prompt_tokens.mean, plan.workload.output_tokens.mean
+    together = plan.workload.rate_per_s / plan.replicas * output * plan.predicted.get("tpot_p50_s", 0.0)
+    batch = min(max(1.0, together), float(plan.max_batch))
+    decode = latency.step_s(plan.profile, (batch, batch * (prompt + output / 2), 0.0, 0.0, batch)) / batch
+    prefill = latency.step_s(plan.profile, (0.0, 0.0, prompt, prompt**2 / 2, 1.0)) / prompt
+    return prefill, decode
+
+
+def bill(plan: Plan, extra: Sequence[Line | None] = (), unpriced: Sequence[str] = (), requests_per_s: float | None = None) -> Bill | None:
+    """Return the bill of a plan with further lines (storage, network, vCPU); None where its fleet has no price.
+
+    A line that is None has no price: name it in `unpriced`, so that the reader knows what the sum leaves out.
+    """
+    lines = fleet_lines(plan)
+    if lines is None:
+        return None
+    return pricing.bill([*lines, *(line for line in extra if line is not None)], load(plan, requests_per_s), unpriced)
+
+
+def fleet_lines(plan: Plan) -> list[Line] | None:
+    """Return a line for each part of a plan's fleet, with the source of its price; None where one of them has none."""
+    lines = []
+    for item in plan.fleet:
+        if item.usd_per_hour is None:
+            return None
+        offer = _offer(plan, item.instance, item.gpu)
+        lines.append(
+            Line(
+                what=f"{_rented(item)} ({item.stage})",
+                usd_per_h=item.usd_per_hour,
+                source=offer.source if offer else "the plan",
+                date=offer.date if offer else "",
+                provenance=offer.provenance if offer else plan.provenance,
+            )
+        )
+    return lines
+
+
+def _rented(item: FleetItem) -> str:
+    """Return what was ordered; an order of several kinds says how many of each itself."""
+    mixed = item.instance is not None and " + " in item.instance
+    return str(item.instance) if mixed else f"{item.instances} x {item.instance or item.gpu}"
+
+
+def draw(plan: Plan, site: Site | None = None, idle_w: float | None = None) -> Energy | None:
+    """Return what the devices of a plan draw at its planned load, stranded ones idle; None where no device's watts are known."""
+    parts: list[Energy] = []
+    unknown: list[str] = []
+    for item in plan.fleet:
+        offer, used = _offer(plan, item.instance, item.gpu), item.replicas * max(item.tp * item.attention_dp, item.ep) * item.pp
+        rented = item.devices if item.devices is not None else item.instances * offer.devices if offer else used
+        drawn = energy.draw(
+            _tdp_w(item.gpu), used, min(plan.utilisation, 1.0), site=site, hosts=item.instances, stranded=max(rented - used, 0),
+            idle_w=idle_w, requests_per_s=plan.workload.rate_per_s,
+        )  # fmt: skip
+        parts += [drawn] if drawn is not None else []
+        unknown += [f"{item.gpu} counts for nothing: nobody publishes its watts"] if drawn is None else []
+    found = energy.together(parts)
+    return None if found is None else dataclasses.replace(found, assumed=tuple(dict.fromkeys((*found.assumed, *unknown))))
+
+
+def _tdp_w(device: str) -> float | None:
+    """Return the watts of a catalogue device; None for what has none, such as a vCPU."""
+    return next((known.tdp_w for known in hardware.every() if known.id == device), None)
+
+
+def versus_api(
+    plan: Plan, model: str, *, cached_share: float = 0.0, batch_share: float = 0.0, fleet_usd_per_h: Callable[[int], float] | None = None,
+    least: int = 1,
+) -> BreakEven | None:  # fmt: skip
+    """Return the requests a day from which the plan's kind of fleet beats an API on the plan's requests; None where it has no price.
+
+    A replica carries what the plan says one does at most within the limits; `cached_share` of the prompt is read from the API's cache.
+    Fleets are the cheapest mixes of published instances, or what `fleet_usd_per_h` says; `least` is the fewest replicas there may be.
+    """
+    prompt, output = plan.workload.prompt_tokens.mean, plan.workload.output_tokens.mean
+    asked = pricing.api_usd_per_request(
+        pricing.api_price(model), prompt, output, cached_tokens=cached_share * prompt, batch_share=batch_share
+    )
+    priced = fleet_usd_per_h or _published(plan)
+    if priced is None:
+        return None
+    most_per_s = plan.workload.rate_per_s * (1 + plan.headroom) / plan.replicas
+    found = pricing.break_even(asked, most_per_s * 86_400, priced, least=least, most=max(4 * plan.replicas, 200))
+    return dataclasses.replace(found, model=model)
+
+
+def _published(plan: Plan) -> Callable[[int], float] | None:
+    """Return the price of n replicas of the plan's kind on its own term; None where there is none, or the fleet is mixed."""
+    if plan.gpu is None or not plan.prices or plan.stages:
+        return None
+    gpu, term = plan.gpu, plan.prices[0].term
+    if pricing.pack(gpu, plan.devices_per_replica, 1, term) is None:
+        return None
+    known: dict[int, float] = {}
+
+    def usd_per_h(replicas: int) -> float:
+        if replicas not in known:
+            fleet = pricing.pack(gpu, plan.devices_per_replica, replicas, term)
+            assert fleet is not None
+            known[replicas] = fleet.usd_per_h
+        return known[replicas]
+
+    return usd_per_h
+
+
+def _offer(plan: Plan, instance: str | None, gpu: str) -> Offer | None:
+    """Return the offer that a part of the fleet was rented by."""
+    named = [o for o in plan.prices if instance is not None and instance in (o.instance, f"{o.provider} {o.instance}")]
+    return next((o for o in [*named, *plan.prices] if o.device == gpu), None)

@@ -1,0 +1,230 @@
+"""Plans buy instances, not devices: the cheapest mix of instance sizes that holds a fleet, and the devices it strands.
+
+    minimise    sum_i usd_i x_i            x_i instances of offer i, whole
+    such that   sum_i k_i x_i >= replicas  k_i = floor(devices_i / devices per replica): a replica stays within one instance
+                sum_(i in q) devices_i x_i <= quota_q,   x_i <= at_most_i
+
+Without bounds this is a covering knapsack, solved exactly by dynamic programming over replicas; with bounds an integer program, solved by
+HiGHS.  What is committed is paid in any case, so it costs nothing more to use and is used first; its price still stands on the bill.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+from mlsys_bench.errors import BadInput, Infeasible
+from mlsys_bench.pricing.market import Market, published
+from mlsys_bench.types import Offer
+
+_WITHIN = {"region": 2, "provider": 1, "anywhere": 0}  # how much of (provider, region) the instances of a fleet share
+_TIE = 1e-9  # dollars an hour a device counts for among equal prices: far below what the prices can differ by
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lot:
+    """So many instances of one offer.  `committed` of them were paid for before anybody planned."""
+
+    offer: Offer
+    instances: int
+    committed: int = 0
+
+    @property
+    def usd_per_h(self) -> float:
+        """Dollars per hour, committed ones at their own price."""
+        return self.offer.usd_per_h * self.instances
+
+    @property
+    def devices(self) -> int:
+        """Devices rented."""
+        return self.offer.devices * self.instances
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fleet:
+    """What is rented for so many replicas, and what of it no replica uses."""
+
+    lots: tuple[Lot, ...]
+    replicas: int
+    devices_per_replica: int
+    usd_per_h: float  # of all that is used, committed or not
+    new_usd_per_h: float  # what comes on top of the commitments
+    unused_usd_per_h: float  # commitments of this device that the fleet leaves idle: paid as well
+
+    @property
+    def instances(self) -> int:
+        """Instances rented."""
+        return sum(lot.instances for lot in self.lots)
+
+    @property
+    def devices(self) -> int:
+        """Devices rented."""
+        return sum(lot.devices for lot in self.lots)
+
+    @property
+    def stranded(self) -> int:
+        """Devices rented that no replica uses."""
+        return self.devices - self.replicas * self.devices_per_replica
+
+    @property
+    def offer(self) -> Offer:
+        """The offer that most of its devices are rented by."""
+        return max(self.lots, key=lambda lot: lot.devices).offer
+
+    @property
+    def instance(self) -> str:
+        """The kind of instance where there is one, else the order."""
+        return f"{self.offer.provider} {self.offer.instance}" if len(self.lots) == 1 else str(self)
+
+    def __str__(self) -> str:
+        """Print it as on an order: '2 x aws p5.48xlarge + 1 x aws p5.4xlarge'."""
+        return " + ".join(f"{lot.instances} x {lot.offer.provider} {lot.offer.instance}" for lot in self.lots)
+
+
+def pack(
+    device_id: str, devices_per_replica: int, replicas: int, term: str = "on-demand", market: Market | None = None, within: str = "region",
+    zones: Sequence[int] = (),
+) -> Fleet | None:  # fmt: skip
+    """Return the cheapest instances that hold so many replicas; None where the device has no price on this term.
+
+    `within` says how far a fleet may spread: one 'region' of one provider, one 'provider', or 'anywhere'.  Commitments of the device are
+    used whatever the term.  `zones` says how many of the replicas stand in each: no instance then serves two.  Raises Infeasible, naming
+    the bound, where quotas leave too few, and BadInput for zones beside commitments or quotas, which say nothing of zones.
+    """
+    if devices_per_replica < 1 or replicas < 1:
+        raise BadInput(f"{replicas} replica(s) of {devices_per_replica} device(s): both must be at least 1")
+    market = market or published()
+    usable = [o for o in market.of(device_id) if (o.term == term or market.committed(o)) and o.devices >= devices_per_replica]
+    if not usable:
+        return None
+    if len(zones) > 1 and (market.reservations or market.quotas):
+        raise BadInput("commitments and quotas say nothing of zones; plan without --zones, or with prices that have neither")
+    places = Counter(zones or (replicas,))  # zones that hold as many are alike
+    counts = (_in_zones(group, devices_per_replica, places, term, market) for group in _groups(usable, within))
+    fleets = [_fleet(found, devices_per_replica, replicas, market, device_id) for found in counts if found is not None]
+    if not fleets:
+        raise Infeasible(_too_few(usable, device_id, devices_per_replica, replicas, term, market))
+    return min(fleets, key=lambda f: (f.new_usd_per_h, f.devices, f.instances, str(f)))
+
+
+def spread(replicas: int, zones: int) -> tuple[int, ...]:
+    """Return replicas by zone, as even as they go."""
+    return tuple(replicas // zones + (z < replicas % zones) for z in range(zones))
+
+
+def _groups(offers: Sequence[Offer], within: str) -> Iterator[list[Offer]]:
+    """Yield the offers that one fleet may mix."""
+    if within not in _WITHIN:
+        raise BadInput(f"a fleet spreads within a {' or '.join(_WITHIN)}, not within {within!r}")
+    by: dict[tuple[str, ...], list[Offer]] = {}
+    for offer in offers:
+        by.setdefault((offer.provider, offer.region)[: _WITHIN[within]], []).append(offer)
+    yield from by.values()
+
+
+def _in_zones(group: Sequence[Offer], size: int, places: Counter[int], term: str, market: Market) -> Counter[Offer] | None:
+    """Return how many of each offer hold the replicas of every zone apart."""
+    total: Counter[Offer] = Counter()
+    for replicas, times in places.items():
+        found = _cheapest(group, size, replicas, term, market)
+        if found is None:
+            return None
+        total.update({offer: n * times for offer, n in found.items()})
+    return total
+
+
+def _cheapest(group: Sequence[Offer], size: int, replicas: int, term: str, market: Market) -> Counter[Offer] | None:
+    """Return how many of each offer, committed ones first and at no cost; None where bounds leave too few."""
+    items = [_Item(o, 0.0, market.committed(o)) for o in group if market.committed(o)]
+    items += [_Item(o, o.usd_per_h, _buyable(o, market)) for o in group if o.term == term]
+    bounded = any(item.most is not None for item in items) or any(q.covers(o) for q in market.quotas for o in group)
+    return _program(items, size, replicas, market) if bounded else _knapsack(items, size, replicas)
+
+
+@dataclass(frozen=True, slots=True)
+class _Item:
+    """An offer at what one more of it costs, and how many more there may be."""
+
+    offer: Offer
+    usd_per_h: float
+    most: int | None
+
+
+def _buyable(offer: Offer, market: Market) -> int | None:
+    held = market.reservations.get(offer)
+    return None if held is None or held.at_most is None else held.at_most - held.committed
+
+
+def _knapsack(items: Sequence[_Item], size: int, replicas: int) -> Counter[Offer]:
+    """Return the cheapest cover: best(n) = min over i of usd_i + best(n - k_i), best(n <= 0) = 0."""
+    best: list[tuple[float, int]] = [(0.0, -1)]
+    steps = [(item.usd_per_h + _TIE * item.offer.devices, item.offer.devices // size) for item in items]
+    for n in range(1, replicas + 1):
+        best.append(min((best[max(n - k, 0)][0] + usd, i) for i, (usd, k) in enumerate(steps)))
+    found: Counter[Offer] = Counter()
+    left = replicas
+    while left > 0:
+        i = best[left][1]
+        found[items[i].offer] += 1
+        left = max(left - steps[i][1], 0)
+    return found
+
+
+def _program(items: Sequence[_Item], size: int, replicas: int, market: Market) -> Counter[Offer] | None:
+    """Return the cheapest cover within quotas and bounds, by HiGHS; None where there is none."""
+    import numpy as np
+    from scipy.optimize import Bounds, LinearConstraint, milp
+
+    devices = np.array([float(item.offer.devices) for item in items])
+    usd = np.array([item.usd_per_h for item in items]) + _TIE * devices
+    rows = [LinearConstraint(devices // size, lb=replicas)]
+    rows += [LinearConstraint(devices * [quota.covers(item.offer) for item in items], ub=quota.devices) for quota in market.quotas]
+    most = [np.inf if item.most is None else item.most for item in items]
+    found = milp(usd, constraints=rows, bounds=Bounds(0, most), integrality=[1] * len(items), options={"mip_rel_gap": 0.0})
+    if found.x is None:
+        return None
+    counts = [round(x) for x in found.x]
+    for i in sorted(range(len(items)), key=lambda i: -items[i].offer.devices):  # what is free may be more than is needed
+        surplus = sum(n * (item.offer.devices // size) for n, item in zip(counts, items, strict=True)) - replicas
+        counts[i] -= min(counts[i], surplus // (items[i].offer.devices // size))
+    return _by_offer(items, counts)
+
+
+def _by_offer(items: Sequence[_Item], counts: Sequence[int]) -> Counter[Offer]:
+    """Return the instances of each offer: a commitment and what is bought beyond it are one."""
+    found: Counter[Offer] = Counter()
+    for item, n in zip(items, counts, strict=True):
+        found[item.offer] += n
+    return found
+
+
+def _fleet(counts: Counter[Offer], size: int, replicas: int, market: Market, device_id: str) -> Fleet:
+    chosen = sorted((o for o in counts if counts[o]), key=lambda o: (-o.devices, o.provider, o.instance, o.term))
+    lots = tuple(Lot(offer=o, instances=counts[o], committed=min(counts[o], market.committed(o))) for o in chosen)
+    committed = {o: market.committed(o) for o in market.of(device_id)}
+    return Fleet(
+        lots=lots,
+        replicas=replicas,
+        devices_per_replica=size,
+        usd_per_h=_exact(lot.usd_per_h for lot in lots),
+        new_usd_per_h=_exact(lot.offer.usd_per_h * (lot.instances - lot.committed) for lot in lots),
+        unused_usd_per_h=_exact(o.usd_per_h * (n - min(n, counts[o])) for o, n in committed.items()),
+    )
+
+
+def _exact(dollars: Iterable[float]) -> float:
+    """Return a sum of prices without the dust of adding floats: prices are read with six digits at most."""
+    return round(math.fsum(dollars), 6)
+
+
+def _too_few(usable: Sequence[Offer], device_id: str, size: int, replicas: int, term: str, market: Market) -> str:
+    """Return which bound leaves too few replicas, and how many it allows."""
+    binding = [str(quota) for quota in market.quotas if any(quota.covers(o) for o in usable)]
+    binding += [f"{_buyable(o, market)} more {o.instance}" for o in usable if o.term == term and _buyable(o, market) is not None]
+    bounds = "; ".join(binding)
+    return (
+        f"{replicas} replicas of {size} {device_id} are more than may be rented ({bounds}); "
+        f"raise the quota to {replicas * size} or more devices, or let the fleet spread over regions"
+    )

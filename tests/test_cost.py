@@ -1,0 +1,129 @@
+"""`mlsys cost`: a plan record priced from every side, as its parts are by hand."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from mlsys_bench import hardware, latency, models, pricing, record
+from mlsys_bench import plan as planner
+from mlsys_bench.billing import Costs
+from mlsys_bench.errors import BadInput
+from mlsys_bench.journeys import costing
+from mlsys_bench.types import Plan
+from mlsys_cli.main import app
+from tests import sample_records
+
+PRICES = """\
+mlsys: 1
+kind: prices
+source: contract 4711
+date: 2026-10-01
+catalogue: merge
+commitments:
+  - {provider: aws, instance: p5.48xlarge, device: H100, devices: 8, region: us-west-2, price: $20.00/h, term: 1y, committed: 1}
+rates: {storage: $0.10/GB/month}
+"""
+
+
+@pytest.fixture
+def plan_file(tmp_path: Path) -> Path:
+    """Eight replicas on one p5.48xlarge at $55.04 an hour for 200 requests a second."""
+    made = sample_records.plan()
+    item = dataclasses.replace(made.fleet[0], gpu="H100-SXM")
+    offer = next(o for o in pricing.offers("H100-SXM", "on-demand") if o.instance == "p5.48xlarge")
+    profile = latency.roofline(models.find("llama-3-8b"), hardware.find("H100"), precision="bf16")
+    made = dataclasses.replace(made, fleet=(item,), gpu="H100-SXM", prices=(offer,), profile=profile)
+    return record.write(tmp_path / "plan.json", made, sample_records.machine())
+
+
+@pytest.fixture
+def prices_file(tmp_path: Path) -> Path:
+    file = tmp_path / "prices.yaml"
+    file.write_text(PRICES)
+    return file
+
+
+def test_a_plan_is_priced_from_every_side(plan_file: Path, prices_file: Path) -> None:
+    """Storage of 61.44 GB twice at $0.10: $12.29 a month; eight vCPUs at $0.0248: $0.1984 an hour; egress has no price."""
+    found = costing.cost(
+        plan_file, prices=prices_file, apis=["gpt-4o-mini"], vectors="10000000x1536x2", egress="20kB", vcpus=8, baseline=plan_file
+    )
+    assert found.bill is not None
+    assert found.bill.usd_per_h == pytest.approx(55.04 + 12.288 / 730 + 0.1984)
+    assert found.bill.unpriced == ("network egress",)
+    assert [c.change for c in found.comparison] == [0.0] * len(found.comparison)
+    assert (found.saving_usd_per_month, found.differences) == (0.0, ())
+    assert found.apis[0].model == "gpt-4o-mini"
+    assert found.energy is not None
+
+
+def test_hours_are_bought_on_the_terms_of_the_plans_instance(plan_file: Path, prices_file: Path) -> None:
+    """A p5.48xlarge holds eight replicas: 8, 16 and 32 are one, two and four instances.  One is committed at $20.
+
+    Above it one wanted for a third of the day and three for another: working ceil(1 / 0.986) = 2 and ceil(3 / 0.986) = 4, held over three
+    pools 3 ceil(2 / 2) = 3 and 3 ceil(4 / 2) = 6, on average three at $16.13 x 36 / 37: $47.08.  With the $20 that is $67.08; a second
+    reserved would leave six at a third of the day, $31.39, and $40: $71.39; all on demand 7 / 3 x 55.04 = $128.43.
+    """
+    reclaims = "life=6h,pools=3,start=5min,refill=10min"
+    found = costing.cost(plan_file, prices=prices_file, hours="8x8,16x8,32x8", floor=8, spot=reclaims).mix
+    assert found is not None
+    assert (found.reserved, found.firm, found.spot, found.spot_spares) == (1, 1, 6, 3)
+    assert (round(found.usd_per_h, 2), round(found.all_on_demand_usd_per_h, 2)) == (67.08, 128.43)
+
+
+def test_the_floor_is_the_whole_plan_where_none_is_named(plan_file: Path) -> None:
+    found = costing.cost(plan_file, hours="8,8", spot="life=6h,pools=3,start=5min,refill=10min").mix
+    assert found is not None
+    assert (found.firm, found.spot) == (1, 0)
+
+
+def test_changes_are_planned_again_on_the_plans_own_device(plan_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A planner that needs a replica for 25 requests a second: eight for 200, nine for 220, six for 140, a small model eight and three."""
+    asked = []
+
+    def planned(request: planner.Request) -> Plan:
+        asked.append(request)
+        replicas = -int(-round(request.workload.rate_per_s, 6) // 25)
+        return dataclasses.replace(record.read(plan_file, Plan), replicas=replicas, usd_per_hour=6.88 * replicas)
+
+    monkeypatch.setattr(planner, "plan", planned)
+    rows = {row.what: row.replicas for row in costing.cost(plan_file, what_if=True, small="llama-3.2-1b").sensitivity}
+    assert rows["10 % more traffic"] == 9
+    assert rows["a cache that answers 30 %"] == 6
+    assert rows["llama-3.2-1b first, 30 % passed on"] == 8 + 3
+    assert {request.gpus for request in asked} == {("H100-SXM",)}
+    several = dataclasses.replace(record.read(plan_file, Plan), gpu=None)
+    with pytest.raises(BadInput, match="--what-if: the plan is of several stages or kinds"):
+        costing.changes(several, pricing.published(), None)
+
+
+@pytest.mark.parametrize(
+    ("options", "complaint"),
+    [
+        ({"vectors": "10Mx1536"}, "--vectors 10Mx1536: write count x dimensions"),
+        ({"egress": "20"}, "--egress: '20' has no unit"),
+        ({"hours": "2;4"}, "--hours 2;4: write replicas hour by hour"),
+        ({"hours": "2", "spot": "life=6h"}, "--spot life=6h: write life=6h,pools=3"),
+        ({"apis": ["gpt-4oo"]}, "did you mean gpt-4o"),
+        ({"apis": ["gpt-4"], "cached": "50%"}, "publishes no price for cached input"),
+        ({"site": costing.site(0.5, None, None, None)}, "PUE of 0.5"),
+    ],
+)
+def test_what_cannot_be_priced_is_said_in_a_line(plan_file: Path, options: dict[str, object], complaint: str) -> None:
+    with pytest.raises(BadInput) as error:
+        costing.cost(plan_file, **options)  # type: ignore[arg-type]
+    assert complaint in str(error.value)
+
+
+def test_the_command_shows_and_records(plan_file: Path, tmp_path: Path) -> None:
+    out = tmp_path / "costs.json"
+    done = CliRunner().invoke(app, ["cost", str(plan_file), "--api", "gpt-4o", "--grid-g", "400", "--pue", "1.2", "-o", str(out)])
+    assert done.exit_code == 0
+    assert "$55.04 an hour, $40,179 a month, $482,150 a year" in " ".join(done.stdout.split())
+    kept = record.read(out, Costs)
+    assert kept.energy is not None
+    assert kept.energy.co2_kg_per_month == pytest.approx(kept.energy.kwh_per_month * 0.4)

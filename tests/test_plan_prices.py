@@ -1,0 +1,76 @@
+"""Plans on one's own prices: they buy what the contract sells, use what is committed, and keep to quotas."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from mlsys_bench import hardware, plan, slo, workload
+from mlsys_bench.errors import BadInput, Infeasible
+from mlsys_bench.pricing import Market, contract
+from mlsys_cli.main import app
+
+HEAD = "mlsys: 1\nkind: prices\nsource: contract 4711\ndate: 2026-10-01\ncatalogue: replace\n"
+EIGHT = "{provider: p, instance: eight, device: H100, devices: 8, region: r, on_demand: $40.00/h}"
+ONE = "{provider: p, instance: one, device: H100, devices: 1, region: r, on_demand: $6.00/h}"
+COMMITTED = "{provider: p, instance: two, device: H100, devices: 2, region: r, price: $9.00/h, term: 1y, committed: 1, at_most: 1}"
+
+
+def market(text: str) -> Market:
+    return contract.parse(HEAD + text, "prices.yaml", lambda name: hardware.find(name).id, "2026-11-21")
+
+
+def request(prices: Market, rate_per_s: float = 150.0) -> plan.Request:
+    return plan.Request(
+        model="llama-3-8b",
+        workload=workload.synthetic(rate_per_s, arrivals="poisson", prompt="512", output="128", source="test"),
+        slo=slo.parse("ttft_p95<500ms,tpot_p95<50ms"),
+        gpus=("H100",),
+        precisions=("bf16",),
+        max_batch=128,
+        market=prices,
+    )
+
+
+def test_a_plan_costs_what_the_contract_asks() -> None:
+    """So many replicas of one device on ones at $6.00, or on an eight at $40.00 from seven on; to the cent."""
+    made = plan.plan(request(market(f"offers: [{EIGHT}, {ONE}]")))
+    devices = made.replicas * made.devices_per_replica
+    assert made.devices_per_replica == 1
+    assert made.usd_per_hour == min(40.0 * n + 6.0 * max(devices - 8 * n, 0) for n in range(devices + 1))
+    assert {o.source for o in made.prices} == {"contract 4711"}
+
+
+def test_what_is_committed_is_used_before_anything_is_bought() -> None:
+    """Two devices at $9.00 are paid for: one replica fewer is bought for each, and the plan says what is new."""
+    made = plan.plan(request(market(f"offers: [{ONE}]\ncommitments: [{COMMITTED}]")))
+    assert made.usd_per_hour == pytest.approx(9.0 + 6.0 * (made.replicas * made.devices_per_replica - 2))
+    assert any(note.startswith("$9.00/h of it is committed and paid in any case") for note in made.notes)
+    assert any(note.startswith("instances: 1 x p two + ") for note in made.notes)
+
+
+def test_a_quota_that_holds_too_few_is_the_reason() -> None:
+    with pytest.raises(Infeasible, match=r"are more than may be rented \(1 H100-SXM at p\)"):
+        plan.plan(request(market(f"offers: [{ONE}]\nquotas: [{{device: H100, devices: 1, provider: p}}]")))
+
+
+def test_devices_that_no_replica_uses_are_said() -> None:
+    made = plan.plan(request(market(f"offers: [{EIGHT}]"), rate_per_s=5.0))
+    assert made.replicas == 1
+    assert made.usd_per_hour == 40.0
+    assert any("of the 8 devices rented are used by no replica" in note for note in made.notes)
+
+
+def test_the_command_reads_a_contract_or_names_what_is_wrong(tmp_path: Path) -> None:
+    file = tmp_path / "prices.yaml"
+    file.write_text(HEAD + f"offers: [{ONE.replace('$6.00/h', '6.00')}]")
+    done = CliRunner().invoke(app, ["plan", "--qps", "5", "--model", "llama-3-8b", "--gpu", "h100", "--prices", str(file)])
+    assert isinstance(done.exception, BadInput)
+    assert "prices.yaml: offers[0].on_demand: 6.0 has no unit" in str(done.exception)
+    file.write_text(HEAD + f"offers: [{ONE}]")
+    done = CliRunner().invoke(app, ["plan", "--qps", "5", "--model", "llama-3-8b", "--gpu", "h100", "--prices", str(file), "--json"])
+    assert done.exit_code == 0
+    assert '"usd_per_hour": 6.0' in done.stdout
+    assert "prices.yaml" in done.stdout  # among the files it was made from
