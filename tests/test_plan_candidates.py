@@ -15,7 +15,7 @@ TRAFFIC = workload.synthetic(10, prompt="512", output="128")
 
 
 def request(**changes: object) -> Request:
-    base = Request(model="llama-3-8b", workload=TRAFFIC, slo=slo.parse("ttft_p95<500ms"), gpus=("h100-sxm",))
+    base = Request(model="llama-3-8b", workload=TRAFFIC, slo=slo.parse("ttft_p95<500ms"), gpus=("h100-sxm",), precisions=("bf16",))
     return dataclasses.replace(base, **changes)  # type: ignore[arg-type]
 
 
@@ -43,7 +43,7 @@ def test_the_kv_pool_of_an_8b_model_on_one_l4_by_hand() -> None:
 
 def test_llama_3_70b_in_bf16_needs_two_h100_and_then_has_little_cache() -> None:
     fits, misfits = candidates.every(request(model="llama-3-70b"))
-    assert [m.tp for m in misfits] == [1]
+    assert [m.layout.tp for m in misfits] == [1]
     assert misfits[0].why_not == "weights 141 GB do not fit 1 x 80 GB (10% reserved)"
     by_tp = {c.tp: c.kv_tokens for c in fits}
     assert 10_000 < by_tp[2] < 30_000, "153 GB less 141 GB of weights, activations and NCCL leave some thousand tokens of 328 kB"
@@ -72,7 +72,7 @@ def test_a_device_that_cannot_compute_in_a_precision_says_so() -> None:
 
 def test_a_measured_profile_brings_its_engine_s_limits_and_needs_no_gpu_named() -> None:
     profile = measured("small-160m", "cpu", "fp32", max_batch=8, max_step_tokens=128, block_tokens=16, kv_tokens=4096, max_context=1024)
-    (candidate,), _ = candidates.every(request(model="small-160m", gpus=(), profiles=(profile,)))
+    (candidate,), _ = candidates.every(request(model="small-160m", gpus=(), precisions=(), profiles=(profile,)))
     assert tuple(candidate.limits) == (8, 128, 16, 256, 1024)
     assert candidate.profile is profile
     assert candidate.gpu == "cpu-2core"

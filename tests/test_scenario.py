@@ -80,7 +80,7 @@ def test_a_path_with_a_suffix_is_a_file_and_anything_else_a_name(tmp_path: Path)
     assert scenario.load("llm-chat").name == "llm-chat"
     with pytest.raises(ScenarioError, match=r"gone\.yaml: cannot be read: No such file or directory"):
         scenario.load(str(tmp_path / "gone.yaml"))
-    with pytest.raises(UnknownName, match=r"unknown scenario 'lm-chat'; did you mean llm-chat\?"):
+    with pytest.raises(UnknownName, match=r"unknown scenario 'lm-chat'; did you mean llm-chat or llm-cascade\?"):
         scenario.load("lm-chat")
     with pytest.raises(UnknownName, match="unknown scenario"):
         scenario.load("../scenarios/llm-chat")

@@ -148,13 +148,23 @@ USAGE = [
     bad("workload --prometheus http://127.0.0.1:9 --range 14", "--range", "has no unit"),
     bad("workload --synthetic --qps 3 --prompt-tokens 9 --output-tokens 9 --arrivals mmpp:9:50%:1s", "PEAK lies between 1 and 2"),
     bad(f"loadtest {CLOSED}", "exactly one of --qps"),
+    bad("claims 20-shard", "unknown claim '20-shard'; did you mean 20-shards?"),
+    bad(f"{SIZE} --prices nowhere.yaml", "nowhere.yaml: cannot be read"),
+    bad(f"{SIZE} --availability 2", "--availability"),
+    bad(f"{SIZE} --zones 3", "e.g. --availability 99.9%"),
+    bad(f"{SIZE} --availability 99.9% --survive", "at least two"),
+    bad(f"{SIZE} --availability 99.9% --mixed", "not planned together"),
+    bad("plan rag-support-bot --growth 5%", "several stages"),
+    bad("cost nowhere.json", "nowhere.json: cannot be read"),
+    bad("cost plan.json --baseline nowhere.json", "nowhere.json: cannot be read"),
+    bad("cost plan.json --vectors many", "--vectors many: write count x dimensions"),
 ]
 NOT_BUILT = [
-    "claims", "gate run --base a --cand b", "gate calibrate", "gate history",
+    "gate run --base a --cand b", "gate calibrate", "gate history",
     "backtest plan t.csv", "backtest gate t.csv", "bench scenario rag", "serve --replicas 2",
     "verify plan.json --prometheus http://x",
     *(f"{SIZE} {option} x" for option in (
-        "--availability", "--prices", "--baseline", "--from-deployment", "--diff", "--cluster", "--export",
+        "--baseline", "--cluster",
     )),
     *(f"loadtest {CLOSED} {option}" for option in (
         "--sweep", "--find-max", "--calibrate", "--web", "--qps 5 --processes 2", "--master", "--worker x",

@@ -25,8 +25,9 @@ pytestmark = pytest.mark.e2e
 
 COMMANDS = (
     "demo", "doctor", "bench gpu", "bench list", "bench scenario", "serve", "loadtest", "workload", "fit", "plan", "simulate", "verify",
-    "claims", "gate run", "gate compare", "gate calibrate", "gate history", "backtest queueing", "backtest llm", "backtest plan",
-    "backtest gate", "report", "scenario list", "scenario show", "scenario check", "catalog gpus", "catalog models", "catalog prices",
+    "claims", "cost", "gate run", "gate compare", "gate calibrate", "gate history", "backtest queueing", "backtest llm", "backtest plan",
+    "backtest gate", "report", "scenario list", "scenario show", "scenario schema", "scenario check",
+    "catalog gpus", "catalog models", "catalog prices",
 )  # fmt: skip
 SIZE = ("--model", "llama-3-8b", "--gpu", "h100-sxm,l4", "--qps", "5", "--slo", "ttft_p95<500ms,tpot_p95<50ms")
 SMALL = ("--prompt-tokens", "40", "--output-tokens", "6")
@@ -83,7 +84,9 @@ def test_catalogues_name_source_and_date(mlsys: Cli, catalog: str) -> None:
 def test_scenarios_are_listed_and_shown(mlsys: Cli) -> None:
     listed = mlsys("scenario", "list")
     assert (listed.returncode, listed.stderr) == (0, "")
-    assert [line.split()[0] for line in listed.stdout.splitlines()] == ["demo", "llm-chat"]
+    assert [line.split()[0] for line in listed.stdout.splitlines()] == [
+        "demo", "embed-service", "llm-cascade", "llm-chat", "rag-support-bot", "recsys-feed",
+    ]  # fmt: skip
     shown = printed(mlsys("scenario", "show", "llm-chat", "--json"), Scenario)
     assert isinstance(shown, Scenario)
     assert shown.name == "llm-chat"

@@ -1,0 +1,232 @@
+"""Engine command lines: of a plan, parsed back, from manifests, and the difference of two in words."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mlsys_bench.errors import BadInput, UnknownName
+from mlsys_bench.plan import command, manifests
+from mlsys_bench.plan.command import Deployment, difference, notes, of_plan, parse, warnings
+from mlsys_bench.plan.flags import ENGINES, FLAGS
+from tests import sample_records
+
+
+def of(engine: Any = "vllm", **item: Any) -> Deployment:
+    plan = sample_records.plan()
+    return of_plan(dataclasses.replace(plan, fleet=(dataclasses.replace(plan.fleet[0], **item),), max_step_tokens=2048), engine)
+
+
+# ---------------------------------------------------------------- of a plan
+
+
+def test_the_command_of_a_plan_by_hand() -> None:
+    assert command.command(of(tp=4)) == (
+        "vllm serve meta-llama/Meta-Llama-3-8B --tensor-parallel-size 4 --dtype bfloat16 --max-num-seqs 256 "
+        "--max-num-batched-tokens 2048 --gpu-memory-utilization 0.9"
+    )
+    assert command.command(of("sglang", tp=4, precision="fp8")) == (
+        "python3 -m sglang.launch_server --model-path meta-llama/Meta-Llama-3-8B --tp-size 4 --quantization fp8 "
+        "--max-running-requests 256 --chunked-prefill-size 2048 --mem-fraction-static 0.88"
+    )
+    assert command.command(of("trtllm", tp=4)) == (
+        "trtllm-serve meta-llama/Meta-Llama-3-8B --tp_size 4 --max_batch_size 256 --max_num_tokens 2048 "
+        "--kv_cache_free_gpu_memory_fraction 0.9"
+    )
+
+
+def test_experts_and_data_parallel_attention_are_said_in_each_engines_way() -> None:
+    """Eight devices: vLLM takes one rank each and says that experts are spread, SGLang counts all devices as tp."""
+    vllm = command.arguments(of(attention_dp=8, ep=8))
+    assert vllm[vllm.index("--data-parallel-size") + 1] == "8"
+    assert vllm[vllm.index("--tensor-parallel-size") + 1] == "1"
+    assert "--enable-expert-parallel" in vllm
+    sglang = command.arguments(of("sglang", attention_dp=8, ep=8))
+    assert [sglang[sglang.index(flag) + 1] for flag in ("--tp-size", "--dp-size", "--ep-size")] == ["8", "8", "8"]
+    assert "--enable-dp-attention" in sglang
+    assert of(attention_dp=8, ep=8).devices == of("sglang", attention_dp=8, ep=8).devices == 8
+
+
+def test_the_context_is_cut_to_what_the_cache_holds() -> None:
+    """No engine starts with a context that its cache cannot hold."""
+    assert of().max_context is None
+    assert of_plan(dataclasses.replace(sample_records.plan(), kv_tokens_per_replica=4096)).max_context == 4096
+
+
+def test_what_a_command_cannot_say_is_noted() -> None:
+    plan = sample_records.plan()
+    int4 = dataclasses.replace(plan, fleet=(dataclasses.replace(plan.fleet[0], precision="int4"),))
+    assert any("checkpoint" in note for note in notes(int4, of_plan(int4)))
+    assert any("activations come on top" in note for note in notes(plan, of_plan(plan, "sglang")))
+    assert list(notes(plan, of_plan(plan))) == []
+    with pytest.raises(UnknownName, match="vllm"):
+        of_plan(plan, "vlm")  # type: ignore[arg-type]
+
+
+# ---------------------------------------------------------------- of a command line
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_command_is_parsed_back_as_it_was(engine: Any) -> None:
+    made = dataclasses.replace(of(engine, tp=2), replicas=None, gpus=None, gpu=None, image=None)
+    assert parse(command.command(made)) == made
+
+
+@settings(max_examples=40)
+@given(st.sampled_from(ENGINES), st.integers(1, 16), st.integers(1, 4096), st.integers(1, 10**6), st.floats(0.1, 0.99), st.booleans())
+def test_any_settings_survive_a_round_trip(engine: Any, tp: int, seqs: int, tokens: int, share: float, cached: bool) -> None:
+    made = Deployment(
+        engine=engine, model="a/b c", tp=tp, max_seqs=seqs, max_step_tokens=tokens, memory_share=round(share, 4),
+        prefix_cache=cached if engine == "vllm" else None if cached or engine == "trtllm" else False,
+    )  # fmt: skip
+    assert parse(command.command(made)) == made
+
+
+def test_aliases_underscores_and_human_numbers_are_read() -> None:
+    found = parse(
+        "CUDA_VISIBLE_DEVICES=0,1 exec vllm serve m -tp 2 --max_num_seqs=64 --max-model-len 32k --max-num-batched-tokens 8K -q awq"
+    )
+    assert (found.tp, found.max_seqs, found.max_context, found.max_step_tokens) == (2, 64, 32_000, 8192)
+    assert (found.precision, found.unknown) == ("int4", ())
+    assert parse("python -m vllm.entrypoints.openai.api_server --model m").model == "m"
+    assert parse("sglang serve --model-path m --tp 4").tp == 4
+    assert parse("vllm serve m \\\n --tensor-parallel-size 2").tp == 2
+    assert parse("vllm serve meta-llama/Meta-Llama-3-8B").precision == "bf16"
+    assert parse("vllm serve m --dtype half").precision == "fp16"
+    assert parse("vllm serve m -tp 2 -dp 4 --enable-expert-parallel").ep == 8
+
+
+def test_unknown_flags_are_kept_and_told_with_their_nearest() -> None:
+    found = parse("vllm serve m --tensor-paralel-size 4 --speculative-config '{}'")
+    assert found.unknown == ("--tensor-paralel-size", "4", "--speculative-config", "{}")
+    told = list(warnings(found))
+    assert "did you mean --tensor-parallel-size" in told[0]
+    assert len(told) == 2
+    assert command.arguments(found)[-4:] == list(found.unknown)
+
+
+@pytest.mark.parametrize(
+    ("text", "what"),
+    [
+        ("ollama serve", "starts no engine"),
+        ("vllm serve --port 80", "names no model"),
+        ("vllm serve m --max-num-seqs many", "takes a number"),
+        ("vllm serve m --port", "without its value"),
+        ("vllm serve 'm", "close its quotes"),
+    ],
+)
+def test_what_cannot_be_read_is_told(text: str, what: str) -> None:
+    with pytest.raises(BadInput, match=what):
+        parse(text)
+
+
+def test_no_flag_of_an_engine_has_two_meanings() -> None:
+    for engine in ENGINES:
+        names = [name for flag in FLAGS[engine] for name in flag.names]
+        assert len(names) == len(set(names))
+
+
+# ---------------------------------------------------------------- the difference
+
+
+def test_a_default_made_explicit_is_no_difference() -> None:
+    """On an H100 of 80 GB vLLM takes 1,024 sequences and 8,192 tokens a step unless told."""
+    plain = dataclasses.replace(parse("vllm serve meta-llama/Meta-Llama-3-8B"), gpu="H100")
+    said = parse(
+        "vllm serve llama-3-8b --max-num-seqs 1024 --max-num-batched-tokens 8192 --gpu-memory-utilization 0.9 -tp 1 --kv-cache-dtype auto"
+    )
+    assert difference(plain, dataclasses.replace(said, gpu="H100-SXM")) == []
+    small = dataclasses.replace(plain, gpu="L4")
+    assert "sequences at once: 1,024 -> 256 (--max-num-seqs)" in difference(plain, small)
+
+
+def test_the_difference_in_words() -> None:
+    today = dataclasses.replace(
+        parse("vllm serve meta-llama/Meta-Llama-3-8B -tp 2 --max-num-seqs 128 --no-enable-prefix-caching"), replicas=4
+    )
+    assert difference(today, dataclasses.replace(of(), gpu=None)) == [
+        "replicas: 4 -> 8",
+        "tensor parallel: 2 -> 1 (--tensor-parallel-size)",
+        "sequences at once: 128 -> 256 (--max-num-seqs)",
+        "tokens a step: 8,192 -> 2,048 (--max-num-batched-tokens)",
+        "prefix cache: off -> on (--enable-prefix-caching)",
+    ]
+
+
+# ---------------------------------------------------------------- manifests
+
+
+def manifest(tmp_path: Path, text: str) -> str:
+    path = tmp_path / "today.yaml"
+    path.write_text(text)
+    return str(path)
+
+
+SHELL = """
+apiVersion: v1
+kind: ConfigMap
+metadata: {name: other}
+---
+apiVersion: apps/v1
+kind: Deployment
+metadata: {name: mistral}
+spec:
+  replicas: 3
+  template:
+    spec:
+      nodeSelector: {nvidia.com/gpu.product: NVIDIA-H100-80GB-HBM3}
+      containers:
+      - name: sidecar
+        image: envoy:1
+      - name: vllm
+        image: vllm/vllm-openai:latest
+        command: [/bin/sh, -c]
+        args: ["pip install vllm-extras && exec vllm serve mistralai/Mistral-7B-v0.3 --max-num-seqs 64 --trust-remote-code"]
+        resources: {limits: {nvidia.com/gpu: 2}}
+"""
+
+
+def test_a_manifest_with_a_shell_is_read(tmp_path: Path) -> None:
+    (found,) = manifests.read(manifest(tmp_path, SHELL))
+    assert (found.engine, found.model, found.max_seqs) == ("vllm", "mistralai/Mistral-7B-v0.3", 64)
+    assert (found.replicas, found.gpus, found.gpu, found.image) == (3, 2, "NVIDIA-H100-80GB-HBM3", "vllm/vllm-openai:latest")
+    assert command.effective(found)["gpu"] == "H100-SXM"
+    assert found.other == {"--trust-remote-code": True}
+
+
+def test_arguments_alone_are_those_of_the_images_own_engine(tmp_path: Path) -> None:
+    text = """
+apiVersion: v1
+kind: List
+items:
+- kind: StatefulSet
+  spec: {replicas: 2, template: {spec: {containers: [{image: "vllm/vllm-openai:v0.15.0", args: [--model, m, -tp, "4"]}]}}}
+- kind: Pod
+  spec: {containers: [{image: "lmsysorg/sglang:latest", args: [--model-path, n]}]}
+- kind: InferenceService
+  spec: {predictor: {minReplicas: 5, model: {modelFormat: {name: huggingface}, storageUri: "hf://org/big", args: [--max-num-seqs=9]}}}
+"""
+    first, second, third = manifests.read(manifest(tmp_path, text))
+    assert (first.engine, first.model, first.tp, first.replicas) == ("vllm", "m", 4, 2)
+    assert (second.engine, second.model, second.replicas) == ("sglang", "n", 1)
+    assert (third.engine, third.model, third.max_seqs, third.replicas) == ("vllm", "org/big", 9, 5)
+
+
+@pytest.mark.parametrize(
+    ("text", "what"),
+    [("kind: Service", "starts no engine known here .found Service"), ("a: [", "is no YAML"), ("", "found nothing")],
+)
+def test_manifests_without_an_engine_are_told(tmp_path: Path, text: str, what: str) -> None:
+    with pytest.raises(BadInput, match=what):
+        manifests.read(manifest(tmp_path, text))
+    with pytest.raises(BadInput, match="cannot be read"):
+        manifests.read(str(tmp_path / "none.yaml"))
+
+
+def test_a_command_line_is_no_file() -> None:
+    assert manifests.read("vllm serve models/config.json")[0].model == "models/config.json"
