@@ -22,7 +22,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
 
+from mlsys_bench.billing import Costs
+from mlsys_bench.claims import Claims
 from mlsys_bench.errors import BadInput, RecordError, did_you_mean
+from mlsys_bench.stages import StageGraph
 from mlsys_bench.types import (
     Backtest,
     Bench,
@@ -56,12 +59,30 @@ KINDS: dict[str, type] = {
     "demo": Demo,
     "verdict": Verdict,
     "scenario": Scenario,
+    "stages": StageGraph,
     "doctor": Doctor,
     "catalog": Catalog,
     "backtest": Backtest,
+    "claims": Claims,
+    "costs": Costs,
 }
 Record = (
-    Bench | Requests | LoadTest | LatencyProfile | Workload | Plan | Verification | Demo | Verdict | Scenario | Doctor | Catalog | Backtest
+    Bench
+    | Requests
+    | LoadTest
+    | LatencyProfile
+    | Workload
+    | Plan
+    | Verification
+    | Demo
+    | Verdict
+    | Scenario
+    | StageGraph
+    | Doctor
+    | Catalog
+    | Backtest
+    | Claims
+    | Costs
 )
 T = TypeVar("T", bound=Record)
 

@@ -6,26 +6,13 @@ Each class here that is a file of its own is listed in `record.KINDS`.
 
 from __future__ import annotations
 
-import enum
 from dataclasses import dataclass, field
 from typing import Literal
 
+from mlsys_bench.provenance import Provenance as Provenance
+from mlsys_bench.surroundings import Autoscaled, Backpressure, MixedFleet, Outlook, Secured
+
 Scalar = str | int | float | bool | None
-
-
-class Provenance(enum.StrEnum):
-    """Where a number comes from, strongest first.  A result is as weak as its weakest input: `Provenance.weakest`."""
-
-    MEASURED = "measured"  # here, on this machine
-    CALIBRATED = "calibrated"  # fitted to measurements
-    ROOFLINE = "roofline"  # physics of a catalogue entry
-    ASSUMED = "assumed"  # a scenario or a default says so
-
-    @staticmethod
-    def weakest(*inputs: Provenance) -> Provenance:
-        """Return the weakest of the inputs."""
-        order = list(Provenance)
-        return max(inputs, key=order.index)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -220,7 +207,8 @@ class Layout:
     pinned_cores: tuple[int, ...] | None = None
     tp: int = 1
     pp: int = 1
-    ep: int = 1
+    ep: int = 1  # devices that experts are shared out over; 1: they are split like other matrices
+    attention_dp: int = 1  # copies of the attention weights, each with requests of its own
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -377,6 +365,9 @@ class FleetItem:
     instances: int
     instance: str | None
     usd_per_hour: float | None
+    ep: int = 1
+    attention_dp: int = 1
+    devices: int | None = None  # rented, those that no replica uses among them; None where nothing is said of it
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -390,6 +381,31 @@ class Alternative:
     usd_per_hour: float | None
     predicted: dict[str, float]
     why_not: str
+    pp: int = 1
+    ep: int = 1
+    attention_dp: int = 1
+    max_batch: int | None = None
+    max_step_tokens: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StagePlan:
+    """One stage of a planned stage graph.  `latencies_s` are of its visits, wait included, as simulated: p50, p95 and p99."""
+
+    stage: str
+    visits: float  # per request of the scenario
+    calls: float  # likewise, that its replicas work for: without the hits of a cache before it, with retries
+    replicas: int  # of each of its shards
+    shards: int
+    servers: int  # requests or batches in work at once, of each shard; 0 for a language model, which says max_batch
+    service_s: float  # mean, alone
+    utilisation: float
+    latencies_s: dict[str, float]
+    usd_per_hour: float | None
+    binds: str  # what one replica fewer would break
+    provenance: Provenance
+    source: str
+    profile: LatencyProfile
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -422,6 +438,16 @@ class Plan:
     assumptions: tuple[str, ...]
     prices: tuple[Offer, ...] = ()
     notes: tuple[str, ...] = ()
+    max_step_tokens: int | None = None  # prompt and answer tokens in one step of the engine
+    scenario: str | None = None
+    stages: tuple[StagePlan, ...] = ()  # of a stage graph
+    bottleneck: str | None = None  # its busiest stage
+    secured: Secured | None = None  # its spares are among `replicas`; the headroom is that of the replicas needed
+    survivors: dict[str, float] = field(default_factory=dict)  # as `predicted`, with only the replicas needed up
+    scaled: Autoscaled | None = None
+    pressure: Backpressure | None = None
+    outlook: Outlook | None = None
+    mixed: MixedFleet | None = None
 
 
 # ---------------------------------------------------------------- checks

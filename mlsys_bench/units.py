@@ -17,6 +17,10 @@ BYTES = {
 RATES = {"/s": 1.0, "/min": 1 / 60, "/m": 1 / 60, "/h": 1 / 3600, "/d": 1 / 86400}
 USD_PER_H = {"/h": 1.0, "/hour": 1.0, "/d": 1 / 24, "/month": 1 / 730}
 HOURS_PER_MONTH = 730.0  # 365 days / 12, as cloud price lists count
+HOURS_PER_YEAR = 12 * HOURS_PER_MONTH
+MONTHS = {"month": 1.0, "months": 1.0, "y": 12.0, "year": 12.0, "years": 12.0}
+USD_PER_BYTE = {f"/{size}": 1 / BYTES[size] for size in ("GB", "GiB", "TB", "TiB")}
+USD_PER_BYTE_MONTH = {f"{size}/month": price for size, price in USD_PER_BYTE.items()}
 
 
 def seconds(text: str | float, where: str = "") -> float:
@@ -37,6 +41,21 @@ def per_s(text: str | float, where: str = "") -> float:
 def usd_per_h(text: str | float, where: str = "") -> float:
     """Return a price in dollars per hour: '$3.20/h' -> 3.2."""
     return _parse(text, USD_PER_H, "price", "$3.20/h", where, dollars=True)
+
+
+def usd_per_byte(text: str | float, where: str = "") -> float:
+    """Return a price in dollars per byte: '$0.09/GB' -> 9e-11."""
+    return _parse(text, USD_PER_BYTE, "price", "$0.09/GB", where, dollars=True)
+
+
+def usd_per_byte_month(text: str | float, where: str = "") -> float:
+    """Return a price in dollars per byte kept for a month: '$0.10/GB/month' -> 1e-10."""
+    return _parse(text, USD_PER_BYTE_MONTH, "price", "$0.10/GB/month", where, dollars=True)
+
+
+def months(text: str | float, where: str = "") -> float:
+    """Return a term in months: '1y' -> 12.0."""
+    return _parse(text, MONTHS, "term", "12month", where)
 
 
 def fraction(text: str | float, where: str = "") -> float:

@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
+import datetime
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from mlsys_bench import latency, models, record, slo, units, workload
+from mlsys_bench import hardware, latency, models, record, slo, units, workload
 from mlsys_bench import plan as planner
 from mlsys_bench.errors import BadInput
-from mlsys_bench.plan import confirm
+from mlsys_bench.journeys import surroundings
+from mlsys_bench.plan import confirm, trial
+from mlsys_bench.pricing import Market
 from mlsys_bench.types import SLO, Bench, LatencyProfile, Plan, Scenario, Workload
+
+if TYPE_CHECKING:
+    from mlsys_bench.plan.graph import GraphRequest
 
 DEFAULT_PROMPT = "lognormal:512:1:8192"
 DEFAULT_OUTPUT = "lognormal:128:1:1024"
@@ -27,14 +34,18 @@ def profiles(files: Sequence[Path]) -> tuple[LatencyProfile, ...]:
 
 
 def _profile(path: Path) -> LatencyProfile:
-    if not path.exists() and "=" in str(path):
-        path = Path(str(path).partition("=")[2])  # STAGE=FILE: today's scenarios have one stage
+    path = measured_file(path)  # STAGE=FILE: a scenario of one stage has one name for it, and any will do
     stored, value = record.load(path)
     if isinstance(value, LatencyProfile):
         return value
     if isinstance(value, Bench):
         return latency.fit(value)
     raise BadInput(f"--from {path}: holds a {stored.kind!r} record; a profile or a bench file is needed")
+
+
+def measured_file(given: Path) -> Path:
+    """Return the file of `--from FILE` or `--from STAGE=FILE`."""
+    return Path(str(given).partition("=")[2]) if "=" in str(given) and not given.exists() else given
 
 
 def ask(
@@ -54,23 +65,45 @@ def ask(
     term: str,
     seed: int,
     trace: Path | None = None,
+    speed: float = 1.0,
+    routing: str = "random",
+    prices: Path | None = None,
+    availability: str | None = None,
+    zones: int | None = None,
+    survive: bool = False,
+    autoscale: bool = False,
+    growth: str | None = None,
+    mixed: bool = False,
 ) -> planner.Request:
     """Return what a plan is asked for: the scenario's values, overridden by measured ones and by flags, completed by defaults."""
     base = _scenario(scenario)
     seen, files = _traffic_files(measured, trace)
+    replayed = _replayed(trace, seen, qps, speed)
     own = profiles(files)
     return planner.Request(
         model=_model(model, base, own),
-        workload=traffic(seen or (base.workload if base else None), qps, arrivals, prompt_tokens, output_tokens),
-        slo=_limits(slo, base),
+        workload=traffic(seen or (base.workload if base else None), qps, arrivals, prompt_tokens, output_tokens, speed),
+        slo=surroundings.promised(_limits(slo, base), availability),
         gpus=_names(gpu) or _gpus(base, own),
         precisions=_names(precision) or _precisions(base, own),
         profiles=own,
-        max_batch=max_batch or (base.max_batch if base else planner.MAX_BATCH),
-        headroom=units.fraction(headroom, "--headroom") if headroom else (base.headroom if base else 0.2),
+        max_batch=max_batch or (base.max_batch if base else None),
+        headroom=units.fraction(headroom, "--headroom") if headroom else _headroom(base, replayed),
         term=term,
         seed=seed,
+        routing=routing,
+        trace=replayed,
+        market=None if prices is None else market(prices),
+        mixed=mixed,
+        **surroundings.asked(zones, survive, autoscale, growth),
     )
+
+
+def market(prices: Path) -> Market:
+    """Return the prices of a contract."""
+    from mlsys_bench.pricing import contract
+
+    return contract.read(prices, lambda name: hardware.find(name).id, datetime.date.today().isoformat())
 
 
 def _scenario(name: str | None) -> Scenario | None:
@@ -78,7 +111,10 @@ def _scenario(name: str | None) -> Scenario | None:
         return None
     from mlsys_bench import scenario
 
-    return scenario.load(name)
+    found = scenario.load(name)
+    if not isinstance(found, Scenario):
+        raise BadInput(f"{name} has several stages: `mlsys plan {name}` plans them; this command runs one language model")
+    return found
 
 
 def _model(model: str | None, base: Scenario | None, own: Sequence[LatencyProfile]) -> str:
@@ -89,6 +125,22 @@ def _model(model: str | None, base: Scenario | None, own: Sequence[LatencyProfil
     if own:
         return own[0].layout.model
     raise BadInput("no model: give --model NAME, a scenario, or --from a measured profile (`mlsys catalog models` lists names)")
+
+
+def _replayed(trace: Path | None, seen: Workload | None, qps: float | None, speed: float) -> workload.Schedule | None:
+    """Return the requests of a trace as the fleet will get them, faster by `speed` or at the rate asked for."""
+    if trace is None:
+        if speed != 1:
+            raise BadInput("--speed plays a trace faster; give --trace FILE, or --qps for traffic of a law")
+        return None
+    if qps is not None and speed != 1:
+        raise BadInput("--qps and --speed both say how fast the trace is played; give one")
+    return workload.from_trace(trace, speed=speed, rate_per_s=qps)
+
+
+def _headroom(base: Scenario | None, replayed: workload.Schedule | None) -> float:
+    """Return the share of capacity kept free where none is asked for: none beside a trace, whose peaks are in it."""
+    return 0.0 if replayed is not None else base.headroom if base else 0.2
 
 
 def _names(text: str | None) -> tuple[str, ...]:
@@ -134,7 +186,12 @@ def _workload(path: Path) -> Workload | None:
 
 
 def traffic(
-    base: Workload | None, qps: float | None, arrivals: str | None, prompt_tokens: str | None, output_tokens: str | None
+    base: Workload | None,
+    qps: float | None,
+    arrivals: str | None,
+    prompt_tokens: str | None,
+    output_tokens: str | None,
+    speed: float = 1.0,
 ) -> Workload:
     """Return the traffic: the scenario's or what was seen, overridden by flags, or assumed defaults that say so."""
     if base is None and qps is None:
@@ -151,7 +208,7 @@ def traffic(
         )
     changed = dataclasses.replace(
         base,
-        rate_per_s=base.rate_per_s if qps is None else workload.checked_rate(qps),
+        rate_per_s=base.rate_per_s * speed if qps is None else workload.checked_rate(qps),
         arrivals=arrivals or base.arrivals,
         prompt_tokens=workload.parse_lengths(prompt_tokens) if prompt_tokens else base.prompt_tokens,
         output_tokens=workload.parse_lengths(output_tokens) if output_tokens else base.output_tokens,
@@ -161,19 +218,35 @@ def traffic(
     return changed
 
 
-def plan(request: planner.Request) -> Plan:
+def asked(**options: Any) -> planner.Request | GraphRequest:
+    """Return what a plan is asked for, of one model or of a scenario of several stages."""
+    if not options.get("scenario"):
+        return ask(**options)
+    from mlsys_bench.journeys import graph_plans
+
+    return graph_plans.asked(options) or ask(**options)
+
+
+def plan(request: planner.Request | GraphRequest) -> Plan:
     """Return the plan for the busiest time of the traffic; what that leaves out of the traffic stands among the assumptions."""
-    peak = workload.at_peak(request.workload)
-    made = planner.plan(dataclasses.replace(request, workload=peak))
-    return dataclasses.replace(made, assumptions=(*made.assumptions, *_traffic_assumptions(request.workload, peak)))
+    if not isinstance(request, planner.Request):
+        from mlsys_bench.plan.graph import plan_graph
+
+        return plan_graph(request)
+    peak = request.workload if request.trace is not None else workload.at_peak(request.workload)
+    made = planner.plan(dataclasses.replace(request, workload=peak, day=None if peak is request.workload else request.workload))
+    more = _traffic_assumptions(request.workload, peak, request.trace is not None)
+    return dataclasses.replace(made, assumptions=(*made.assumptions, *more))
 
 
-def _traffic_assumptions(given: Workload, peak: Workload) -> Iterator[str]:
+def _traffic_assumptions(given: Workload, peak: Workload, replayed: bool) -> Iterator[str]:
     if peak is not given:
         yield f"sized for the busiest time of day or stage: {peak.rate_per_s:.4g}/s where the mean is {given.rate_per_s:.4g}/s"
+    if replayed:
+        return
     for bursts in workload.parse_arrivals(peak.arrivals).bursts:
         cycle = units.show_s(bursts.burst_s + bursts.calm_s)
-        most = confirm.BATCHES * confirm.REQUESTS
+        most = trial.BATCHES * confirm.REQUESTS
         yield f"bursts come every {cycle} on average, the plan simulates {most:,} requests a replica at most: `mlsys simulate` runs longer"
     if given.prefix_hit_share:
         yield f"every prompt token is computed: the {100 * given.prefix_hit_share:.0f} % seen in prefix caches would need less"

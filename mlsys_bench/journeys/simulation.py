@@ -137,15 +137,18 @@ def design(asked: Asked) -> planner.Candidate:
 def _one_design(request: planner.Request, tp: int | None) -> planner.Candidate:
     """Return the design to simulate: the narrowest that fits of the one GPU and precision asked for."""
     fitting, misfits = planner.every_candidate(planner.check(request))
-    of_width = [c for c in fitting if tp in (None, c.tp)]
+    split = [c for c in fitting if c.layout.ep == 1] or list(fitting)  # how replicas are made unless somebody asks for more
+    if not request.precisions and not request.profiles:
+        split = [c for c in split if c.precision == split[0].precision]  # the usual one, where none is asked for
+    of_width = [c for c in split if tp in (None, c.tp)]
     kinds = sorted({(c.gpu, c.precision) for c in of_width})
     if fitting and not of_width:
-        raise BadInput(f"--tp {tp} does not fit; {', '.join(sorted({str(c.tp) for c in fitting}, key=int))} would")
+        raise BadInput(f"--tp {tp} does not fit; {', '.join(sorted({str(c.tp) for c in split}, key=int))} would")
     if not fitting:
         raise BadInput(f"nothing to simulate: {misfits[0].why_not}" if misfits else "nothing to simulate: name a --gpu")
     if len(kinds) > 1:
         raise BadInput(f"simulate takes one design; choose one of {', '.join(f'--gpu {g} --precision {p}' for g, p in kinds[:4])} …")
-    return min(of_width, key=lambda c: c.tp)
+    return min(of_width, key=lambda c: c.devices)
 
 
 def _target(asked: Asked, candidate: planner.Candidate) -> str:

@@ -1,7 +1,8 @@
-"""What could serve the traffic: device x precision x tensor parallelism, as far as weights and cache fit its memory."""
+"""What could serve the traffic: device x precision x parallelism, as far as weights and cache fit its memory; and other engine settings."""
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -9,10 +10,12 @@ from dataclasses import dataclass
 from mlsys_bench import hardware, latency, models, pricing
 from mlsys_bench.batching import Limits
 from mlsys_bench.errors import BadInput, MlsysError, NotComparable, UnknownName
-from mlsys_bench.plan.request import Request
+from mlsys_bench.plan.request import BATCHES, MAX_BATCH, MAX_STEP_TOKENS, PRECISIONS, STEP_TOKENS, Request
+from mlsys_bench.pricing import Shelf
 from mlsys_bench.types import Alternative, LatencyProfile, Layout
 
 TP = (1, 2, 4, 8)
+PP = (2, 4)  # nodes in a row, where one node does not hold the model
 MEMORY_SHARE = 0.90  # of a device's memory that the engine may take; vLLM's default
 BLOCK_TOKENS = 16
 UNBOUNDED_CONTEXT = 131_072  # where the catalogue names no longest context
@@ -36,9 +39,25 @@ class Candidate:
         return self.limits.blocks * self.limits.block_tokens
 
     @property
+    def layout(self) -> Layout:
+        """The layout of its profile."""
+        return self.profile.layout
+
+    @property
+    def devices(self) -> int:
+        """Devices of one replica."""
+        return devices_of(self.layout)
+
+    @property
+    def weights_bytes(self) -> float:
+        """Bytes of weights of one replica, from what its profile reads; 0 where it does not say."""
+        constants = self.profile.constants
+        return (constants.get("dense_bytes", 0.0) + constants.get("expert_bytes", 0.0)) * self.devices
+
+    @property
     def name(self) -> str:
         """Such as 'H100-SXM bf16 tp 2'."""
-        return f"{self.gpu} {self.precision}" + (f" tp {self.tp}" if self.tp > 1 else "")
+        return f"{self.gpu} {self.precision}{spread_of(self.layout)}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,15 +65,32 @@ class Misfit:
     """A candidate that cannot hold the model, and why."""
 
     gpu: str
-    precision: str
-    tp: int
+    layout: Layout
     why_not: str
+
+    @property
+    def name(self) -> str:
+        """Such as 'L4 bf16 tp 2'."""
+        return f"{self.gpu} {self.layout.precision}{spread_of(self.layout)}"
 
     def alternative(self) -> Alternative:
         """Return it as the plan lists it."""
+        at = self.layout
         return Alternative(
-            gpu=self.gpu, precision=self.precision, tp=self.tp, replicas=None, usd_per_hour=None, predicted={}, why_not=self.why_not
-        )
+            gpu=self.gpu, precision=at.precision, tp=at.tp, pp=at.pp, ep=at.ep, attention_dp=at.attention_dp,
+            replicas=None, usd_per_hour=None, predicted={}, why_not=self.why_not,
+        )  # fmt: skip
+
+
+def devices_of(layout: Layout) -> int:
+    """Return the devices of one replica of a layout."""
+    return max(layout.tp * layout.attention_dp, layout.ep) * layout.pp
+
+
+def spread_of(layout: Layout) -> str:
+    """Return how a replica is spread over devices, such as ' tp 2 pp 2', or nothing for one device."""
+    degrees = (("tp", layout.tp), ("pp", layout.pp), ("dp", layout.attention_dp), ("ep", layout.ep))
+    return "".join(f" {name} {n}" for name, n in degrees if n > 1)
 
 
 def every(request: Request) -> tuple[tuple[Candidate, ...], tuple[Misfit, ...]]:
@@ -85,12 +121,12 @@ def _refuse_unused(profile: LatencyProfile, misfits: list[Misfit], request: Requ
     """Raise when a measured profile belongs to none of the devices and precisions that were asked for."""
     layout = profile.layout
     gpu = device_id(layout.device)
-    if any((m.gpu, m.precision, m.tp) == (gpu, layout.precision, layout.tp) for m in misfits):
+    if any(m.gpu == gpu and _alike(m.layout, layout) for m in misfits):
         return
     asked = ", ".join(request.gpus) or "what the profiles name"
     raise NotComparable(
         f"the latency profile is of {layout.precision} on {layout.device}, tp {layout.tp}; the plan asks for {asked} "
-        f"in {', '.join(request.precisions) or 'bf16'}: leave --gpu out, or fit a profile of that layout"
+        f"in {', '.join(request.precisions or PRECISIONS)}: leave --gpu out, or fit a profile of that layout"
     )
 
 
@@ -108,17 +144,20 @@ def _known(name: str) -> hardware.Device | None:
 
 
 def _layouts(request: Request, arch: models.Architecture, own: list[LatencyProfile]) -> Iterator[Layout]:
-    """Yield every layout to consider: those of the profiles when no GPU is named, else GPU x precision x TP."""
+    """Yield every layout to consider: those of the profiles when no GPU is named, else GPU x precision x parallelism."""
     if own and not request.gpus:
         yield from (profile.layout for profile in own if not request.precisions or profile.layout.precision in request.precisions)
         return
-    gpus = list(dict.fromkeys(_named(gpu, own) for gpu in request.gpus or _priced(request.term)))
-    precisions = request.precisions or tuple(dict.fromkeys(p.layout.precision for p in own)) or ("bf16",)
+    gpus = list(dict.fromkeys(_named(gpu, own) for gpu in request.gpus or _priced(request.shelf)))
+    precisions = request.precisions or tuple(dict.fromkeys(p.layout.precision for p in own)) or PRECISIONS
     for gpu in gpus:
-        measured = {p.layout.tp for p in own if device_id(p.layout.device) == gpu}
         for precision in precisions:
-            for tp in sorted({*_degrees(gpu, arch), *measured}):
-                yield Layout(model=arch.id, precision=precision, device=gpu, tp=tp)
+            wanted = [
+                Layout(model=arch.id, precision=precision, device=gpu, tp=tp, pp=pp, ep=ep, attention_dp=ep)
+                for tp, pp, ep in _spreads(gpu, arch, precision)
+            ]
+            wanted += [p.layout for p in own if device_id(p.layout.device) == gpu and p.layout.precision == precision]
+            yield from {(at.tp, at.pp, at.ep, at.attention_dp): at for at in wanted}.values()
 
 
 def _named(gpu: str, own: list[LatencyProfile]) -> str:
@@ -126,9 +165,9 @@ def _named(gpu: str, own: list[LatencyProfile]) -> str:
     return gpu if any(p.layout.device == gpu for p in own) and _known(gpu) is None else hardware.find(gpu).id
 
 
-def _priced(term: str) -> list[str]:
+def _priced(shelf: Shelf) -> list[str]:
     """Return the GPUs that have a price: without one a plan could not rank them."""
-    return [d.id for d in hardware.every() if d.kind == "gpu" and pricing.offers(d.id, term)]
+    return [d.id for d in hardware.every() if d.kind == "gpu" and shelf.sells(d.id)]
 
 
 def _degrees(gpu: str, arch: models.Architecture) -> tuple[int, ...]:
@@ -141,27 +180,93 @@ def _degrees(gpu: str, arch: models.Architecture) -> tuple[int, ...]:
     return tuple(tp for tp in TP if arch.heads % tp == 0 and tp <= most)
 
 
+def _spreads(gpu: str, arch: models.Architecture, precision: str) -> Iterator[tuple[int, int, int]]:
+    """Yield the ways to spread a replica over devices: (tp, pp, ep).
+
+    Matrices are split (tp); experts may be shared out instead, each device then attending to requests of its own (attention dp, as large
+    models of experts are served); whole nodes in a row (pp) follow for models that one node does not hold.
+    """
+    degrees = _degrees(gpu, arch)
+    yield from ((tp, 1, 1) for tp in degrees)
+    if arch.experts:
+        yield from ((1, 1, n) for n in degrees if n > 1 and arch.experts % n == 0)
+    device, widest = _known(gpu), max(degrees)
+    if widest == max(TP) and device and models.weight_bytes(arch, precision) > MEMORY_SHARE * device.memory_bytes * widest:
+        yield from ((widest, pp, 1) for pp in PP if arch.layers >= pp)
+
+
 def _build(request: Request, arch: models.Architecture, layout: Layout, own: list[LatencyProfile]) -> Candidate | Misfit:
     gpu = device_id(layout.device)
     device = _known(layout.device)
+    measured = next((p for p in own if device_id(p.layout.device) == gpu and _alike(p.layout, layout)), None)
     try:
-        profile = next((p for p in own if _matches(p.layout, layout)), None) or _roofline(arch, device, layout)
-        limits, memory = _limits(request, arch, device, profile)
+        if measured is None and device is not None:
+            hardware.compute_flops_per_s(device, layout.precision)
+            _check_room(arch, device, layout)
+        profile = measured or _roofline(arch, device, layout)
+        limits, memory = _limits(request, arch, device, profile, _seqs(request), _step_tokens(request))
     except _TooLittleMemoryError as misfit:
-        return Misfit(gpu=gpu, precision=layout.precision, tp=layout.tp, why_not=str(misfit))
+        return Misfit(gpu=gpu, layout=layout, why_not=str(misfit))
     except MlsysError as error:  # a device that does not compute in this precision, say
-        return Misfit(gpu=gpu, precision=layout.precision, tp=layout.tp, why_not=str(error))
+        return Misfit(gpu=gpu, layout=layout, why_not=str(error))
     return Candidate(gpu=gpu, precision=layout.precision, tp=layout.tp, profile=profile, limits=limits, device=device, memory=memory)
 
 
-def _matches(measured: Layout, wanted: Layout) -> bool:
-    return (device_id(measured.device), measured.precision, measured.tp) == (device_id(wanted.device), wanted.precision, wanted.tp)
+def settings(request: Request, candidate: Candidate, batches: bool) -> Iterator[Candidate]:
+    """Yield the candidate with other batches, or with steps of other sizes, as far as request and profile leave them open."""
+    arch, limits = models.find(request.model), candidate.limits
+    for max_seqs, max_step_tokens in _other_settings(request, candidate, batches):
+        try:
+            found, memory = _limits(request, arch, candidate.device, candidate.profile, max_seqs, max_step_tokens)
+        except _TooLittleMemoryError:
+            continue  # its activations take what the cache needs
+        if found[:2] != limits[:2]:
+            yield dataclasses.replace(candidate, limits=found, memory=memory)
+
+
+def _other_settings(request: Request, candidate: Candidate, batches: bool) -> Iterator[tuple[int, int]]:
+    max_seqs, max_step_tokens = candidate.limits[:2]
+    seqs_open, tokens_open = open_settings(request, candidate.profile)
+    if batches and seqs_open:
+        yield from ((n, max_step_tokens) for n in BATCHES if n <= max_step_tokens)
+    if not batches and tokens_open:
+        yield from ((max_seqs, n) for n in STEP_TOKENS if n >= max_seqs)
+
+
+def open_settings(request: Request, profile: LatencyProfile) -> tuple[bool, bool]:
+    """Say whether the batch, and the tokens of a step, are left open by the request and by what was measured."""
+    return (
+        request.max_batch is None and "max_batch" not in profile.constants,
+        request.max_step_tokens is None and "max_step_tokens" not in profile.constants,
+    )
+
+
+def widest(request: Request, candidate: Candidate) -> Limits:
+    """Return the candidate's limits with the largest settings that are left open, the cache as it is."""
+    seqs_open, tokens_open = open_settings(request, candidate.profile)
+    limits = candidate.limits._replace(max_seqs=max(BATCHES)) if seqs_open else candidate.limits
+    return limits._replace(max_step_tokens=max(STEP_TOKENS)) if tokens_open else limits
+
+
+def _seqs(request: Request) -> int:
+    return MAX_BATCH if request.max_batch is None else request.max_batch
+
+
+def _step_tokens(request: Request) -> int:
+    return MAX_STEP_TOKENS if request.max_step_tokens is None else request.max_step_tokens
+
+
+def _alike(measured: Layout, wanted: Layout) -> bool:
+    """Say whether two layouts of one device are the same to a planner."""
+    return all(getattr(measured, name) == getattr(wanted, name) for name in ("precision", "tp", "pp", "ep", "attention_dp"))
 
 
 def _roofline(arch: models.Architecture, device: hardware.Device | None, layout: Layout) -> LatencyProfile:
     if device is None:
         raise UnknownName(f"no catalogue knows {layout.device}, and it was not measured")
-    return latency.roofline(arch, device, precision=layout.precision, tp=layout.tp)
+    return latency.roofline(
+        arch, device, precision=layout.precision, tp=layout.tp, pp=layout.pp, ep=layout.ep, attention_dp=layout.attention_dp
+    )
 
 
 # ---------------------------------------------------------------- memory
@@ -171,11 +276,32 @@ class _TooLittleMemoryError(Exception):
     """The sentence that says what does not fit."""
 
 
-def _limits(request: Request, arch: models.Architecture, device: hardware.Device | None, profile: LatencyProfile) -> tuple[Limits, str]:
+def _check_room(arch: models.Architecture, device: hardware.Device, layout: Layout) -> None:
+    """Raise where the weights alone are too large: before any profile is worked out."""
+    weights = models.weight_bytes(arch, layout.precision)
+    if weights > MEMORY_SHARE * device.memory_bytes * devices_of(layout):
+        raise _TooLittleMemoryError(_too_large(weights, device, layout))
+
+
+def _too_large(weights: float, device: hardware.Device, layout: Layout) -> str:
+    return (
+        f"weights {weights / 1e9:.0f} GB do not fit {devices_of(layout)} x {device.memory_bytes / 1e9:.0f} GB "
+        f"({1 - MEMORY_SHARE:.0%} reserved)"
+    )
+
+
+def _limits(
+    request: Request,
+    arch: models.Architecture,
+    device: hardware.Device | None,
+    profile: LatencyProfile,
+    max_seqs: int,
+    max_step_tokens: int,
+) -> tuple[Limits, str]:
     """Return what a replica can hold: as its engine was measured, or by arithmetic."""
     engine = profile.constants
-    max_seqs = min(request.max_batch, int(engine.get("max_batch", request.max_batch)))
-    max_step_tokens = int(engine.get("max_step_tokens", request.max_step_tokens))
+    max_seqs = min(max_seqs, int(engine.get("max_batch", max_seqs)))
+    max_step_tokens = int(engine.get("max_step_tokens", max_step_tokens))
     block_tokens = int(engine.get("block_tokens", BLOCK_TOKENS))
     max_context = int(engine.get("max_context", arch.max_context or UNBOUNDED_CONTEXT))
     if "kv_tokens" in engine:
@@ -210,13 +336,15 @@ def kv_pool(
     layout = profile.layout
     budget = models.kv_budget_tokens(
         arch, device, precision=layout.precision, tp=layout.tp, pp=layout.pp, memory_share=MEMORY_SHARE,
-        max_seqs=max_seqs, max_step_tokens=max_step_tokens, context_tokens=context_tokens,
+        experts_over=layout.ep if layout.ep > 1 else None,
+        max_seqs=math.ceil(max_seqs / layout.attention_dp), max_step_tokens=max_step_tokens, context_tokens=context_tokens,
     )  # fmt: skip
-    count = layout.tp * layout.pp
+    count = devices_of(layout)
     devices = f"{count} x {device.memory_bytes / 1e9:.0f} GB"
-    weights = models.weight_bytes(arch, layout.precision)
     if not budget.fits:
-        raise _TooLittleMemoryError(f"weights {weights / 1e9:.0f} GB do not fit {devices} ({1 - MEMORY_SHARE:.0%} reserved)")
-    pool = f"{budget.tokens:,} KV tokens in {budget.pool_bytes * count / 1e9:.1f} GB"
+        raise _TooLittleMemoryError(_too_large(models.weight_bytes(arch, layout.precision), device, layout))
+    tokens = budget.tokens * layout.attention_dp
+    pool = f"{tokens:,} KV tokens in {budget.pool_bytes * count / 1e9:.1f} GB"
     rest = (budget.activations_bytes + budget.communication_bytes) * count
-    return budget.tokens, f"{pool} beside {weights / 1e9:.1f} GB of weights and {rest / 1e9:.1f} GB of working memory on {devices}"
+    weights = f"{budget.weights_bytes * count / 1e9:.1f} GB of weights"
+    return tokens, f"{pool} beside {weights} and {rest / 1e9:.1f} GB of working memory on {devices}"

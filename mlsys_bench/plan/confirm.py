@@ -1,62 +1,59 @@
-"""One replica simulated step by step at its share of the traffic: the judge of the analytic answer."""
+"""A fleet simulated step by step at its traffic: the judge of the analytic answer.
+
+A law of arrivals is simulated on a sample of the fleet: one replica where requests are routed at random, `SAMPLE` of them otherwise (with
+more replicas a router that looks at load does no worse), at their share of the traffic.  A trace is played whole, on the whole fleet.
+"""
 
 from __future__ import annotations
 
 import dataclasses
+import functools
+import itertools
 import math
-from dataclasses import dataclass
+from collections.abc import Callable
 
 import numpy as np
 
-from mlsys_bench import simulate, slo, workload
-from mlsys_bench.plan.latencies import Floats, Latencies
+from mlsys_bench import workload
+from mlsys_bench.plan.request import Request
 from mlsys_bench.plan.sizing import Design, resized
-from mlsys_bench.simulate import Simulation
-from mlsys_bench.types import SLO, RequestRecord, Workload
+from mlsys_bench.plan.trial import BATCHES, Trial, of_tracks
+from mlsys_bench.pricing import Shelf
+from mlsys_bench.simulate import core
+from mlsys_bench.types import SLO, Workload
+from mlsys_bench.workload import Schedule
 
-BATCHES = 4  # of neighbouring requests: their spread is the simulation's uncertainty (method of batch means)
-STUDENT = 2.3533634  # its 95 % point at BATCHES - 1 degrees of freedom; `stats.mean_interval` would cost 0.3 s to import scipy
 REQUESTS = 300  # counted per batch, as far as the steps go
-MAX_STEPS = 10_000  # in all, about: a step costs some 80 µs of CPU
+MAX_STEPS = 10_000  # in all, about: a step costs some 50 µs of CPU
+SAMPLE = 4
 _LEAST_REQUESTS = 40
 _TRIALS = 7  # replica counts tried for one candidate
+_TRIALS_OF_A_TRACE = 12
+_HALVINGS = 4  # of a trace's headroom
 _BEFORE, _AFTER = 1.5, 1.0  # mean stays in the system that are simulated before and after those counted
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Trial:
-    """One number of replicas, simulated; latencies and rates by batch.  `preempted` is the share of requests that lost their cache."""
-
-    batches: tuple[Latencies, ...]
-    tokens_per_s: tuple[float, ...]  # of one replica
-    requests_per_s: tuple[float, ...]
-    preempted: float
-
-    @property
-    def all(self) -> Latencies:
-        """All batches as one sample."""
-        return Latencies(
-            ttft_s=np.concatenate([r.ttft_s for r in self.batches]),
-            tpot_s=np.concatenate([r.tpot_s for r in self.batches]),
-            e2e_s=np.concatenate([r.e2e_s for r in self.batches]),
-            itl_s=np.concatenate([r.itl_s for r in self.batches]),
-        )
-
-    def keys(self, limits: SLO) -> dict[str, float]:
-        """Return the latencies of all batches together, and the rates."""
-        rates = {"throughput_tokens_per_s": self.tokens_per_s, "request_rate_per_s": self.requests_per_s}
-        return self.all.keys(limits) | {key: float(np.mean(values)) for key, values in rates.items()}
-
-    def spread(self, limits: SLO) -> dict[str, float]:
-        """Return half the 90 % interval of each key, relative to its value: Student's, over the batches."""
-        each = [batch.keys(limits) for batch in self.batches]
-        values = {key: [found[key] for found in each] for key in each[0] if all(key in found for found in each)}
-        values |= {"throughput_tokens_per_s": list(self.tokens_per_s), "request_rate_per_s": list(self.requests_per_s)}
-        return {key: relative_half_width(samples) for key, samples in values.items()}
+CLOSE = 0.3  # of the logarithm of value / limit: nearer to a limit, a short run decides nothing
+LONGER = 6  # times as long is the run that then decides
+Play = Callable[[Design, int], Trial]  # a fleet, and how many times as long as usual
 
 
-def confirm(design: Design, traffic: Workload, limits: SLO, term: str, seed: int) -> tuple[Design, Trial] | None:
-    """Return the design with the fewest replicas that keep all limits in simulation, and that simulation; None where none does.
+def confirm(design: Design, request: Request) -> tuple[Design, Trial] | None:
+    """Return the design with the fewest replicas that keep all limits in simulation, and that simulation; None where none does."""
+    if request.trace is None:
+        return fewest(design, request.slo, request.shelf, functools.partial(trial, request), _TRIALS)
+    trace = request.trace
+    return fewest(design, request.slo, request.shelf, lambda d, _: replay(d, trace, request.routing, request.seed), _TRIALS_OF_A_TRACE)
+
+
+def once(design: Design, request: Request) -> Trial:
+    """Return a simulation of a design with the replicas it has, whatever limits that keeps."""
+    if request.trace is None:
+        return trial(request, design)
+    return replay(design, request.trace, request.routing, request.seed)
+
+
+def fewest(design: Design, limits: SLO, shelf: Shelf, play: Play, trials: int) -> tuple[Design, Trial] | None:
+    """Return the design with the fewest replicas that keep all limits when played, and what was played; None where none is found.
 
     Starts from the analytic answer.  Goes down while the headroom lasts, or up, with doubling steps, and then halves the bracket.
     """
@@ -64,21 +61,22 @@ def confirm(design: Design, traffic: Workload, limits: SLO, term: str, seed: int
 
     def meets(replicas: int) -> bool:
         if replicas not in tried:
-            tried[replicas] = trial(resized(design, replicas, term), traffic, seed)
-        return all(excess < 1 for excess, _ in tried[replicas].all.excesses(limits))
+            tried[replicas] = play(resized(design, replicas, shelf), 1)
+            if abs(math.log(max(_worst(tried[replicas], limits), 1e-9))) < CLOSE:
+                tried[replicas] = play(resized(design, replicas, shelf), LONGER)
+        return _worst(tried[replicas], limits) < 1
 
-    low, high = _bracket(design, meets)
+    low, high = _bracket(design, meets, trials)
     if high is None:
         return None
-    while high - low > 1 and len(tried) < _TRIALS:
+    while high - low > 1 and len(tried) < trials:
         middle = (low + high) // 2
         low, high = (low, middle) if meets(middle) else (middle, high)
-    return resized(design, high, term), tried[high]
+    return resized(design, high, shelf), tried[high]
 
 
-def _bracket(design: Design, meets: object) -> tuple[int, int | None]:
+def _bracket(design: Design, meets: Callable[[int], bool], trials: int) -> tuple[int, int | None]:
     """Return a number of replicas that misses a limit, or the headroom, and a larger one that keeps all; None where none is found."""
-    assert callable(meets)
     start, step = design.replicas, max(1, design.replicas // 16)
     if meets(start):
         high = start
@@ -89,93 +87,94 @@ def _bracket(design: Design, meets: object) -> tuple[int, int | None]:
             high, step = lower, 2 * step
         return high - 1, high
     low = start
-    for _ in range(_TRIALS - 2):
+    for _ in range(trials - 2):
         if meets(low + step):
             return low, low + step
         low, step = low + step, 2 * step
     return low, None
 
 
-def trial(design: Design, traffic: Workload, seed: int) -> Trial:
-    """Simulate one replica of the design at its share of the traffic.  The same seed and share give the same result.
+def _worst(found: Trial, limits: SLO) -> float:
+    return max((excess for excess, _ in found.all.excesses(limits)), default=0.0)
+
+
+# ---------------------------------------------------------------- what is played
+
+
+def trial(request: Request, design: Design, effort: int = 1) -> Trial:
+    """Simulate a sample of the fleet at its share of the traffic.  The same seed and share give the same result.
 
     One long run rather than several: the empty start and the last long answers cost as many steps as 300 requests.
     """
-    before, counted, after = _requests(design)
-    schedule = _one_replica(design, traffic, before + BATCHES * counted + after, seed)
-    simulation = simulate.run(schedule, design.candidate.profile, design.candidate.limits, seed=seed)
-    served = [r for r in simulation.requests if r.outcome == "ok"]
-    batches = [served[start : start + counted] for start in range(before, before + BATCHES * counted, counted)]
-    rates = _rates(simulation, [batch[0].scheduled_s for batch in batches] + [batches[-1][-1].scheduled_s])
-    return Trial(
-        batches=tuple(_latencies(batch) for batch in batches),
-        tokens_per_s=tuple(tokens for tokens, _ in rates),
-        requests_per_s=tuple(requests for _, requests in rates),
-        preempted=simulation.preemptions / max(len(served), 1),
+    sample = 1 if request.routing == "random" else min(design.replicas, SAMPLE)
+    before, counted, after = (sample * n for n in _requests(design, sample, effort))
+    schedule = _of_sample(design, request.workload, sample, before + BATCHES * counted + after, request.seed)
+    batches = [(first, first + counted) for first in range(before, before + BATCHES * counted, counted)]
+    return _played(design, schedule, batches, sample, request.routing, request.seed)
+
+
+def replay(design: Design, trace: Schedule, routing: str, seed: int) -> Trial:
+    """Simulate the whole fleet under every request of a trace, those left out that it can never hold; all are counted."""
+    kept = workload.take(trace, _holdable(design, trace))
+    borders = np.linspace(0, len(kept), BATCHES + 1).astype(int).tolist()
+    return _played(design, kept, list(itertools.pairwise(borders)), design.replicas, routing, seed)
+
+
+def headroom(design: Design, request: Request, trace: Schedule) -> float:
+    """Return by how much faster the trace may be played, as a share, before a limit breaks.
+
+    One replica fewer is as good as the share 1 / (replicas - 1) of extra traffic, and too much.
+    """
+    low, high = 0.0, 1 / max(design.replicas - 1, 1)
+    for _ in range(_HALVINGS):
+        middle = (low + high) / 2
+        found = replay(design, workload.sped_up(trace, 1 + middle), request.routing, request.seed)
+        low, high = (middle, high) if _worst(found, request.slo) < 1 else (low, middle)
+    return low
+
+
+def _played(design: Design, schedule: Schedule, batches: list[tuple[int, int]], replicas: int, routing: str, seed: int) -> Trial:
+    candidate = design.candidate
+    tracks = core.play(
+        schedule, candidate.limits, profile=candidate.profile, replicas=replicas, routing=routing, seed=seed, keep_tokens=True
     )
+    constants = candidate.profile.constants
+    back_s = sum(constants.get(name, 0.0) for name in ("request_overhead_s", "token_overhead_s"))
+    return of_tracks(tracks, schedule, batches, replicas, back_s)
 
 
-def _requests(design: Design) -> tuple[int, int, int]:
-    """Return how many requests to simulate before those counted, in a batch of these, and after them, within the budget of steps."""
+def _requests(design: Design, sample: int, effort: int) -> tuple[int, int, int]:
+    """Return how many requests of a replica to simulate before those counted, in a batch of these, and after them, within the budget."""
     rate, replica = design.each_per_s, design.replica
     prediction = replica.predict(min(rate, 0.98 * replica.capacity_per_s))
     stay_s = prediction.value("e2e", "mean") or 0.0
     batch = min(rate * stay_s, replica.slots)
     step_s = float(np.interp(batch, np.arange(1, replica.slots + 1), replica.step_s[1:]))
-    affordable = MAX_STEPS * step_s * rate / min(1.0, max(batch, 1e-9))  # an idle replica takes no steps
+    affordable = MAX_STEPS * effort / sample * step_s * rate / min(1.0, max(batch, 1e-9))  # an idle replica takes no steps
     before, after = rate * stay_s * _BEFORE, rate * stay_s * _AFTER
     squeeze = min(1.0, affordable / 2 / max(before + after, 1e-9))
     before, after = before * squeeze, after * squeeze
-    counted = min(REQUESTS, max(_LEAST_REQUESTS, (affordable - before - after) / BATCHES))
+    counted = min(REQUESTS * effort, max(_LEAST_REQUESTS, (affordable - before - after) / BATCHES))
     return int(before) + 1, int(counted), int(after) + 1
 
 
-def _one_replica(design: Design, traffic: Workload, n: int, seed: int) -> workload.Schedule:
-    """Return the requests that random routing sends to one replica, those that it can never hold left out.
+def _of_sample(design: Design, traffic: Workload, sample: int, n: int, seed: int) -> Schedule:
+    """Return the requests that come to a sample of the replicas, those that they can never hold left out.
 
     A Poisson process thinned stays Poisson; any other law is drawn for the fleet and thinned.
     """
     rng = np.random.default_rng([seed, 1])
-    replicas = 1 if workload.parse_arrivals(traffic.arrivals).kind == "poisson" else design.replicas
-    each = dataclasses.replace(traffic, rate_per_s=traffic.rate_per_s / design.replicas * replicas)
+    shares = 1 if workload.parse_arrivals(traffic.arrivals).kind == "poisson" else design.replicas / sample
+    each = dataclasses.replace(traffic, rate_per_s=traffic.rate_per_s * sample / design.replicas * shares)
     wanted = n / design.replica.demand.share
-    fleet = workload.schedule(each, n=int(replicas * (wanted + 4 * wanted**0.5)) + 10, seed=seed)
-    mine = np.nonzero(rng.random(len(fleet.scheduled_s)) * replicas < 1)[0]
-    limits = design.candidate.limits
-    total = fleet.prompt_tokens[mine] + fleet.output_tokens[mine]
-    mine = mine[total <= min(limits.max_context, limits.blocks * limits.block_tokens)][:n]
-    return workload.Schedule(
-        scheduled_s=fleet.scheduled_s[mine], prompt_tokens=fleet.prompt_tokens[mine], output_tokens=fleet.output_tokens[mine]
-    )
+    fleet = workload.schedule(each, n=int(shares * (wanted + 4 * wanted**0.5)) + 10, seed=seed)
+    mine = np.nonzero(rng.random(len(fleet.scheduled_s)) * shares < 1)[0]
+    drawn = workload.take(fleet, mine)
+    return workload.take(drawn, np.flatnonzero(_holdable(design, drawn))[:n])
 
 
-def _latencies(window: list[RequestRecord]) -> Latencies:
-    first, last, due = (np.array(x) for x in zip(*((r.token_s[0], r.token_s[-1], r.scheduled_s) for r in window), strict=True))
-    tokens = np.array([len(r.token_s) for r in window])
-    tpot: Floats = np.where(tokens > 1, (last - first) / np.maximum(tokens - 1, 1), np.nan)
-    gaps = np.concatenate([np.diff(r.token_s) for r in window])
-    return Latencies(ttft_s=first - due, tpot_s=tpot, e2e_s=last - due, itl_s=gaps)
-
-
-def _rates(simulation: Simulation, borders_s: list[float]) -> list[tuple[float, float]]:
-    """Return output tokens and requests completed per second between each two borders."""
-    token_s = np.sort(np.concatenate([r.token_s for r in simulation.requests]))
-    done_s = np.sort([r.token_s[-1] for r in simulation.requests if r.token_s])
-    seconds = np.maximum(np.diff(borders_s), 1e-9)
-    tokens, requests = (np.diff(np.searchsorted(times, borders_s)) / seconds for times in (token_s, done_s))
-    return list(zip(tokens.tolist(), requests.tolist(), strict=True))
-
-
-def relative_half_width(samples: list[float]) -> float:
-    """Return half the 90 % interval of the mean over the batches, as a share of it."""
-    mean = float(np.mean(samples))
-    return STUDENT * float(np.std(samples, ddof=1)) / math.sqrt(len(samples)) / mean if mean > 0 else 0.0
-
-
-def corrections(simulated: dict[str, float], analytic: dict[str, float], limits: SLO) -> dict[str, float]:
-    """Return, by limit, simulated over analytic value."""
-    return {
-        slo.key(limit): simulated[f"{slo.key(limit)}_s"] / analytic[f"{slo.key(limit)}_s"]
-        for limit in slo.latencies(limits)
-        if analytic.get(f"{slo.key(limit)}_s", 0.0) > 0 and f"{slo.key(limit)}_s" in simulated
-    }
+def _holdable(design: Design, schedule: Schedule) -> np.ndarray:
+    """Return which requests come to a replica and which of them it can hold."""
+    limits, prompts = design.candidate.limits, schedule.prompt_tokens
+    held = prompts + schedule.output_tokens <= min(limits.max_context, limits.blocks * limits.block_tokens)
+    return np.asarray(held & (prompts > design.above_tokens) & (prompts <= design.most_tokens))

@@ -11,6 +11,7 @@ import numpy.typing as npt
 from mlsys_bench import workload
 from mlsys_bench.batching import Limits
 from mlsys_bench.types import Lengths, Workload
+from mlsys_bench.workload import Schedule
 
 Floats = npt.NDArray[np.float64]
 SAMPLES = 1024
@@ -66,6 +67,15 @@ def of(traffic: Workload) -> Demand:
     if traffic.length_correlation:
         prompt, output = _paired(np.sort(prompt), np.sort(output), traffic.length_correlation, rng)
     return Demand(prompt=prompt, output=output)
+
+
+def of_trace(trace: Schedule) -> Demand:
+    """Return the demand of a trace: pairs of one in each stratum of equally many requests, by the length of the prompt."""
+    rng = np.random.default_rng(_SEED)
+    ordered = np.argsort(trace.prompt_tokens, kind="stable")
+    strata = np.array_split(ordered, min(SAMPLES, len(ordered)))
+    chosen = rng.permutation([int(rng.choice(rows)) for rows in strata])
+    return Demand(prompt=trace.prompt_tokens[chosen].astype(np.float64), output=trace.output_tokens[chosen].astype(np.float64))
 
 
 def _paired(prompt: Floats, output: Floats, rank_correlation: float, rng: np.random.Generator) -> tuple[Floats, Floats]:

@@ -14,8 +14,9 @@ import numpy as np
 
 from mlsys_bench import stats
 from mlsys_bench.plan.analytic import Replica
-from mlsys_bench.plan.confirm import Trial
 from mlsys_bench.plan.sizing import MOST, Design, drawn, fewest, highest_rate, price, usable
+from mlsys_bench.plan.trial import Trial
+from mlsys_bench.pricing import Shelf
 from mlsys_bench.types import SLO
 
 DRAWS = 12
@@ -42,7 +43,7 @@ class _Draw:
     fewest: int
 
 
-def of(design: Design, trial: Trial, analytic: Mapping[str, float], limits: SLO, headroom: float, term: str, seed: int) -> Spread:
+def of(design: Design, trial: Trial, analytic: Mapping[str, float], limits: SLO, headroom: float, shelf: Shelf, seed: int) -> Spread:
     """Return the intervals of replicas, cost, utilisation and every predicted figure."""
     profile = design.candidate.profile
     central = _draw(_replica(design, profile), design, limits, headroom)
@@ -52,7 +53,7 @@ def of(design: Design, trial: Trial, analytic: Mapping[str, float], limits: SLO,
     predicted, spread = trial.keys(limits), trial.spread(limits)
     intervals = {"replicas": replicas, "utilisation": _around(design.each_per_s / np.array([d.capacity_per_s for d in draws]), design)}
     if design.price is not None:
-        intervals |= _costs(design, replicas, term)
+        intervals |= _costs(design, replicas, shelf)
     for key, value in predicted.items():
         if key in ("throughput_tokens_per_s", "request_rate_per_s"):  # set by the traffic while the replica is stable
             intervals[key] = (value * (1 - spread[key]), value * (1 + spread[key]))
@@ -72,7 +73,7 @@ def _draw(replica: Replica, design: Design, limits: SLO, headroom: float) -> _Dr
         keys=replica.predict(rate).keys(limits),
         most_per_s=highest_rate(replica, limits, usable(headroom), halvings=5)[0],
         capacity_per_s=replica.capacity_per_s,
-        fewest=fewest(replica, design.rate_per_s, headroom),
+        fewest=fewest(replica.capacity_per_s, design.rate_per_s, headroom),
     )
 
 
@@ -86,11 +87,11 @@ def _replicas(design: Design, central: _Draw, feasible: list[_Draw]) -> Interval
     return float(min(max(1, math.ceil(low - 1e-9)), design.replicas)), float(max(math.ceil(high - 1e-9), design.replicas))
 
 
-def _costs(design: Design, replicas: Interval, term: str) -> dict[str, Interval]:
+def _costs(design: Design, replicas: Interval, shelf: Shelf) -> dict[str, Interval]:
     """Return the price of the fewest and of the most replicas, by hour, month and million tokens alike."""
     assert design.price is not None
     usd = design.price.usd_per_h
-    prices = [price(design.candidate, int(n), term) for n in replicas]
+    prices = [price(design.candidate, int(n), shelf) for n in replicas]
     low, high = (p.usd_per_h if p is not None else usd for p in prices)
     return {"usd_per_hour": (min(low, usd), max(high, usd))}
 

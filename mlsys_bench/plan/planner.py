@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
 
 from mlsys_bench import models, pricing, slo
 from mlsys_bench.errors import Infeasible
-from mlsys_bench.plan import candidates, confirm, demand, floors, intervals, sizing, words
-from mlsys_bench.plan.analytic import Replica, memory_slots
-from mlsys_bench.plan.candidates import Candidate, Misfit
-from mlsys_bench.plan.confirm import Trial
-from mlsys_bench.plan.demand import Demand
+from mlsys_bench.plan import candidates, confirm, demand, floors, intervals, search, sizing, words
+from mlsys_bench.plan.candidates import Misfit
 from mlsys_bench.plan.latencies import Latencies
 from mlsys_bench.plan.request import Request, check
 from mlsys_bench.plan.search import Bound, Search
 from mlsys_bench.plan.sizing import Design
+from mlsys_bench.plan.trial import Trial, corrections
+from mlsys_bench.pricing import Shelf
 from mlsys_bench.types import SLO, FleetItem, Limit, Plan, Provenance
 
 CONFIRMED = 3  # designs that are simulated at most
@@ -29,14 +29,22 @@ def plan(request: Request) -> Plan:
     """
     check(request)
     fitting, misfits = candidates.every(request)
-    traffic = demand.of(request.workload)
-    bounds, too_small = _bounds(request, fitting, traffic)
+    traffic = demand.of(request.workload) if request.trace is None else demand.of_trace(request.trace)
+    bounds, too_small = search.bounds(request, fitting, traffic)
     misfits = (*misfits, *too_small)
     if not bounds:
         raise Infeasible(words.nothing_fits(request, misfits))
     floors.check(request.slo, [b.candidate for b in bounds], traffic)
-    search, trial = _decide(request, bounds, misfits)
-    return _assemble(request, search, search.designs[0], trial)
+    found, trial = _decide(request, bounds, misfits)
+    winner = found.designs[0]
+    if winner.price is None:
+        sizing.order(winner.candidate, winner.replicas, request.shelf)  # raises where quotas are why it has no price
+    made = _surrounded(request, winner, _assemble(request, found, winner, trial))
+    if not request.mixed:
+        return made
+    from mlsys_bench.plan import pools
+
+    return pools.beside(made, request, bounds, winner)
 
 
 def _decide(request: Request, bounds: Sequence[Bound], misfits: Sequence[Misfit]) -> tuple[Search, Trial]:
@@ -45,71 +53,21 @@ def _decide(request: Request, bounds: Sequence[Bound], misfits: Sequence[Misfit]
     Only when simulation makes the few that were sized dearer than one passed over, all are sized.
     """
     for enough in sorted({CONFIRMED, max(CONFIRMED, len(bounds))}):
-        search = _search(request, bounds, misfits, enough)
-        if not search.designs:
-            raise Infeasible(words.nothing_meets(search))
-        judged, trial = _confirm(request, search)
+        found = search.search(request, bounds, misfits, enough)
+        if not found.designs:
+            raise Infeasible(words.nothing_meets(found))
+        judged, trial = _confirm(request, found)
         if trial is not None and not any(bound.sort_key() < judged.designs[0].sort_key() for bound in judged.passed_over):
             break
     if trial is None:
-        raise Infeasible(words.nothing_confirmed(request, search))
+        raise Infeasible(words.nothing_confirmed(request, found))
     return judged, trial
-
-
-# ---------------------------------------------------------------- theory
-
-
-def _bounds(request: Request, fitting: Sequence[Candidate], traffic: Demand) -> tuple[list[Bound], list[Misfit]]:
-    """Return every candidate with its capacity, cheapest possible first; and those whose cache holds no average request."""
-    bounds, misfits = [], []
-    for candidate in fitting:
-        served = traffic.fitting(candidate.limits)
-        if served.share <= 0 or memory_slots(candidate.limits, served) < 1:
-            why_not = f"no room for an average request: {candidate.memory}"
-            misfits.append(Misfit(gpu=candidate.gpu, precision=candidate.precision, tp=candidate.tp, why_not=why_not))
-            continue
-        replica = Replica(candidate.profile, candidate.limits, served)
-        replicas = sizing.fewest(replica, _served_per_s(request, replica), request.headroom)
-        price = sizing.price(candidate, replicas, request.term)
-        bounds.append(Bound(candidate=candidate, replica=replica, replicas=replicas, usd_per_h=price.usd_per_h if price else None))
-    return sorted(bounds, key=Bound.sort_key), misfits
-
-
-def _served_per_s(request: Request, replica: Replica) -> float:
-    return request.workload.rate_per_s * replica.demand.share
-
-
-def _search(request: Request, bounds: Sequence[Bound], misfits: Sequence[Misfit], enough: int) -> Search:
-    """Size candidates in order of the least they can cost, until that exceeds what enough designs do cost: none beyond can be better."""
-    designs: list[Design] = []
-    missed: list[tuple[Bound, float, Limit]] = []
-    passed_over: list[Bound] = []
-    for bound in bounds:
-        if _cannot_win(bound, designs, enough):
-            passed_over.append(bound)
-            continue
-        rate_per_s = _served_per_s(request, bound.replica)
-        design = sizing.size(bound.candidate, bound.replica, request.slo, rate_per_s, request.headroom, request.term)
-        if design is not None:
-            designs.append(design)
-        else:
-            excess, limit = sizing.worst(sizing.idle(bound.replica), request.slo)
-            assert limit is not None
-            missed.append((bound, excess, limit))
-    designs.sort(key=Design.sort_key)
-    return Search(designs=tuple(designs), missed=tuple(missed), passed_over=tuple(passed_over), misfits=tuple(misfits))
-
-
-def _cannot_win(bound: Bound, designs: Sequence[Design], enough: int) -> bool:
-    """Say whether enough designs are known that cost no more than this candidate's least."""
-    keys = sorted(design.sort_key() for design in designs)
-    return len(keys) >= enough and keys[enough - 1] <= bound.sort_key()
 
 
 # ---------------------------------------------------------------- simulation
 
 
-def _confirm(request: Request, search: Search) -> tuple[Search, Trial | None]:
+def _confirm(request: Request, found: Search) -> tuple[Search, Trial | None]:
     """Return the search with designs resized by simulation, best first, those it refused apart; and the best one's simulation.
 
     A design is simulated only if it could still be cheaper than the best confirmed one: theory may be too pessimistic about it,
@@ -118,37 +76,37 @@ def _confirm(request: Request, search: Search) -> tuple[Search, Trial | None]:
     confirmed: list[tuple[Design, Trial]] = []
     unconfirmed: list[Design] = []
     left: list[Design] = []
-    for design in search.designs:
+    for design in found.designs:
         best = min(confirmed, key=lambda c: c[0].sort_key(), default=None)
-        if best is not None and (len(confirmed) >= CONFIRMED or not _could_beat(design, best[0], request.term)):
+        if best is not None and (len(confirmed) >= CONFIRMED or not _could_beat(design, best[0], request.shelf)):
             left.append(design)
             continue
-        found = confirm.confirm(design, request.workload, request.slo, request.term, request.seed)
-        if found is None:
+        judged = confirm.confirm(design, request)
+        if judged is None:
             unconfirmed.append(design)
         else:
-            confirmed.append(found)
+            confirmed.append(judged)
     if not confirmed:
-        return dataclasses.replace(search, designs=(), unconfirmed=tuple(unconfirmed)), None
+        return dataclasses.replace(found, designs=(), unconfirmed=tuple(unconfirmed)), None
     confirmed.sort(key=lambda c: c[0].sort_key())
     winner, trial = confirmed[0]
     others = sorted([*(design for design, _ in confirmed[1:]), *left], key=Design.sort_key)
-    return dataclasses.replace(search, designs=(winner, *others), unconfirmed=tuple(unconfirmed)), trial
+    return dataclasses.replace(found, designs=(winner, *others), unconfirmed=tuple(unconfirmed)), trial
 
 
-def _could_beat(design: Design, best: Design, term: str) -> bool:
-    return sizing.resized(design, min(design.fewest, design.replicas), term).sort_key() < best.sort_key()
+def _could_beat(design: Design, best: Design, shelf: Shelf) -> bool:
+    return sizing.resized(design, min(design.fewest, design.replicas), shelf).sort_key() < best.sort_key()
 
 
 # ---------------------------------------------------------------- the answer
 
 
-def _assemble(request: Request, search: Search, design: Design, trial: Trial) -> Plan:
+def _assemble(request: Request, found: Search, design: Design, trial: Trial) -> Plan:
     candidate, limits = design.candidate, request.slo
     latencies = design.replica.predict(design.each_per_s)
-    analytic = _analytic(design, latencies, limits)
+    analytic = _analytic(design, latencies, limits) if request.trace is None else {}  # theory knows a trace's mean only
     predicted = trial.keys(limits)
-    spread = intervals.of(design, trial, analytic, limits, request.headroom, request.term, request.seed)
+    spread = intervals.of(design, trial, analytic, limits, request.headroom, request.shelf, request.seed)
     usd = design.price.usd_per_h if design.price else None
     return Plan(
         model=models.find(request.model).id,
@@ -158,26 +116,42 @@ def _assemble(request: Request, search: Search, design: Design, trial: Trial) ->
         replicas=design.replicas,
         gpus=design.devices,
         gpu=candidate.gpu,
-        devices_per_replica=candidate.tp,
+        devices_per_replica=candidate.devices,
         usd_per_hour=usd,
         usd_per_month=None if usd is None else pricing.usd_per_month(usd),
         usd_per_million_tokens=None if usd is None else _usd_per_million(usd, design),
         utilisation=design.replica.utilisation(design.each_per_s),
         binding_constraint=_binding(request, design, predicted),
-        headroom=_headroom(design, limits, predicted, analytic),
+        headroom=_headroom(request, design, predicted, analytic),
         provenance=_provenance(design),
         predicted=predicted,
         intervals=_with_cost_per_token(spread.intervals, design),
         analytic=analytic,
-        alternatives=tuple(words.alternatives(request, search, design)),
+        alternatives=tuple(words.alternatives(request, found, design)),
         profile=candidate.profile,
         capacity_per_replica_per_s=design.replica.capacity_per_s,
         max_batch=candidate.limits.max_seqs,
+        max_step_tokens=candidate.limits.max_step_tokens,
         kv_tokens_per_replica=candidate.kv_tokens,
         assumptions=tuple(words.assumptions(request, design)),
-        prices=() if design.price is None else (design.price.offer,),
-        notes=tuple(words.notes(request, search, design, trial, spread)),
+        prices=() if design.price is None else tuple(lot.offer for lot in design.price.lots),
+        notes=tuple(words.notes(request, found, design, trial, spread)),
     )
+
+
+def _surrounded(request: Request, design: Design, made: Plan) -> Plan:
+    """Return the plan with its spares and what else was asked for around it: loaded only then."""
+    if request.spares is not None:
+        from mlsys_bench.plan import spare
+
+        made = spare.with_spares(made, request, design)
+    if request.spares is None and request.day is None and request.growth is None and not request.around:
+        return made
+    from mlsys_bench.plan import around
+
+    scaling = corrections(made.survivors or made.predicted, made.analytic, request.slo)
+    each_per_s = sizing.carried_per_s(design, request.slo, request.headroom, scaling)
+    return around.surrounded(made, request, lambda rate_per_s: max(1, math.ceil(rate_per_s / each_per_s - 1e-9)))
 
 
 def _analytic(design: Design, latencies: Latencies, limits: SLO) -> dict[str, float]:
@@ -195,11 +169,14 @@ def _fleet_item(design: Design) -> FleetItem:
         gpu=candidate.gpu,
         precision=candidate.precision,
         tp=candidate.tp,
-        pp=1,
+        pp=candidate.layout.pp,
+        ep=candidate.layout.ep,
+        attention_dp=candidate.layout.attention_dp,
         replicas=design.replicas,
         instances=price.instances if price else design.replicas,
-        instance=f"{price.offer.provider} {price.offer.instance}" if price else None,
+        instance=price.instance if price else None,
         usd_per_hour=price.usd_per_h if price else None,
+        devices=price.devices if price else None,
     )
 
 
@@ -218,7 +195,7 @@ def _with_cost_per_token(found: dict[str, tuple[float, float]], design: Design) 
 
 def _provenance(design: Design) -> Provenance:
     inputs = [design.candidate.profile.provenance]
-    return Provenance.weakest(*inputs, *([design.price.offer.provenance] if design.price else []))
+    return Provenance.weakest(*inputs, *(offer.offer.provenance for offer in (design.price.lots if design.price else ())))
 
 
 def _binding(request: Request, design: Design, predicted: dict[str, float]) -> str:
@@ -239,8 +216,13 @@ def _nearest(limits: SLO, predicted: dict[str, float]) -> Limit | None:
     return max(shares, key=lambda s: s[0], default=(0.0, None))[1]
 
 
-def _headroom(design: Design, limits: SLO, predicted: dict[str, float], analytic: dict[str, float]) -> float:
-    """Return the extra traffic, as a share, until a limit breaks or replicas saturate: theory, scaled to agree with simulation today."""
-    corrections = confirm.corrections(predicted, analytic, limits)
-    most_per_s, _ = sizing.highest_rate(design.replica, slo.latencies(limits), sizing.MOST, corrections)
+def _headroom(request: Request, design: Design, predicted: dict[str, float], analytic: dict[str, float]) -> float:
+    """Return the extra traffic, as a share, until a limit breaks or replicas saturate: theory, scaled to agree with simulation today.
+
+    A trace is played faster instead, until a limit breaks.
+    """
+    limits = request.slo
+    if request.trace is not None:
+        return confirm.headroom(design, request, request.trace)
+    most_per_s, _ = sizing.highest_rate(design.replica, slo.latencies(limits), sizing.MOST, corrections(predicted, analytic, limits))
     return max(0.0, most_per_s / design.each_per_s - 1)

@@ -4,14 +4,24 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from mlsys_bench import latency, models, slo, workload
-from mlsys_bench.errors import BadInput, did_you_mean
-from mlsys_bench.pricing import TERMS
+from mlsys_bench.errors import BadInput, did_you_mean, unknown
+from mlsys_bench.pricing import TERMS, Market, Shelf, published
 from mlsys_bench.types import SLO, LatencyProfile, Workload
+from mlsys_bench.workload import Schedule
 
-MAX_BATCH = 256  # sequences at once, as engines set it by default
+if TYPE_CHECKING:
+    from mlsys_bench.plan.growth import Growth
+    from mlsys_bench.plan.spare import Spares
+
+MAX_BATCH = 256  # sequences at once, as engines set it by default: the first that is tried
 MAX_STEP_TOKENS = 2048  # tokens a step, likewise
+ROUTINGS = ("random", "round_robin", "least_loaded", "power_of_two")
+BATCHES = (16, 32, 64, 128, 256, 512)  # that are tried where none is given
+PRECISIONS = ("bf16", "fp8")  # that are tried where none is named: answers hardly differ between them
+STEP_TOKENS = (512, 1024, 2048, 4096, 8192)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -19,9 +29,13 @@ class Request:
     """Traffic, promises, and what may be rented.
 
     `gpus` may be empty: then the layouts of `profiles`, or every priced GPU of the catalogue, are considered.  `precisions` empty means
-    those of the profiles, or bf16.  A profile is used for the layout it was measured in, the roofline for all others; limits of
-    its engine (`max_batch`, `kv_tokens` … among its constants) win over the ones here.  `headroom` is the share of a replica's
-    capacity that stays free.
+    those of the profiles, or `PRECISIONS`.  `max_batch` and `max_step_tokens` None: the engine's setting is searched for.  A profile is
+    used for the layout it was measured in, the roofline for all others; limits of its engine (`max_batch`, `kv_tokens` … among its
+    constants) win over the ones here.  `headroom` is the share of a replica's capacity that stays free.  With a `trace` the fleet is the
+    smallest that serves those very requests; `workload` then says of them what theory needs.  An availability among the limits adds
+    replicas to spare, spread over `zones`; with `survive_zone` any one of them may go.  `day` is the traffic whose busiest time
+    `workload` is, None where it is the same all day; `around` asks for autoscaling and limits that protect the fleet, `growth` for the
+    month in which it is full, `mixed` for a fleet of several kinds beside the plan.
     """
 
     model: str
@@ -30,11 +44,38 @@ class Request:
     gpus: tuple[str, ...] = ()
     precisions: tuple[str, ...] = ()
     profiles: tuple[LatencyProfile, ...] = ()
-    max_batch: int = MAX_BATCH
-    max_step_tokens: int = MAX_STEP_TOKENS
+    max_batch: int | None = None
+    max_step_tokens: int | None = None
     headroom: float = 0.2
     term: str = "on-demand"
+    market: Market | None = None  # None: published prices
     seed: int = 0
+    routing: str = "random"
+    trace: Schedule | None = None
+    zones: int = 1
+    survive_zone: bool = False
+    day: Workload | None = None
+    around: bool = False
+    growth: Growth | None = None
+    mixed: bool = False
+
+    @property
+    def shelf(self) -> Shelf:
+        """Where the plan buys, on which term, and what is rented to spare."""
+        spares = self.spares
+        rented = spares.rented if spares else None
+        return Shelf(market=self.market or published(), term=self.term, rented=rented, zones=self.zones)
+
+    @property
+    def spares(self) -> Spares | None:
+        """What an availability among the limits asks for; None where there is none."""
+        objective = next((limit.limit for limit in self.slo if limit.metric == "availability"), None)
+        if objective is None:
+            return None
+        from mlsys_bench.plan.reliability import Zones
+        from mlsys_bench.plan.spare import Spares
+
+        return Spares(objective=objective, zones=Zones(count=self.zones, survive=self.survive_zone))
 
 
 def check(request: Request) -> Request:
@@ -48,15 +89,30 @@ def check(request: Request) -> Request:
     for precision in request.precisions:
         models.bytes_per_param(precision)
     for name, value in (("max_batch", request.max_batch), ("max_step_tokens", request.max_step_tokens)):
-        if value < 1:
+        if value is not None and value < 1:
             raise BadInput(f"{name} is {value}: a replica takes at least 1")
     if not 0 <= request.headroom < 1:
         raise BadInput(f"headroom is {request.headroom:g}: it is the share of capacity kept free, from 0 to below 1, e.g. 20%")
+    if request.routing not in ROUTINGS:
+        raise unknown("routing", request.routing, ROUTINGS)
     if request.term not in TERMS:
         raise BadInput(f"unknown term {request.term!r}{did_you_mean(request.term, TERMS)}")
+    if request.mixed and request.spares is not None:
+        raise BadInput("a fleet of several kinds and an availability are not planned together yet; leave --mixed or the availability out")
     for profile in request.profiles:
         latency.check(profile)
+    _check_spares(request)
     return request
+
+
+def _check_spares(request: Request) -> None:
+    """Raise BadInput for zones without an availability, and Infeasible for an availability that zones alone rule out."""
+    if request.spares is not None and request.term == "spot":
+        raise BadInput("spot replicas of a pool are reclaimed together, so they promise no availability; plan with --term on-demand")
+    if request.spares is not None:
+        request.spares.rented(1, 0.0, 1)
+    elif request.zones != 1 or request.survive_zone:
+        raise BadInput("zones are planned for an availability; say which, e.g. --availability 99.9%")
 
 
 def _check_traffic(traffic: Workload) -> None:

@@ -8,27 +8,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from mlsys_bench import latency, pricing, slo
+from mlsys_bench.errors import Infeasible
 from mlsys_bench.plan.analytic import Replica
 from mlsys_bench.plan.candidates import Candidate
 from mlsys_bench.plan.latencies import Latencies
-from mlsys_bench.types import SLO, LatencyProfile, Limit, Offer
+from mlsys_bench.pricing import Fleet, Shelf
+from mlsys_bench.types import SLO, LatencyProfile, Limit
 
 MOST = 0.98  # of capacity: closer to saturation no queue settles within a day, whatever headroom is asked for
 HALVINGS = 8  # of the bracket around the highest rate: to half a percent
 _IDLE = 1e-3  # of capacity: a replica that as good as nobody uses
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Price:
-    """How a fleet is rented."""
-
-    offer: Offer
-    instances: int
-
-    @property
-    def usd_per_h(self) -> float:
-        """Dollars per hour of the whole fleet, stranded devices included."""
-        return round(self.offer.usd_per_h * self.instances, 6)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,7 +31,9 @@ class Design:
     fewest: int  # below which headroom is gone, whatever the latencies
     most_per_s: float
     binds: Limit | None  # None: capacity less headroom
-    price: Price | None
+    price: Fleet | None
+    above_tokens: float = 0.0  # of the prompts it gets
+    most_tokens: float = math.inf
 
     @property
     def each_per_s(self) -> float:
@@ -52,22 +43,42 @@ class Design:
     @property
     def devices(self) -> int:
         """Devices in use."""
-        return self.replicas * self.candidate.tp
+        return self.replicas * self.candidate.devices
 
     def sort_key(self) -> tuple[bool, float, int]:
         """Cheapest first, the unpriced last and by devices."""
-        return (self.price is None, self.price.usd_per_h if self.price else 0.0, self.devices)
+        return (self.price is None, self.price.new_usd_per_h if self.price else 0.0, self.devices)
 
 
-def price(candidate: Candidate, replicas: int, term: str) -> Price | None:
-    """Return the cheapest way to rent so many replicas, or None where nothing has a price."""
-    chosen = pricing.choose(candidate.gpu, candidate.tp, replicas, term)
-    return None if chosen is None else Price(offer=chosen[0], instances=chosen[1])
+def price(candidate: Candidate, replicas: int, shelf: Shelf) -> Fleet | None:
+    """Return the cheapest way to rent so many replicas and the spares they need, None without a price or quota: see `order`."""
+    try:
+        return order(candidate, replicas, shelf)
+    except Infeasible:  # a larger quota would do: such a fleet comes last, and whoever must take it orders it and is told
+        return None
 
 
-def fewest(replica: Replica, rate_per_s: float, headroom: float) -> int:
-    """Return the replicas that keep the headroom, latencies aside."""
-    return max(1, math.ceil(rate_per_s / (usable(headroom) * replica.capacity_per_s) - 1e-9))
+def order(candidate: Candidate, replicas: int, shelf: Shelf) -> Fleet | None:
+    """Return the cheapest instances for so many replicas and their spares, None where nothing has a price.
+
+    Stages of a pipeline may be nodes apart.
+
+    Raises Infeasible, naming the quota, where too few may be rented.
+    """
+    stages = candidate.layout.pp
+    fleet = rented(candidate, replicas, shelf)
+    zones = [n * stages for n in pricing.spread(fleet, shelf.zones) if n] if shelf.zones > 1 else []
+    return pricing.pack(candidate.gpu, candidate.devices // stages, fleet * stages, shelf.term, shelf.market, shelf.within, zones)
+
+
+def rented(candidate: Candidate, replicas: int, shelf: Shelf) -> int:
+    """Return how many replicas are rented where so many are needed: those to spare included."""
+    return replicas if shelf.rented is None else shelf.rented(candidate.devices, candidate.weights_bytes, replicas)
+
+
+def fewest(capacity_per_s: float, rate_per_s: float, headroom: float) -> int:
+    """Return the replicas of such a capacity that keep the headroom, latencies aside."""
+    return max(1, math.ceil(rate_per_s / (usable(headroom) * capacity_per_s) - 1e-9))
 
 
 def usable(headroom: float) -> float:
@@ -75,7 +86,7 @@ def usable(headroom: float) -> float:
     return min(1 - headroom, MOST)
 
 
-def size(candidate: Candidate, replica: Replica, limits: SLO, rate_per_s: float, headroom: float, term: str) -> Design | None:
+def size(candidate: Candidate, replica: Replica, limits: SLO, rate_per_s: float, headroom: float, shelf: Shelf) -> Design | None:
     """Return the fewest replicas that keep limits and headroom, or None where even an idle replica misses a limit."""
     most_per_s, binds = highest_rate(replica, limits, usable(headroom))
     if most_per_s <= 0:
@@ -86,16 +97,16 @@ def size(candidate: Candidate, replica: Replica, limits: SLO, rate_per_s: float,
         replica=replica,
         rate_per_s=rate_per_s,
         replicas=replicas,
-        fewest=fewest(replica, rate_per_s, headroom),
+        fewest=fewest(replica.capacity_per_s, rate_per_s, headroom),
         most_per_s=most_per_s,
         binds=binds,
-        price=price(candidate, replicas, term),
+        price=price(candidate, replicas, shelf),
     )
 
 
-def resized(design: Design, replicas: int, term: str) -> Design:
+def resized(design: Design, replicas: int, shelf: Shelf) -> Design:
     """Return the design with another number of replicas."""
-    return dataclasses.replace(design, replicas=replicas, price=price(design.candidate, replicas, term))
+    return dataclasses.replace(design, replicas=replicas, price=price(design.candidate, replicas, shelf))
 
 
 def highest_rate(
@@ -123,17 +134,19 @@ def highest_rate(
     return low, limit
 
 
+def carried_per_s(design: Design, limits: SLO, headroom: float, corrections: Mapping[str, float] | None = None) -> float:
+    """Return the rate one replica carries within limits and headroom, between what makes the design's replicas needed and enough."""
+    most_per_s, _ = highest_rate(design.replica, slo.latencies(limits), usable(headroom), corrections)
+    too_much = design.rate_per_s / (design.replicas - 1) if design.replicas > 1 else math.inf
+    return min(max(most_per_s, design.each_per_s), too_much * (1 - 1e-6))
+
+
 def worst(latencies: Latencies, limits: SLO, corrections: Mapping[str, float] | None = None) -> tuple[float, Limit | None]:
     """Return the largest value / limit, corrected, and its limit."""
     found = latencies.excesses(limits)
     if corrections:
         found = [(excess * corrections.get(slo.key(limit), 1.0), limit) for excess, limit in found]
     return max(found, key=lambda e: e[0], default=(0.0, None))
-
-
-def idle(replica: Replica) -> Latencies:
-    """Return what users of a replica see that as good as nobody uses."""
-    return replica.predict(_IDLE * replica.capacity_per_s)
 
 
 def bottleneck(design: Design) -> str:

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Sequence
 
 from mlsys_bench import latency, models, slo, units
 from mlsys_bench.batching import Limits
 from mlsys_bench.plan import intervals, sizing
 from mlsys_bench.plan.candidates import Candidate, Misfit
-from mlsys_bench.plan.confirm import Trial
 from mlsys_bench.plan.latencies import Latencies
 from mlsys_bench.plan.request import Request
 from mlsys_bench.plan.search import Bound, Search
 from mlsys_bench.plan.sizing import Design
+from mlsys_bench.plan.trial import Trial
+from mlsys_bench.pricing import Fleet, Shelf
 from mlsys_bench.types import SLO, Alternative, Limit, Provenance
 
 LISTED = 12  # alternatives in a plan
@@ -20,36 +22,51 @@ LISTED = 12  # alternatives in a plan
 
 def alternatives(request: Request, search: Search, best: Design) -> Iterator[Alternative]:
     """Yield the next best and the others, each with why it is not the plan: priced ones by cost, then those that cannot."""
-    rest: list[Alternative] = [_other_design(design, best) for design in search.designs[1:]]
-    rest += [_passed_over(bound, best) for bound in search.passed_over]
+    rest: list[Alternative] = [_other_design(design, best, request.shelf) for design in search.designs[1:]]
+    rest += [_passed_over(bound, best, request.shelf) for bound in search.passed_over]
     rest += [
         _alternative(d.candidate, None, None, {}, "missed a limit in simulation at every replica count tried") for d in search.unconfirmed
     ]
     rest += [_missed(bound, limit, request) for bound, _, limit in sorted(search.missed, key=lambda m: m[1])]
     rest += [misfit.alternative() for misfit in search.misfits]
-    yield from rest[:LISTED]
+    for found in rest[:LISTED]:
+        beyond = found.why_not.startswith("unpriced") and request.shelf.sells(found.gpu)
+        yield dataclasses.replace(found, why_not="more than the quota lets one rent") if beyond else found
 
 
-def _other_design(design: Design, best: Design) -> Alternative:
+def _other_design(design: Design, best: Design, shelf: Shelf) -> Alternative:
     usd = design.price.usd_per_h if design.price else None
-    return _alternative(design.candidate, design.replicas, usd, design.replica.predict(design.each_per_s).keys(()), _dearer(usd, best))
+    return _alternative(
+        design.candidate,
+        sizing.rented(design.candidate, design.replicas, shelf),
+        usd,
+        design.replica.predict(design.each_per_s).keys(()),
+        _dearer(design.price, best),
+    )
 
 
-def _passed_over(bound: Bound, best: Design) -> Alternative:
-    why_not = _dearer(bound.usd_per_h, best)
-    return _alternative(bound.candidate, bound.replicas, bound.usd_per_h, {}, f"at least {why_not}" if bound.usd_per_h else why_not)
+def _passed_over(bound: Bound, best: Design, shelf: Shelf) -> Alternative:
+    why_not, usd = _dearer(bound.price, best), bound.price.usd_per_h if bound.price else None
+    replicas = sizing.rented(bound.candidate, bound.replicas, shelf)
+    return _alternative(bound.candidate, replicas, usd, {}, f"at least {why_not}" if usd else why_not)
 
 
 def _missed(bound: Bound, limit: Limit, request: Request) -> Alternative:
-    latencies = sizing.idle(bound.replica)
+    latencies = bound.alone
     return _alternative(bound.candidate, None, None, latencies.keys(()), f"{_exceeds(latencies, limit, request.slo)} at any replica count")
 
 
 def _alternative(candidate: Candidate, replicas: int | None, usd: float | None, predicted: dict[str, float], why_not: str) -> Alternative:
+    at = candidate.layout
     return Alternative(
         gpu=candidate.gpu,
         precision=candidate.precision,
         tp=candidate.tp,
+        pp=at.pp,
+        ep=at.ep,
+        attention_dp=at.attention_dp,
+        max_batch=candidate.limits.max_seqs,
+        max_step_tokens=candidate.limits.max_step_tokens,
         replicas=replicas,
         usd_per_hour=usd,
         predicted=predicted,
@@ -57,12 +74,13 @@ def _alternative(candidate: Candidate, replicas: int | None, usd: float | None, 
     )
 
 
-def _dearer(usd: float | None, best: Design) -> str:
-    if usd is None:
+def _dearer(price: Fleet | None, best: Design) -> str:
+    """Return by how much it costs more than the best: in new money, where some is committed and paid in any case."""
+    if price is None:
         return "unpriced" if best.price else "unpriced, more devices"
     if best.price is None:
         return "priced, but not confirmed by simulation"
-    more = usd - best.price.usd_per_h
+    more = price.new_usd_per_h - best.price.new_usd_per_h
     return (
         f"{units.show_usd(more)}/h more"
         if more > 0.005
@@ -81,14 +99,14 @@ def _exceeds(latencies: Latencies, limit: Limit, limits: SLO) -> str:
 
 def nothing_fits(request: Request, misfits: Sequence[Misfit]) -> str:
     """Return why no candidate holds the model."""
-    seen = "; ".join(f"{m.gpu} {m.precision} tp {m.tp}: {m.why_not}" for m in misfits[-3:]) or "none has a price"
+    seen = "; ".join(f"{m.name}: {m.why_not}" for m in misfits[-3:]) or "none has a price"
     return f"{request.model} runs on no device considered: {seen}; name devices with more memory, or another --precision"
 
 
 def nothing_meets(search: Search) -> str:
     """Return which limit no candidate keeps, by how much the nearest misses it, and what would help."""
     bound, excess, limit = min(search.missed, key=lambda m: m[1])
-    latencies = sizing.idle(bound.replica)
+    latencies = bound.alone
     cure = "allow more failures" if limit.metric == "goodput" else f"allow {units.show_s(limit.limit * excess * 1.05)}"
     by = f"{100 * (excess - 1):.0f} % over" if limit.metric != "goodput" else f"{excess:.1f} times the failures allowed"
     limits = (limit,)
@@ -124,10 +142,11 @@ def notes(request: Request, search: Search, design: Design, trial: Trial, spread
     """Yield what a reader must know before acting on the plan."""
     if shape_note := models.find(request.model).note:
         yield shape_note
-    if any(limit.metric == "availability" for limit in request.slo):
-        yield "availability is not planned for yet: the replicas hold the traffic, with none to spare for failures"
     if design.price is None:
         yield f"no {request.term} price is known for {design.candidate.gpu}: designs are ranked by devices"
+    else:
+        yield from _bought(design.price)
+    yield from request.shelf.market.notes
     share = design.replica.demand.share
     if share < 1:
         longest = _longest(design.candidate.limits)
@@ -148,6 +167,19 @@ def notes(request: Request, search: Search, design: Design, trial: Trial, spread
     hidden = _count_hidden(search) - LISTED
     if hidden > 0:
         yield f"{hidden} more alternatives are not listed"
+
+
+def _bought(fleet: Fleet) -> Iterator[str]:
+    """Yield what of the bill is not plain: a mix of instances, devices that stand idle, what is committed."""
+    if len(fleet.lots) > 1:
+        yield f"instances: {fleet}"
+    if fleet.stranded:
+        yield f"{fleet.stranded} of the {fleet.devices} devices rented are used by no replica"
+    committed = sum(lot.offer.usd_per_h * lot.committed for lot in fleet.lots)
+    if committed:
+        yield f"{units.show_usd(committed)}/h of it is committed and paid in any case; {units.show_usd(fleet.new_usd_per_h)}/h is new"
+    if fleet.unused_usd_per_h:
+        yield f"commitments of {units.show_usd(fleet.unused_usd_per_h)}/h on the same device stay unused and are paid as well"
 
 
 def _usual_step(design: Design) -> tuple[float, ...]:

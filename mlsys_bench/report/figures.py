@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 import numpy as np
 
-from mlsys_bench.report import latencies, runs
+from mlsys_bench.report import latencies, plans, runs
 from mlsys_bench.report.parts import Interval, digits, time, time_unit
 from mlsys_bench.types import Alternative, Bench, Check, LatencyProfile, Plan, RequestRecord, Requests
 
@@ -182,7 +182,7 @@ def alternatives(plan: Plan, subtitle: str, most: int = 9) -> Figure | None:
     page = _page("What it costs, and what else was considered", subtitle, HEAD + 0.9 + 0.46 * (1 + len(others)))
     panel = page.subplots()
     longest = max([plan.usd_per_hour, *(a.usd_per_hour or 0.0 for a in others)])
-    chosen = " + ".join(f"{item.replicas} × {item.gpu} {item.precision}{f' tp{item.tp}' if item.tp > 1 else ''}" for item in plan.fleet)
+    chosen = " + ".join(f"{item.replicas} × {item.gpu} {item.precision}{plans.split(item)}" for item in plan.fleet)
     panel.barh(0, plan.usd_per_hour, color=BLUE, height=0.66)
     _bar_text(panel, 0, plan.usd_per_hour, longest, f"${plan.usd_per_hour:,.2f}/h  chosen", bold=True)
     for at, a in enumerate(others, start=1):
@@ -202,7 +202,7 @@ def _feasible(a: Alternative) -> bool:
 
 
 def _label(a: Alternative) -> str:
-    return f"{f'{a.replicas} × ' if a.replicas is not None else ''}{a.gpu} {a.precision}{f' tp{a.tp}' if a.tp > 1 else ''}"
+    return f"{f'{a.replicas} × ' if a.replicas is not None else ''}{a.gpu} {a.precision}{plans.split(a)}"
 
 
 def _alternative(panel: Axes, at: int, a: Alternative, longest: float) -> None:

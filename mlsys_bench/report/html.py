@@ -10,7 +10,7 @@ from mlsys_bench.report import content, pictures
 from mlsys_bench.report.parts import Section
 from mlsys_bench.report.templates import environment
 
-ORDER = ("demo", "verify", "plan", "verdict", "loadtest", "requests", "bench", "profile", "workload")  # the answer first
+ORDER = ("demo", "verify", "plan", "around", "verdict", "loadtest", "requests", "bench", "profile", "workload")  # the answer first
 
 
 def render(items: Sequence[tuple[str, Envelope, Record]]) -> str:
@@ -21,7 +21,7 @@ def render(items: Sequence[tuple[str, Envelope, Record]]) -> str:
         title=sections[0][1].title if sections else "Report",
         answer=answer(sections),
         sections=_numbered(sections),
-        pictures=_placed(drawn or (), sections),
+        pictures=_placed((*pictures.graphs(items), *(drawn or ())), sections),
         missing=pictures.MISSING if drawn is None else "",
         machines=machines(items),
         items=items,

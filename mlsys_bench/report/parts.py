@@ -69,6 +69,7 @@ class Section:
     facts: tuple[Fact, ...] = ()
     tables: tuple[Table, ...] = ()
     notes: tuple[tuple[str, tuple[str, ...]], ...] = ()  # heading, lines
+    drawing: tuple[str, ...] = ()  # in characters of one width, for pages that cannot show a picture
 
 
 # ---------------------------------------------------------------- numbers

@@ -7,6 +7,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from mlsys_bench.record import Envelope, Record
+from mlsys_bench.report import drawing
+from mlsys_bench.stages import StageGraph
 from mlsys_bench.types import Bench, Check, Demo, LatencyProfile, Plan, Requests, Verification
 
 if TYPE_CHECKING:
@@ -22,6 +24,12 @@ class Picture(NamedTuple):
     kind: str
     uri: str
     caption: str
+
+
+def graphs(items: Sequence[tuple[str, Envelope, Record]]) -> tuple[Picture, ...]:
+    """Return a drawing of every stage graph; it needs no matplotlib."""
+    found = [record for _, _, record in items if isinstance(record, StageGraph)]
+    return tuple(Picture("stages", drawing.uri(record), f"The stages of {record.name} and the ways between them.") for record in found)
 
 
 def draw(items: Sequence[tuple[str, Envelope, Record]]) -> tuple[Picture, ...] | None:

@@ -28,7 +28,8 @@ from mlsys_bench.report.parts import (
     weakest,
     whole,
 )
-from mlsys_bench.types import Alternative, Check, FleetItem, LatencyProfile, Limit, Offer, Plan, Provenance
+from mlsys_bench.report.surroundings import share
+from mlsys_bench.types import Alternative, Check, FleetItem, LatencyProfile, Layout, Limit, Offer, Plan, Provenance
 
 Z90 = 1.6448536269514722  # two-sided 90 % of a normal law
 OCCUPIED = "share of capacity in use"
@@ -61,10 +62,20 @@ def lead(record: Plan) -> str:
 
 
 def _fleet(item: FleetItem) -> str:
-    devices = item.tp * item.pp
-    split = f", tp {item.tp}" * (item.tp > 1) + f", pp {item.pp}" * (item.pp > 1)
+    devices = devices_of(item)
     each = f"{devices} x {item.gpu}" if devices > 1 else item.gpu
-    return f"{count(item.replicas, 'replica')} on {each} ({item.precision}{split})"
+    return f"{count(item.replicas, 'replica')} on {each} ({item.precision}{split(item)})"
+
+
+def devices_of(x: FleetItem | Alternative) -> int:
+    """Return the devices of one replica."""
+    return max(x.tp * x.attention_dp, x.ep) * x.pp
+
+
+def split(x: FleetItem | Alternative | Layout) -> str:
+    """Return how a replica is spread over its devices, such as ', tp 2', or nothing for one device."""
+    degrees = (("tp", x.tp), ("pp", x.pp), ("ep", x.ep), ("attention dp", x.attention_dp))
+    return "".join(f", {name} {n}" for name, n in degrees if n > 1)
 
 
 def _tiles(p: Plan) -> tuple[Fact, ...]:
@@ -112,7 +123,8 @@ def _facts(p: Plan) -> list[Fact]:
 
 
 def _fleet_fact(p: Plan, item: FleetItem) -> Fact:
-    rented = f"as {item.instances:,} x {item.instance}" if item.instance else "no instance priced"
+    mixed = item.instance is not None and " + " in item.instance  # an order of several kinds says how many itself
+    rented = "no instance priced" if not item.instance else f"as {item.instance}" if mixed else f"as {item.instances:,} x {item.instance}"
     interval = whole(p.intervals.get("replicas"))
     return Fact(
         item.stage.capitalize() if len(p.fleet) > 1 else "Fleet",
@@ -165,10 +177,9 @@ def next_best(p: Plan) -> Alternative | None:
 
 
 def _alternative_name(a: Alternative) -> str:
-    split = f", tp {a.tp}" if a.tp > 1 else ""
     fleet = f"{a.replicas:,} x " if a.replicas is not None else ""
     cost = f" at {units.show_usd(a.usd_per_hour)}/h" if a.usd_per_hour is not None else ""
-    return f"{fleet}{a.gpu} ({a.precision}{split}){cost}"
+    return f"{fleet}{a.gpu} ({a.precision}{split(a)}){cost}"
 
 
 def _dearer(p: Plan, a: Alternative) -> str:
@@ -191,11 +202,16 @@ def _other_limits(p: Plan) -> Table | None:
 
 
 def _predicted(p: Plan, limit: Limit) -> Cell:
+    if limit.metric == "availability" and p.secured is not None:
+        low, high = p.secured.interval
+        return Cell(share(p.secured.availability), "", f"{share(low)} to {share(high)}")
     return latencies.figure(slo.key(limit), latencies.value_of(limit, p.predicted), p.intervals.get(slo.key(limit)))
 
 
 def _met(p: Plan, limit: Limit) -> Cell:
     value = latencies.value_of(limit, p.predicted)
+    if limit.metric == "availability" and p.secured is not None:  # kept, not just missed, at the objective itself
+        return mark(p.secured.availability >= limit.limit)
     return mark(None if value is None else slo.meets(limit, value))
 
 
@@ -208,7 +224,7 @@ def _alternatives(p: Plan) -> Table | None:
     keys = [k for k in ("ttft_p95_s", "tpot_p95_s", "e2e_p95_s") if any(k in a.predicted for a in p.alternatives)]
     rows = tuple(
         (
-            Cell(a.gpu + (f" x{a.tp}" if a.tp > 1 else "")),
+            Cell(a.gpu + (f" x{devices_of(a)}" if devices_of(a) > 1 else "")),
             Cell(a.precision),
             Cell(NONE if a.replicas is None else f"{a.replicas:,}"),
             Cell(units.show_usd(a.usd_per_hour)),
@@ -278,8 +294,7 @@ def profile(record: LatencyProfile, beside: Sequence[Check] = ()) -> Section:
 def _layout(p: LatencyProfile) -> tuple[str, str]:
     at = p.layout
     pinned = f"pinned to {', '.join(map(str, at.pinned_cores))}" if at.pinned_cores else ""
-    split = [f"{name} {n}" for name, n in (("tp", at.tp), ("pp", at.pp), ("ep", at.ep)) if n > 1]
-    return f"{at.model}, {at.precision}, {at.device}", joined(at.threads and count(at.threads, "thread"), pinned, *split)
+    return f"{at.model}, {at.precision}, {at.device}{split(at)}", joined(at.threads and count(at.threads, "thread"), pinned)
 
 
 def _floor(p: LatencyProfile) -> tuple[str, str]:

@@ -19,7 +19,10 @@ STYLE: dict[Tone, str] = {"": "", "good": "green", "bad": "bold red", "unsure": 
 WIDE = 110  # columns from which the wide columns are shown
 LABEL = 12
 FLEXIBLE = 18  # least width of a column whose lines may break
-ASCII = str.maketrans({"✓": "y", "✗": "n", "—": "-", "–": "-", "µ": "u", "×": "x", "─": "-", "━": "-", "…": "."})
+ASCII = str.maketrans({
+    "✓": "y", "✗": "n", "—": "-", "–": "-", "µ": "u", "×": "x", "─": "-", "━": "-", "…": ".", "│": "|", "▼": "v",
+    **dict.fromkeys("┌┐└┘├┤┬┴┼", "+"),
+})  # fmt: skip
 
 
 class Terminal(Console):
@@ -52,6 +55,8 @@ def _section(section: Section, width: int, details: bool) -> Iterator[Renderable
     yield Text(section.lead, style=STYLE[section.tone])
     if section.facts:
         yield Padding(_facts(section.facts, width), (1, 0, 0, 0))
+    if section.drawing:
+        yield from _drawing(section.drawing, width)
     for table in section.tables:
         if details or not table.detail:
             yield from _table(table, width)
@@ -74,6 +79,15 @@ def _facts(facts: tuple[Fact, ...], width: int) -> RichTable:
         text = Text.assemble((fact.text, STYLE[fact.tone]), (detail, "dim"))
         grid.add_row(Text(fact.label), text, Text(fact.tag))
     return grid
+
+
+def _drawing(lines: tuple[str, ...], width: int) -> Iterator[RenderableType]:
+    """Give a drawing as it is, or say how wide it is."""
+    needed = max(map(len, lines))
+    if needed > width:
+        yield Text(f"\nthe drawing needs a terminal of {needed} columns, or --html FILE", style="dim italic")
+        return
+    yield Text("\n" + "\n".join(lines), no_wrap=True)
 
 
 def _table(table: Table, width: int) -> Iterator[RenderableType]:

@@ -28,7 +28,7 @@ def section(record: Workload) -> Section:
 def facts(w: Workload) -> list[Fact]:
     """Return rate, arrivals and lengths."""
     text = f"{requests(w.rate_per_s)}, {short(w.arrivals)} arrivals"
-    lengths = f"{_law(w.prompt_tokens, 'tokens in')}; {_law(w.output_tokens, 'out')}"
+    lengths = f"{_law(w.prompt_tokens, 'tokens in')}; {_law(w.output_tokens, 'out')}" if w.prompt_tokens.mean > 0 else ""
     return [Fact("Traffic", text, lengths, w.provenance.value)]
 
 

@@ -1,0 +1,122 @@
+"""What fails, how often and for how long: GPUs, processes, zones, spot capacity; every figure with its source."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from mlsys_bench import units
+from mlsys_bench.errors import BadInput
+from mlsys_bench.plan.cold_start import ColdStart
+from mlsys_bench.plan.given import Given, assumed
+from mlsys_bench.types import Provenance
+
+HOUR_S, DAY_S = 3600.0, 86400.0
+GUESS = 3.0  # nobody publishes some figures: the 90 % interval of a guess is taken as a third to three times it
+
+
+def guessed(value: float, source: str) -> Given:
+    """Return a figure nobody publishes, with the interval of a guess."""
+    return assumed(value, f"{source}; taken as a third to three times that", value / GUESS, value * GUESS)
+
+
+_LLAMA_3 = (
+    "419 unexpected interruptions of 16,384 H100 in 54 days, software and network among them: Llama 3 training, "
+    "as reported by datacenterdynamics.com, read 2026-11-21"
+)
+GPU_MTBF = assumed(16_384 * 54 * DAY_S / 419, _LLAMA_3, 16_384 * 54 * DAY_S / 454.6, 16_384 * 54 * DAY_S / 386.0)
+PROCESS_MTBF = guessed(30 * DAY_S, "a default: an engine crashes or is restarted once a month; nobody publishes it")
+DETECTION = assumed(60.0, "a default: liveness probes that fail for a minute")
+ZONE_MTBF = guessed(730 * DAY_S, "a default: a zone is away once in two years; providers do not publish it")
+ZONE_MTTR = guessed(4 * HOUR_S, "a default: four hours; providers do not publish it")
+SPOT_LIFE = guessed(6 * HOUR_S, "a default: a spot pool is reclaimed every six hours")
+SPOT_REFILL = guessed(0.5 * HOUR_S, "a default: half an hour until other capacity is found and started")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reliability:
+    """How often a replica is lost and for how long.  All in seconds: `repair` of hardware, `restart` of the process on a well node."""
+
+    gpu_mtbf: Given = GPU_MTBF
+    process_mtbf: Given = PROCESS_MTBF
+    repair: Given
+    restart: Given
+
+    def mtbf_s(self, gpus: int) -> float:
+        """Return the mean time between failures of a replica on so many GPUs: rates add."""
+        return 1 / (gpus / self.gpu_mtbf.value + 1 / self.process_mtbf.value)
+
+    def repair_s(self, gpus: int) -> float:
+        """Return the mean time a failure takes a replica away, hardware and process in their proportions."""
+        hardware, process = gpus / self.gpu_mtbf.value, 1 / self.process_mtbf.value
+        return (hardware * self.repair.value + process * self.restart.value) / (hardware + process)
+
+    @property
+    def provenance(self) -> Provenance:
+        """The weakest of the figures."""
+        return Provenance.weakest(*(given.provenance for _, given in self.figures()))
+
+    def figures(self) -> Iterator[tuple[str, Given]]:
+        """Yield each figure with its name."""
+        yield from (("MTBF of a GPU", self.gpu_mtbf), ("MTBF of an engine process", self.process_mtbf))
+        yield from (("repair", self.repair), ("restart", self.restart))
+
+
+def replaced(cold: ColdStart, detection: Given = DETECTION) -> Reliability:
+    """Return the reliability where a failed node is replaced by a new one, as in a cloud: detection, then a cold start."""
+    source = f"detection {units.show_s(detection.value)} and a cold start"
+    provenance = Provenance.weakest(detection.provenance, cold.provenance)
+    return Reliability(
+        repair=_away(detection.value + cold.total_s, provenance, source),
+        restart=_away(detection.value + cold.restart_s, provenance, f"{source} without node and image"),
+    )
+
+
+def _away(value: float, provenance: Provenance, source: str) -> Given:
+    if provenance is Provenance.ASSUMED:
+        return guessed(value, source)
+    return Given(value=value, provenance=provenance, source=source)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Zones:
+    """Where replicas stand: `count` zones that fail as a whole.  `survive`: without any one of them the rest holds the limits at peak."""
+
+    count: int = 1
+    survive: bool = False
+    mtbf: Given = ZONE_MTBF
+    mttr: Given = ZONE_MTTR
+
+    def __post_init__(self) -> None:
+        """Refuse what makes no sense."""
+        if self.count < 1:
+            raise BadInput(f"{self.count} zones: at least one is needed")
+        if self.survive and self.count < 2:
+            raise BadInput("surviving the loss of one zone takes at least two; give more zones")
+
+    @property
+    def up(self) -> float:
+        """The share of time that a zone is there."""
+        return self.mtbf.value / (self.mtbf.value + self.mttr.value)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Spot:
+    """Replicas that may be reclaimed, all of one pool (zone and type) together, and are replaced `refill` later.
+
+    They never carry the floor: `floor` of the peak is held by others when every spot replica is gone.  A spot pool lives `life` on average.
+    """
+
+    floor: float
+    life: Given = SPOT_LIFE
+    refill: Given = SPOT_REFILL
+
+    def __post_init__(self) -> None:
+        """Refuse what makes no sense."""
+        if not 0 < self.floor <= 1:
+            raise BadInput(f"a spot floor of {self.floor:g}: the share of peak traffic held without spot lies above 0 and at most at 1")
+
+    @property
+    def up(self) -> float:
+        """The share of time that a pool is there."""
+        return self.life.value / (self.life.value + self.refill.value)

@@ -1,0 +1,114 @@
+"""What users saw in a simulation, by batches of neighbouring requests: their spread is the simulation's uncertainty (batch means)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from mlsys_bench import slo
+from mlsys_bench.plan.latencies import Floats, Latencies
+from mlsys_bench.simulate.core import Tracks
+from mlsys_bench.types import SLO
+from mlsys_bench.workload import Schedule
+
+BATCHES = 4
+STUDENT = 2.3533634  # its 95 % point at BATCHES - 1 degrees of freedom; `stats.mean_interval` would cost 0.3 s to import scipy
+ANSWERED = 200  # the fate of a request in `Tracks`
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trial:
+    """One number of replicas, simulated; latencies and rates by batch.  `preempted` is the share of requests that lost their cache."""
+
+    batches: tuple[Latencies, ...]
+    tokens_per_s: tuple[float, ...]  # of one replica
+    requests_per_s: tuple[float, ...]
+    preempted: float
+
+    @property
+    def all(self) -> Latencies:
+        """All batches as one sample."""
+        return Latencies(
+            ttft_s=np.concatenate([r.ttft_s for r in self.batches]),
+            tpot_s=np.concatenate([r.tpot_s for r in self.batches]),
+            e2e_s=np.concatenate([r.e2e_s for r in self.batches]),
+            itl_s=np.concatenate([r.itl_s for r in self.batches]),
+        )
+
+    def keys(self, limits: SLO) -> dict[str, float]:
+        """Return the latencies of all batches together, and the rates."""
+        rates = {"throughput_tokens_per_s": self.tokens_per_s, "request_rate_per_s": self.requests_per_s}
+        return self.all.keys(limits) | {key: float(np.mean(values)) for key, values in rates.items()}
+
+    def spread(self, limits: SLO) -> dict[str, float]:
+        """Return half the 90 % interval of each key, relative to its value: Student's, over the batches."""
+        each = [batch.keys(limits) for batch in self.batches]
+        values = {key: [found[key] for found in each] for key in each[0] if all(key in found for found in each)}
+        values |= {"throughput_tokens_per_s": list(self.tokens_per_s), "request_rate_per_s": list(self.requests_per_s)}
+        return {key: relative_half_width(samples) for key, samples in values.items()}
+
+
+def of_tracks(tracks: Tracks, schedule: Schedule, batches: Sequence[tuple[int, int]], replicas: int, back_s: float) -> Trial:
+    """Return what the requests of each batch saw, rows [first, end) of the schedule, `back_s` being added to every time."""
+    served = tracks.fate == ANSWERED
+    borders_s = [float(schedule.scheduled_s[first]) for first, _ in batches] + [float(schedule.scheduled_s[batches[-1][1] - 1])]
+    seconds = np.maximum(np.diff(borders_s), 1e-9) * replicas
+    done_s = np.sort(tracks.last_s[served]) + back_s
+    assert tracks.token_s is not None
+    token_s = np.sort(tracks.token_s[_valid(tracks)]) + back_s
+    tokens, requests = (np.diff(np.searchsorted(times, borders_s)) / seconds for times in (token_s, done_s))
+    return Trial(
+        batches=tuple(_latencies(tracks, schedule, first, end, back_s) for first, end in batches),
+        tokens_per_s=tuple(tokens.tolist()),
+        requests_per_s=tuple(requests.tolist()),
+        preempted=tracks.preemptions / max(int(served.sum()), 1),
+    )
+
+
+def _valid(tracks: Tracks) -> npt.NDArray[np.bool_]:
+    """Return which entries of `token_s` are tokens that came."""
+    assert tracks.token_s is not None
+    assert tracks.token_at is not None
+    change = np.zeros(len(tracks.token_s) + 1, dtype=np.int64)
+    np.add.at(change, tracks.token_at, 1)
+    np.add.at(change, tracks.token_at + tracks.tokens, -1)
+    return np.cumsum(change[:-1]) > 0
+
+
+def _latencies(tracks: Tracks, schedule: Schedule, first: int, end: int, back_s: float) -> Latencies:
+    rows = np.arange(first, end)[tracks.fate[first:end] == ANSWERED]
+    due_s, tokens = schedule.scheduled_s[rows], tracks.tokens[rows]
+    first_s, last_s = tracks.first_s[rows] + back_s, tracks.last_s[rows] + back_s
+    tpot: Floats = np.where(tokens > 1, (last_s - first_s) / np.maximum(tokens - 1, 1), np.nan)
+    return Latencies(ttft_s=first_s - due_s, tpot_s=tpot, e2e_s=last_s - due_s, itl_s=_gaps(tracks, rows))
+
+
+def _gaps(tracks: Tracks, rows: npt.NDArray[np.int64]) -> Floats:
+    """Return the times between the tokens of these requests."""
+    assert tracks.token_s is not None
+    assert tracks.token_at is not None
+    if not len(rows):
+        return np.zeros(0)
+    several = np.repeat(tracks.token_at[rows] + 1, tracks.tokens[rows] - 1)
+    within = np.arange(len(several)) - np.repeat(np.cumsum(tracks.tokens[rows] - 1) - (tracks.tokens[rows] - 1), tracks.tokens[rows] - 1)
+    at = several + within
+    return np.asarray(tracks.token_s[at] - tracks.token_s[at - 1])
+
+
+def relative_half_width(samples: list[float]) -> float:
+    """Return half the 90 % interval of the mean over the batches, as a share of it."""
+    mean = float(np.mean(samples))
+    return STUDENT * float(np.std(samples, ddof=1)) / math.sqrt(len(samples)) / mean if mean > 0 else 0.0
+
+
+def corrections(simulated: dict[str, float], analytic: dict[str, float], limits: SLO) -> dict[str, float]:
+    """Return, by limit, simulated over analytic value."""
+    return {
+        slo.key(limit): simulated[f"{slo.key(limit)}_s"] / analytic[f"{slo.key(limit)}_s"]
+        for limit in slo.latencies(limits)
+        if analytic.get(f"{slo.key(limit)}_s", 0.0) > 0 and f"{slo.key(limit)}_s" in simulated
+    }
