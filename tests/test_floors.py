@@ -11,13 +11,29 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 STDLIB = sys.stdlib_module_names
-F0 = {"provenance", "surroundings", "types", "stages", "errors", "units", "slo", "stats", "record", "resources", "jit", "documents", "claims", "billing"}
+F0 = {
+    "provenance",
+    "surroundings",
+    "types",
+    "stages",
+    "errors",
+    "units",
+    "slo",
+    "stats",
+    "record",
+    "resources",
+    "jit",
+    "documents",
+    "claims",
+    "billing",
+}
 F1 = {"batching", "queueing", "latency", "workload", "pricing", "scenario", "models", "hardware", "summary"}
 F2 = {"engine", "simulate"}
 F3 = {"bench", "loadtest", "serve", "systems", "plan", "predict"}
 F4 = {"report", "gate"}
 MAY_IMPORT: dict[str, set[str]] = {
-    "provenance": set(), "surroundings": {"provenance"}, "types": {"provenance", "surroundings"}, "claims": {"types"}, "billing": {"types"}, "stages": {"types"},
+    "provenance": set(), "surroundings": {"provenance"}, "types": {"provenance", "surroundings"},
+    "claims": {"types"}, "billing": {"types"}, "stages": {"types"},
     "errors": set(), "documents": {"errors"}, "resources": set(), "stats": set(), "jit": set(),
     "units": {"errors"}, "slo": {"types", "errors", "units"}, "record": F0,
     "batching": F0, "queueing": F0, "models": F0, "hardware": F0, "pricing": F0, "workload": F0, "summary": F0,

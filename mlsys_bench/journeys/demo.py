@@ -64,7 +64,7 @@ def demo(out: Path, *, seed: int = 0, quiet: bool = False) -> Demo:
         with stage("fit", "calibrating it under load, fitting the latency profile (one user, a flood, a ramp)"):
             health = server.health()
             windows = [
-                served.calibrate(server.url, log, asked.workload, users=asked.max_batch, seed=seed + 10 * (i + 1))
+                served.calibrate(server.url, log, asked.workload, users=_slots(asked), seed=seed + 10 * (i + 1))
                 for i in range(CALIBRATIONS)
             ]
             steps = Bench(measurements=(*ceilings.measurements, *served.cells(health, windows)))
@@ -101,11 +101,13 @@ def _ask(seed: int) -> planner.Request:
     return dataclasses.replace(asked, gpus=(), precisions=())  # those of the profile
 
 
+def _slots(asked: planner.Request) -> int:
+    return asked.max_batch or planner.MAX_BATCH
+
+
 def _server(asked: planner.Request, log: str) -> serve.Options:
     """Return one replica of the scenario.  An open loop must see the queue, not its limit."""
-    return serve.Options(
-        model="nano", precision="fp32", device=_device(), max_batch=asked.max_batch, port=0, queue_limit=1000, step_log=log
-    )
+    return serve.Options(model="nano", precision="fp32", device=_device(), max_batch=_slots(asked), port=0, queue_limit=1000, step_log=log)
 
 
 def _profile_line(profile: LatencyProfile) -> str:

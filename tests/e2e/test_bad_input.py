@@ -98,7 +98,7 @@ QUANTITIES = [
     bad("bench gpu --budget 0s", "budget", "above 0"),
     bad("backtest queueing good.csv --budget 5", "--budget", "no unit"),
     bad("backtest queueing good.csv --tolerance tight", "--tolerance", "'tight' is no share"),
-    Case(f"{SIZE} --slo tpot_p95<56ms", 1, ("tpot_p95<56ms", "nearest", "L4")),
+    Case(f"{SIZE} --slo tpot_p95<30ms", 1, ("tpot_p95<30ms", "nearest", "L4")),
 ]
 NETWORK = [
     bad(f"loadtest {CLOSED} --qps 5 --duration 3s", CLOSED, "cannot be reached"),
