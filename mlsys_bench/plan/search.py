@@ -38,9 +38,9 @@ class Bound:
     replicas: int
     price: Fleet | None
 
-    def sort_key(self) -> tuple[bool, float, int]:
-        """Cheapest first, the unpriced last and by devices."""
-        return (self.price is None, self.price.new_usd_per_h if self.price else 0.0, self.replicas * self.candidate.devices)
+    def sort_key(self) -> sizing.Rank:
+        """Cheapest first, the unpriced last and by devices; of equals the one that keeps more of the model."""
+        return sizing.rank(self.candidate, self.price, self.replicas)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from mlsys_bench import latency, pricing, slo
+from mlsys_bench import latency, models, pricing, slo
 from mlsys_bench.errors import Infeasible
 from mlsys_bench.plan.analytic import Replica
 from mlsys_bench.plan.candidates import Candidate
@@ -18,6 +18,9 @@ from mlsys_bench.types import SLO, LatencyProfile, Limit
 MOST = 0.98  # of capacity: closer to saturation no queue settles within a day, whatever headroom is asked for
 HALVINGS = 8  # of the bracket around the highest rate: to half a percent
 _IDLE = 1e-3  # of capacity: a replica that as good as nobody uses
+
+
+Rank = tuple[bool, float, int, float]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,9 +48,15 @@ class Design:
         """Devices in use."""
         return self.replicas * self.candidate.devices
 
-    def sort_key(self) -> tuple[bool, float, int]:
-        """Cheapest first, the unpriced last and by devices."""
-        return (self.price is None, self.price.new_usd_per_h if self.price else 0.0, self.devices)
+    def sort_key(self) -> Rank:
+        """Cheapest first, the unpriced last and by devices; of equals the one that keeps more of the model."""
+        return rank(self.candidate, self.price, self.replicas)
+
+
+def rank(candidate: Candidate, price: Fleet | None, replicas: int) -> Rank:
+    """Return what designs are ordered by: price, devices, and bytes a weight, for nobody narrows weights for nothing."""
+    bits = models.bytes_per_param(candidate.precision)
+    return (price is None, price.new_usd_per_h if price else 0.0, replicas * candidate.devices, -bits)
 
 
 def price(candidate: Candidate, replicas: int, shelf: Shelf) -> Fleet | None:

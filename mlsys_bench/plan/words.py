@@ -41,12 +41,12 @@ def _other_design(design: Design, best: Design, shelf: Shelf) -> Alternative:
         sizing.rented(design.candidate, design.replicas, shelf),
         usd,
         design.replica.predict(design.each_per_s).keys(()),
-        _dearer(design.price, best),
+        _dearer(design.price, best, design.devices),
     )
 
 
 def _passed_over(bound: Bound, best: Design, shelf: Shelf) -> Alternative:
-    why_not, usd = _dearer(bound.price, best), bound.price.usd_per_h if bound.price else None
+    why_not, usd = _dearer(bound.price, best, bound.replicas * bound.candidate.devices), bound.price.usd_per_h if bound.price else None
     replicas = sizing.rented(bound.candidate, bound.replicas, shelf)
     return _alternative(bound.candidate, replicas, usd, {}, f"at least {why_not}" if usd else why_not)
 
@@ -74,7 +74,7 @@ def _alternative(candidate: Candidate, replicas: int | None, usd: float | None, 
     )
 
 
-def _dearer(price: Fleet | None, best: Design) -> str:
+def _dearer(price: Fleet | None, best: Design, devices: int) -> str:
     """Return by how much it costs more than the best: in new money, where some is committed and paid in any case."""
     if price is None:
         return "unpriced" if best.price else "unpriced, more devices"
@@ -84,7 +84,7 @@ def _dearer(price: Fleet | None, best: Design) -> str:
     return (
         f"{units.show_usd(more)}/h more"
         if more > 0.005
-        else "as dear, more devices"
+        else ("as dear, more devices" if devices > best.devices else "as dear, not better")
         if more > -0.005
         else "cheaper by theory, missed a limit in simulation"
     )
