@@ -36,8 +36,8 @@ def roofline(
 ) -> LatencyProfile:
     """Return the step profile that physics and the coefficients learned on other hardware give one replica.
 
-    Raises BadInput for a precision the device cannot compute in.  A model nobody measured on a known GPU is off by 5 % on average, a
-    GPU nobody measured by 15 % (`docs/predictions.md`); the interval says so.
+    Raises BadInput for a precision the device cannot compute in.  A model nobody measured on a known GPU is off by 4 % on average, a
+    GPU nobody measured by 12 % (`docs/predictions.md`); the interval says so.
     """
     hardware.compute_flops_per_s(device, precision)
     k = layout_constants(arch, device, precision=precision, tp=tp, pp=pp, ep=ep, moe_tp=moe_tp, attention_dp=attention_dp, engine=engine)
