@@ -22,12 +22,12 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
 
+from mlsys_bench.backtests import Backtest
 from mlsys_bench.billing import Costs
 from mlsys_bench.claims import Claims
 from mlsys_bench.errors import BadInput, RecordError, did_you_mean
 from mlsys_bench.stages import StageGraph
 from mlsys_bench.types import (
-    Backtest,
     Bench,
     Catalog,
     Demo,

@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mlsys_bench import record
+from mlsys_bench.backtests import Backtest
 from mlsys_bench.errors import BadInput
 from mlsys_bench.journeys import backtest
 from mlsys_bench.journeys.truth import known, models, scores, table
@@ -19,7 +20,6 @@ from mlsys_bench.journeys.truth.models import predict
 from mlsys_bench.journeys.truth.parameters import Parameters
 from mlsys_bench.queueing.answer import Effort
 from mlsys_bench.report import content
-from mlsys_bench.types import Backtest
 
 TRUTH = Path(__file__).parents[2] / "shared" / "data" / "queueing" / "truth.csv"
 QUICK = Effort(tolerance=math.inf, budget_s=0.3)  # formulas as they are: what simulation adds is tested where it is built

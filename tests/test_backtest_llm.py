@@ -9,11 +9,12 @@ from pathlib import Path
 import pytest
 
 from mlsys_bench import predict, record
+from mlsys_bench.backtests import Backtest, Errors
 from mlsys_bench.errors import BadInput
 from mlsys_bench.journeys import backtest_llm
 from mlsys_bench.predict.experiment import Experiment, Prediction
 from mlsys_bench.report import content, markdown
-from mlsys_bench.types import Backtest, Errors, Machine, Provenance
+from mlsys_bench.types import Machine, Provenance
 
 CLOSED = (
     "model,system,backend,backend_version,precision,mode,isl,osl,tp,pp,attention_dp_size,moe_tp_size,moe_ep_size,concurrency,"

@@ -26,6 +26,7 @@ F0 = {
     "documents",
     "claims",
     "billing",
+    "backtests",
 }
 F1 = {"batching", "queueing", "latency", "workload", "pricing", "scenario", "models", "hardware", "summary"}
 F2 = {"engine", "simulate"}
@@ -33,7 +34,7 @@ F3 = {"bench", "loadtest", "serve", "systems", "plan", "predict"}
 F4 = {"report", "gate"}
 MAY_IMPORT: dict[str, set[str]] = {
     "provenance": set(), "surroundings": {"provenance"}, "types": {"provenance", "surroundings"},
-    "claims": {"types"}, "billing": {"types"}, "stages": {"types"},
+    "claims": {"types"}, "backtests": {"types"}, "billing": {"types"}, "stages": {"types"},
     "errors": set(), "documents": {"errors"}, "resources": set(), "stats": set(), "jit": set(),
     "units": {"errors"}, "slo": {"types", "errors", "units"}, "record": F0,
     "batching": F0, "queueing": F0, "models": F0, "hardware": F0, "pricing": F0, "workload": F0, "summary": F0,

@@ -6,12 +6,13 @@ from collections import Counter
 from pathlib import Path
 
 from mlsys_bench import hardware, record, units
+from mlsys_bench.backtests import Backtest
 from mlsys_bench.errors import BadInput
 from mlsys_bench.journeys.progress import Line
 from mlsys_bench.journeys.truth import models, scores, table
 from mlsys_bench.journeys.truth.models import Prediction
 from mlsys_bench.queueing.answer import Effort
-from mlsys_bench.types import Backtest, Scalar
+from mlsys_bench.types import Scalar
 
 NOT_REACHED = Prediction(None, None, "not answered: interrupted before this row", "")
 

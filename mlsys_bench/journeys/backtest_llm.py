@@ -9,11 +9,12 @@ from pathlib import Path
 from statistics import fmean
 
 from mlsys_bench import hardware, predict, record
+from mlsys_bench.backtests import Backtest, Errors
 from mlsys_bench.errors import BadInput
 from mlsys_bench.journeys.progress import Line
 from mlsys_bench.predict import score, tables
 from mlsys_bench.predict.score import Judged
-from mlsys_bench.types import Backtest, Errors, Provenance, Scalar
+from mlsys_bench.types import Provenance, Scalar
 
 PEERS = "simulator_predictions.csv"  # beside a table: what other simulators predict for its rows
 SPLITS = ("all", "gpu", "model", "engine")  # always printed

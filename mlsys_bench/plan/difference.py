@@ -230,4 +230,4 @@ def _show(figures: Figures) -> str:
 
 def _delta(replicas: int, usd: float | None) -> str:
     money = "price unknown" if usd is None else f"{'-' if usd < 0 else '+'}{units.show_usd(abs(usd))}/h"
-    return f"{replicas:+d} replicas, {money}"
+    return f"{replicas:+d} {'replica' if abs(replicas) == 1 else 'replicas'}, {money}"

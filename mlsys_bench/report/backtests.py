@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from mlsys_bench.backtests import Backtest, Errors, Score
 from mlsys_bench.report.parts import NONE, Cell, Column, Fact, Section, Table, Tone, count, digits, joined, percent
-from mlsys_bench.types import Backtest, Errors, Score
 
 COLUMNS = (
     Column("median error", right=True), Column("worst error", right=True), Column("bar", right=True), Column("within", right=True),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import assert_never
 
+from mlsys_bench.backtests import Backtest
 from mlsys_bench.billing import Costs
 from mlsys_bench.claims import Claims
 from mlsys_bench.record import Record
@@ -11,7 +12,6 @@ from mlsys_bench.report import backtests, benches, claims, costs, lookups, plans
 from mlsys_bench.report.parts import Section
 from mlsys_bench.stages import StageGraph
 from mlsys_bench.types import (
-    Backtest,
     Bench,
     Catalog,
     Demo,

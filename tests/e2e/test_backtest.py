@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from mlsys_bench import record
-from mlsys_bench.types import Backtest
+from mlsys_bench.backtests import Backtest
 
 if TYPE_CHECKING:
     from conftest import Cli

@@ -7,9 +7,9 @@ import statistics
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from mlsys_bench.backtests import Score
 from mlsys_bench.errors import BadInput
 from mlsys_bench.journeys.truth.parameters import Parameters
-from mlsys_bench.types import Score
 
 EXACT = 1e-4
 LEAST = 1e-5  # errors are relative to at least this: 1e-4 of it, 1e-9, is as exact as a value of 0 can be

@@ -1,0 +1,67 @@
+"""Tables predicted row by row, and how far off: the record of `mlsys backtest`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from mlsys_bench.types import Scalar
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Score:
+    """How far the predictions of one quantity of one model lie from the values given.  Errors and bars are relative."""
+
+    model: str
+    quantity: str | None  # None: all quantities of the model
+    rows: int  # with a value
+    answered: int
+    within: int  # answered, and no further off than the row's bar
+    median_error: float | None  # None where nothing was answered
+    worst_error: float | None
+    worst_of_bar: float | None  # the worst error as a share of what its row allows; above 1 is a miss
+    bars: tuple[float, float]  # least and largest bar of these rows
+    worst_parameters: str  # of the row that comes closest to its bar, or misses it most
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Errors:
+    """How far predictions of one result column lie from what was measured, for the rows of one kind.  All are relative.
+
+    Rows that were measured together err together: intervals (90 %) are drawn over such groups, and the coverage counts groups.
+    """
+
+    split: str  # what the rows have in common: gpu, model, engine, seen, …
+    value: str
+    column: str
+    rows: int
+    groups: int
+    mape: float
+    mape_interval: tuple[float, float] | None
+    median: float
+    p90: float
+    bias: float
+    coverage: float
+    coverage_interval: tuple[float, float] | None
+    interval_score: float
+    band_score: float  # what a constant band of ± mape would have scored
+    peers: dict[str, tuple[float, float, int]] = field(
+        default_factory=dict
+    )  # another's mape, ours on the same rows, and how many those are
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Backtest:
+    """A table predicted row by row, and its errors where the table gives results."""
+
+    table: Literal["queueing", "llm"]
+    source: str
+    rows: int
+    answered: int
+    by_model: tuple[Score, ...] = ()
+    scores: tuple[Score, ...] = ()  # by model and quantity
+    methods: dict[str, int]  # rows answered by each method
+    unanswered: dict[str, int]  # rows by the reason why there is no prediction
+    predictions: tuple[dict[str, Scalar], ...]  # the table's columns, then what was predicted
+    errors: tuple[Errors, ...] = ()
+    notes: tuple[str, ...] = ()
