@@ -215,6 +215,36 @@ def test_a_schedule_repeats_and_its_streams_are_apart() -> None:
     assert first.prompt_tokens.tolist() != first.output_tokens.tolist()
 
 
+@given(st.sampled_from(("poisson", "constant", "gamma:2", "mmpp:4:20%:6s")), LENGTHS, LENGTHS, st.integers(1, 400), st.integers(0, 9))
+def test_typical_requests_come_at_their_rate_and_in_order(arrivals: str, prompt: Lengths, output: Lengths, n: int, seed: int) -> None:
+    traffic = dataclasses.replace(CHAT, arrivals=arrivals, prompt_tokens=prompt, output_tokens=output)
+    drawn = workload.typical(traffic, n, seed)
+    assert len(drawn) == len(drawn.prompt_tokens) == len(drawn.output_tokens) == n
+    assert (np.diff(drawn.scheduled_s) >= 0).all()
+    assert ((drawn.scheduled_s >= 0) & (drawn.scheduled_s < n / CHAT.rate_per_s * (1 + 1e-12))).all()
+
+
+def test_typical_lengths_are_those_of_their_law_far_more_closely_than_free_draws() -> None:
+    """Over 40 seeds of 300 requests: each mean within half a per cent or so, and a tenth of the spread of free draws."""
+    wanted = workload.mean_tokens(CHAT.output_tokens)
+    drawn = {
+        "typical": [workload.typical(CHAT, 300, seed) for seed in range(40)],
+        "free": [workload.schedule(CHAT, n=300, seed=seed) for seed in range(40)],
+    }
+    means = {name: np.array([requests.output_tokens.mean() / wanted - 1 for requests in each]) for name, each in drawn.items()}
+    assert means["typical"].std() < 0.2 * means["free"].std()
+    assert abs(means["typical"].mean()) < 4 * means["typical"].std() / math.sqrt(40) + 2e-3  # of whole tokens
+    tied = workload.typical(dataclasses.replace(CHAT, length_correlation=0.6), 4000, 1)
+    assert reference.spearmanr(tied.prompt_tokens, tied.output_tokens).statistic == pytest.approx(0.6, abs=4 / math.sqrt(4000))
+
+
+def test_typical_poisson_arrivals_are_uniform_points() -> None:
+    """Given how many fall into a time, the points of a Poisson process are uniform there: Kolmogorov and Smirnov agree over all seeds."""
+    calm = dataclasses.replace(CHAT, arrivals="poisson")
+    points = np.concatenate([workload.typical(calm, 50, seed).scheduled_s for seed in range(60)]) * CHAT.rate_per_s / 50
+    assert reference.kstest(points, "uniform").pvalue > 1e-3
+
+
 def test_lengths_are_tied_as_much_as_asked() -> None:
     """Spearman's rho of 20,000 pairs within four standard errors; each law alone stays what it was."""
     apart = workload.schedule(CHAT, n=20_000, seed=4)

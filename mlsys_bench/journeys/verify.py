@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
 
-from mlsys_bench import latency, loadtest, record, slo, summary, units
+from mlsys_bench import latency, loadtest, record, slo, summary, units, workload
 from mlsys_bench.errors import BadInput
 from mlsys_bench.journeys.load import progress
 from mlsys_bench.journeys.progress import Line
@@ -81,13 +82,11 @@ def replica(plan: Plan) -> Iterator[str]:
 def trial(
     plan: Plan, url: str, *, duration_s: float, seed: int, requests_file: Path | None, quiet: bool = False
 ) -> tuple[LoadTest, Requests]:
-    """Load one replica at its planned rate with the plan's own traffic, open loop."""
+    """Load one replica at its planned rate with the plan's own traffic, open loop, true to its rate and lengths."""
+    traffic = dataclasses.replace(plan.workload, rate_per_s=rate_per_replica(plan))
     options = loadtest.Options(
         url=url,
-        qps=rate_per_replica(plan),
-        arrivals=plan.workload.arrivals,
-        prompt_tokens=plan.workload.prompt_tokens,
-        output_tokens=plan.workload.output_tokens,
+        trace=workload.typical(traffic, max(1, round(traffic.rate_per_s * duration_s)), seed),
         duration_s=duration_s,
         slo=slo.parse(plan.slo),
         seed=seed,
@@ -95,7 +94,8 @@ def trial(
     )
     line = Line(quiet)
     try:
-        return loadtest.run(options, lambda p: line.show(progress(p)))
+        measured, requests = loadtest.run(options, lambda p: line.show(progress(p)))
+        return dataclasses.replace(measured, arrivals=f"{traffic.arrivals}, true to rate and lengths"), requests
     finally:
         line.clear()
 

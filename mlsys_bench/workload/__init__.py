@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from mlsys_bench.types import LengthSummary, TrafficSummary
 from mlsys_bench.workload.arrivals import ArrivalLaw, Bursts, at_peak, in_words, parse_arrivals
-from mlsys_bench.workload.draw import arrival_times, draw_lengths, resampled, schedule
+from mlsys_bench.workload.draw import arrival_times, draw_lengths, resampled, schedule, typical
 from mlsys_bench.workload.laws import (
     checked_lengths,
     checked_rate,
@@ -50,4 +50,5 @@ __all__ = [
     "starts_s",
     "synthetic",
     "take",
+    "typical",
 ]

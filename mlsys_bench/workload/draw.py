@@ -67,20 +67,45 @@ def resampled(plan: Schedule, workload: Workload, *, n: int | None = None, durat
     return Schedule(scheduled_s=times, prompt_tokens=plan.prompt_tokens[rows], output_tokens=plan.output_tokens[rows])
 
 
+def typical(workload: Workload, n: int, seed: int = 0) -> Schedule:
+    """Return n > 0 requests that are true to their law: in exactly n / rate seconds, with lengths from equal shares of their law.
+
+    A test of n requests then has the load that was asked for.  n requests drawn freely have it give or take 1 / sqrt(n), to which the
+    latencies of a busy server are several times as sensitive.  Arrivals are those of the law on the condition that n fall into the
+    time (for Poisson: n uniform points); a length is drawn in each of n strata of equal probability, in random order.
+    Source: Cochran (1977), Sampling Techniques, ch. 5; Law (2015), Simulation Modeling and Analysis, ch. 11.
+    """
+    arrivals, scores, order = np.random.SeedSequence(seed).spawn(3)
+    times = arrival_times(workload.rate_per_s, workload.arrivals, n=n + 1, seed=arrivals)
+    rng, shuffle = np.random.default_rng(scores), np.random.default_rng(order)
+    prompt, output = _by_normals(workload, shuffle.permutation(_strata(n, rng)), shuffle.permutation(_strata(n, rng)))
+    return Schedule(scheduled_s=times[:n] * (n / workload.rate_per_s / times[n]), prompt_tokens=prompt, output_tokens=output)
+
+
+def _strata(n: int, rng: np.random.Generator) -> Floats:
+    """Return one normal score from each of n strata of equal probability, in order."""
+    from scipy.special import ndtri
+
+    return np.asarray(ndtri((np.arange(n) + rng.random(n)) / n))
+
+
 def _lengths(workload: Workload, n: int, prompts: np.random.Generator, outputs: np.random.Generator) -> tuple[Ints, Ints]:
     """Return both lengths of n requests: apart, or through normal scores of the correlation that gives the ranks theirs.
 
     Pearson's r of normal scores for Spearman's rho of ranks is 2 sin(pi rho / 6).  Source: Kruskal (1958), JASA 53.
     """
-    prompt, output, rho = workload.prompt_tokens, workload.output_tokens, workload.length_correlation
-    if not rho:
-        return draw_lengths(prompt, n, prompts), draw_lengths(output, n, outputs)
+    if not workload.length_correlation:
+        return draw_lengths(workload.prompt_tokens, n, prompts), draw_lengths(workload.output_tokens, n, outputs)
+    return _by_normals(workload, prompts.standard_normal(n), outputs.standard_normal(n))
+
+
+def _by_normals(workload: Workload, x: Floats, y: Floats) -> tuple[Ints, Ints]:
+    """Return both lengths at independent normal scores x and y, the second first given its correlation."""
+    rho = workload.length_correlation
     if not -1 <= rho <= 1:
         raise BadInput(f"a correlation of lengths of {rho:g}: it lies between -1 and 1")
     r = 2 * math.sin(math.pi * rho / 6)
-    x = prompts.standard_normal(n)
-    y = r * x + math.sqrt(1 - r**2) * outputs.standard_normal(n)
-    return _by_scores(prompt, x), _by_scores(output, y)
+    return _by_scores(workload.prompt_tokens, x), _by_scores(workload.output_tokens, r * x + math.sqrt(1 - r**2) * y)
 
 
 def _by_scores(lengths: Lengths, scores: Floats) -> Ints:

@@ -36,6 +36,11 @@ class Engine:
     hit_gauges: tuple[str, ...]
     waiting: tuple[str, ...]
     e2e: str
+    ttft: str  # histograms of seconds
+    tpot: str | None  # of a request's mean, None where the engine has none
+    itl: tuple[str, ...]  # of each gap; the name preferred first
+    running: str
+    kv: tuple[str, ...]  # gauges of the share of the cache in use
     selector: dict[str, str] = field(default_factory=dict)  # label -> the only values that count, by regular expression
 
 
@@ -54,6 +59,11 @@ ENGINES = (
         hit_gauges=("vllm:gpu_prefix_cache_hit_rate",),  # before 0.8
         waiting=("vllm:num_requests_waiting",),
         e2e="vllm:e2e_request_latency_seconds",
+        ttft="vllm:time_to_first_token_seconds",
+        tpot="vllm:request_time_per_output_token_seconds",
+        itl=("vllm:inter_token_latency_seconds", "vllm:time_per_output_token_seconds"),  # the second before 0.11: of each gap, too
+        running="vllm:num_requests_running",
+        kv=("vllm:kv_cache_usage_perc", "vllm:gpu_cache_usage_perc"),
     ),
     Engine(
         name="sglang",
@@ -66,6 +76,11 @@ ENGINES = (
         hit_gauges=("sglang:cache_hit_rate",),
         waiting=("sglang:num_queue_reqs",),
         e2e="sglang:e2e_request_latency_seconds",
+        ttft="sglang:time_to_first_token_seconds",
+        tpot=None,  # its time_per_output_token_seconds is another thing in every version
+        itl=("sglang:inter_token_latency_seconds",),
+        running="sglang:num_running_reqs",
+        kv=("sglang:token_usage",),
         selector={"tp_rank": "0|"},  # ranks of one server count the same requests
     ),
     Engine(
@@ -79,6 +94,11 @@ ENGINES = (
         hit_gauges=(),
         waiting=("mlsys_waiting",),
         e2e="mlsys_e2e_seconds",
+        ttft="mlsys_ttft_seconds",
+        tpot="mlsys_tpot_seconds",
+        itl=(),
+        running="mlsys_running",
+        kv=(),
         selector={"outcome": "ok|rejected|cancelled|error|"},
     ),
 )

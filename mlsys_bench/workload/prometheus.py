@@ -9,7 +9,7 @@ import json
 import math
 import re
 import urllib.parse
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -90,9 +90,17 @@ def server(url: str, authorization: str | None = None) -> Server:
 
 
 def fetched(
-    source: Server, *, end_s: float, range_s: float, step_s: float | None, engine: str | None, model: str | None, selector: str | None
+    source: Server,
+    *,
+    end_s: float,
+    range_s: float,
+    step_s: float | None,
+    engine: str | None,
+    model: str | None,
+    selector: str | None,
+    wanted: Callable[[Engine], tuple[str, ...]] = wanted_names,
 ) -> Metrics:
-    """Return the metrics of a range of time: requests at every scrape, or every `step_s`; histograms in a thousand steps."""
+    """Return the metrics of a range of time: requests at every scrape, or every `step_s`; those `wanted` beside in a thousand steps."""
     start_s = end_s - range_s
     given = [*([f'model_name="{model}"'] if model else []), *([selector] if selector else [])]
     everything = f"{_FAMILIES}{''.join(f',{g}' for g in given)}}}"
@@ -109,7 +117,7 @@ def fetched(
         arrived = counters.merged(list(_stepped(source, query, start_s, end_s, step_s)))
     coarse_s = max(range_s / _COARSE_STEPS, step_s or counters.scrape_s(arrived) or 1.0)
     others: dict[str, tuple[Series, ...]] = {}
-    for name in wanted_names(kind):
+    for name in wanted(kind):
         if name in spelled:
             found = list(_stepped(source, f"{spelled[name]}{{{','.join(labels)}}}", start_s, end_s, coarse_s))
             others[name] = tuple(counters.merged(found))
@@ -124,7 +132,9 @@ def fetched(
     )
 
 
-def exported(path: Path, *, engine: str | None, model: str | None) -> Metrics:
+def exported(
+    path: Path, *, engine: str | None, model: str | None, wanted: Callable[[Engine], tuple[str, ...]] = wanted_names
+) -> Metrics:
     """Return the metrics of a file: answers of query_range as JSON (one, a list, or one a line), or a CSV with one series per column."""
     series = [s for s in _read(path) if model is None or s.labels.get("model_name") in (model, None)]
     kind, arrived_name, arrived_at = engine_of([s.name for s in series], engine, str(path))
@@ -142,7 +152,7 @@ def exported(path: Path, *, engine: str | None, model: str | None) -> Metrics:
         arrived_name=arrived_name,
         arrived_at=arrived_at,
         arrived=tuple(arrived),
-        others={name: tuple(counters.merged(found)) for name, found in by_name.items() if name in wanted_names(kind)},
+        others={name: tuple(counters.merged(found)) for name, found in by_name.items() if name in wanted(kind)},
     )
 
 
