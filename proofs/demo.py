@@ -1,4 +1,7 @@
-"""The demo holds: prediction within 30 % of measurement at the median, and the loop within 6 minutes.  `nox -s bench -- demo`."""
+"""The demo holds: its plan's p95 within 15 % of the load test and inside their intervals, p50 within 30 %, the loop within 6 minutes.
+
+`nox -s bench -- demo` on a machine that does nothing else: an engine on two cores is as fast as the rest of the machine lets it be.
+"""
 
 from __future__ import annotations
 
@@ -11,29 +14,45 @@ from pathlib import Path
 from mlsys_bench import record
 from mlsys_bench.types import Demo
 
-ERROR_PERCENT = 30.0
+ERROR_PERCENT = {
+    "ttft_p50_s": 30.0, "tpot_p50_s": 30.0, "e2e_p50_s": 30.0,
+    "ttft_p95_s": 15.0, "tpot_p95_s": 15.0, "e2e_p95_s": 15.0,
+}  # fmt: skip
+INSIDE = ("ttft_p95_s", "tpot_p95_s", "e2e_p95_s")
+UTILISATION = 0.6
 MINUTES = 6.0
-KEYS = ("ttft_p50_s", "tpot_p50_s", "e2e_p50_s")
 
 
 def main() -> int:
-    """Run the demo once and print every figure beside its bar; return how many missed."""
+    """Run the demo once and print every figure beside its bar; return 1 when one is missed."""
     with tempfile.TemporaryDirectory() as folder:
         start_s = time.monotonic()
         subprocess.run([sys.executable, "-m", "mlsys_cli", "demo", "--out", folder], check=True, stdout=subprocess.DEVNULL)
         took_min = (time.monotonic() - start_s) / 60
         result = record.read(Path(folder) / "demo.json", Demo)
-    missed = 0
-    print(f"{'figure':26} {'measured':>10} {'bar':>10}")
-    for key, value in result.prediction_error_percent.items():
-        bar = ERROR_PERCENT if key in KEYS else None
-        missed += bar is not None and abs(value) > bar
-        print(f"{key + ' error':26} {value:+9.1f}% {f'±{bar:.0f} %' if bar else 'none':>10}")
-    missed += sum(key not in result.prediction_error_percent for key in KEYS)
-    missed += took_min > MINUTES
-    print(f"{'whole demo':26} {took_min:6.2f} min {f'{MINUTES:g} min':>10}")
-    print(f"{'load test':26} {result.measured.validity.verdict:>10} {'—':>10}  {'; '.join(result.measured.validity.reasons)}")
-    return missed
+    errors = result.prediction_error_percent
+    missed = sum([
+        *(_line(f"{key} error", f"{value:+.1f} %", ERROR_PERCENT.get(key), abs(value)) for key, value in errors.items()),
+        *(key not in errors for key in ERROR_PERCENT),
+        *(_holds(f"{c.key} inside its interval", c.inside is True) for c in result.checks if c.key in INSIDE),
+        _line("utilisation", f"{result.plan.utilisation:.2f}", UTILISATION, result.plan.utilisation),
+        _line("whole demo", f"{took_min:.2f} min", MINUTES, took_min),
+        _holds(f"load test {result.measured.validity.verdict}", result.measured.validity.verdict == "valid"),
+    ])  # fmt: skip
+    print("; ".join(result.measured.validity.reasons) or f"{result.measured.ok} answers; missed: {missed}")
+    return 1 if missed else 0
+
+
+def _line(what: str, said: str, bar: float | None, value: float) -> bool:
+    """Print a figure beside its bar; return whether it misses it."""
+    kept = bar is None or value <= bar
+    print(f"{what:34}{said:>12}  {'no bar' if bar is None else f'{bar:g}':>8}  {'' if bar is None else 'ok' if kept else 'MISSED'}")
+    return not kept
+
+
+def _holds(what: str, kept: bool) -> bool:
+    print(f"{what:56}  {'ok' if kept else 'MISSED'}")
+    return not kept
 
 
 if __name__ == "__main__":
