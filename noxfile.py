@@ -34,7 +34,7 @@ def demo(session: nox.Session) -> None:
 @nox.session
 def tests(session: nox.Session) -> None:
     """Check style, types, floors and behaviour; then that the wheel works alone."""
-    install(session, "engine,serve,load,plot,fast,test")
+    install(session, "engine,serve,load,plot,fast,cluster,test")
     check_style(session)
     check_behaviour(session)
     if HONESTY.exists():
@@ -45,7 +45,7 @@ def tests(session: nox.Session) -> None:
 @nox.session
 def lint(session: nox.Session) -> None:
     """Check style and types only."""
-    install(session, "engine,serve,load,plot,fast,test")
+    install(session, "engine,serve,load,plot,fast,cluster,test")
     check_style(session)
 
 
@@ -87,6 +87,6 @@ def wheel(session: nox.Session) -> None:
 def bench(session: nox.Session) -> None:
     """Run proofs/NAME.py: every figure beside its bar, non-zero on a miss.  `nox -s bench -- NAME`."""
     names = session.posargs or sorted(p.stem for p in Path("proofs").glob("[a-z]*.py"))
-    install(session, "engine,serve,load,plot,fast,test")
+    install(session, "engine,serve,load,plot,fast,cluster,test")
     for name in names:
         session.run("python", f"proofs/{name}.py")

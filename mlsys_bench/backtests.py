@@ -51,10 +51,50 @@ class Errors:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Sizing:
+    """How fleets planned by prediction compare with those that measurements show to be needed.  Counts of rows.
+
+    A fleet is `within` where it is off by one replica of ten at most, and the limit is `kept` where no fewer are rented than needed.
+    `safe` is the same for the upper end of the interval.  Sizes are rented over needed, medians.
+    """
+
+    split: str
+    value: str
+    limit: str
+    rows: int
+    groups: int
+    within: int
+    kept: int
+    safe: int
+    size: float
+    safe_size: float
+    median_error: float  # of replicas, not rounded
+    p90_error: float
+    coverage: float
+    coverage_interval: tuple[float, float] | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Choosing:
+    """What the cheapest configuration by prediction truly costs more than the truly cheapest, over many limits that were drawn."""
+
+    table: str
+    options: int
+    groups: int
+    decisions: int
+    median: float
+    median_interval: tuple[float, float] | None
+    p90: float
+    p90_interval: tuple[float, float] | None
+    mean: float
+    missed: float  # share of first choices that truly miss the limits
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Backtest:
     """A table predicted row by row, and its errors where the table gives results."""
 
-    table: Literal["queueing", "llm"]
+    table: Literal["queueing", "llm", "plan"]
     source: str
     rows: int
     answered: int
@@ -65,3 +105,5 @@ class Backtest:
     predictions: tuple[dict[str, Scalar], ...]  # the table's columns, then what was predicted
     errors: tuple[Errors, ...] = ()
     notes: tuple[str, ...] = ()
+    sizing: tuple[Sizing, ...] = ()
+    choosing: tuple[Choosing, ...] = ()

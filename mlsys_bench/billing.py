@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from mlsys_bench.types import Provenance
+from mlsys_bench.provenance import Provenance
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,6 +82,36 @@ class Sensitivity:
     clear: bool | None  # whether the new cost lies outside the plan's own interval
     binding_constraint: str | None
     why_not: str = ""
+    usd_interval: tuple[float, float] | None = None  # 90 %, of the new cost an hour
+    provenance: Provenance | None = None
+    method: str = ""  # how it was found, and what that leaves out
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cause:
+    """One cause of the difference between two plans, what it changed, and its share of the difference; below zero is saved."""
+
+    cause: str
+    changes: tuple[str, ...]
+    replicas: int
+    usd_per_month: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Beside:
+    """A plan beside a stated baseline.  Differences are the plan less the baseline: below zero is saved; None where one has no price."""
+
+    baseline: str  # its fleet, in words
+    file: str
+    figures: tuple[Comparison, ...]
+    change_usd_per_month: float | None
+    change: float | None  # the same as a share of the baseline's cost
+    change_interval: tuple[float, float] | None  # 90 %, of dollars a month, as if the two plans erred independently
+    per_request_usd_per_month: float | None  # what the plan's traffic would cost more at the baseline's price per request
+    causes: tuple[Cause, ...]
+    method: str  # how the causes were found
+    differences: tuple[str, ...]  # why the two are not the same promise
+    provenance: Provenance
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -66,6 +66,10 @@ class Overload(MlsysError):
         cure = f"; {enough} would do" if enough is not None else ""
         super().__init__(f"utilisation is {utilisation:.2f} with {servers} server(s): the queue never settles at or above 1.00{cure}")
 
+    def __reduce__(self) -> tuple[type[Overload], tuple[float, int, int | None]]:
+        """Keep the figures on the way between processes, too."""
+        return Overload, (self.utilisation, self.servers, self.enough)
+
 
 class NotComparable(MlsysError):
     """Two results that must not be set side by side."""

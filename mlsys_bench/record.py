@@ -26,6 +26,8 @@ from mlsys_bench.backtests import Backtest
 from mlsys_bench.billing import Costs
 from mlsys_bench.claims import Claims
 from mlsys_bench.errors import BadInput, RecordError, did_you_mean
+from mlsys_bench.fleets import Fleet, FleetPlan
+from mlsys_bench.productions import Production
 from mlsys_bench.stages import StageGraph
 from mlsys_bench.types import (
     Bench,
@@ -65,6 +67,9 @@ KINDS: dict[str, type] = {
     "backtest": Backtest,
     "claims": Claims,
     "costs": Costs,
+    "production": Production,
+    "fleet": Fleet,
+    "fleet-plan": FleetPlan,
 }
 Record = (
     Bench
@@ -83,6 +88,9 @@ Record = (
     | Backtest
     | Claims
     | Costs
+    | Production
+    | Fleet
+    | FleetPlan
 )
 T = TypeVar("T", bound=Record)
 

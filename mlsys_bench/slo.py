@@ -1,6 +1,7 @@
 """Parse, print and check limits: `ttft_p95<500ms,tpot_p99<50ms,goodput>99%`.
 
 The clauses are marginal, each on its own; `goodput>99%` is the joint one: the share of requests that meet all of them.
+`chat:ttft_p95<500ms` is promised to the tenant `chat` alone.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ from mlsys_bench.types import SLO, Limit
 LATENCIES = ("ttft", "tpot", "itl", "e2e")
 SHARES = ("goodput", "availability")
 _STAT = re.compile(r"^(mean|p(?:50|[5-9]\d(?:\.\d+)?))$")
-_CLAUSE = re.compile(r"^\s*([a-z0-9_.]+)\s*(<=|>=|<|>)\s*(\S.*?)\s*$")
+TENANT = re.compile(r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
+_CLAUSE = re.compile(r"^\s*(?:([A-Za-z0-9][A-Za-z0-9_.-]*)\s*:\s*)?([a-z0-9_.]+)\s*(<=|>=|<|>)\s*(\S.*?)\s*$")
 
 
 def parse(text: str) -> SLO:
@@ -23,9 +25,10 @@ def parse(text: str) -> SLO:
     return check_unique(tuple(_clause(part) for part in text.split(",") if part.strip()), text)
 
 
-def from_mapping(limits: Mapping[str, object], where: str = "slo") -> SLO:
+def from_mapping(limits: Mapping[str, object], where: str = "slo", tenant: str | None = None) -> SLO:
     """Return the limits of a YAML mapping: {ttft_p95: 500ms, availability: 99.9%}."""
-    return check_unique(tuple(_limit(key, _text(value, f"{where}.{key}"), f"{where}.{key}") for key, value in limits.items()), where)
+    found = (_limit(key, _text(value, f"{where}.{key}"), f"{where}.{key}", tenant) for key, value in limits.items())
+    return check_unique(tuple(found), where)
 
 
 def show(slo: SLO) -> str:
@@ -36,14 +39,15 @@ def show(slo: SLO) -> str:
 def show_limit(limit: Limit) -> str:
     """Print one limit: 'ttft_p95<500ms', 'goodput>99%'."""
     if limit.metric in SHARES:
-        return f"{limit.metric}>{_exact(limit.limit * 100)}%"
+        return f"{key(limit)}>{_exact(limit.limit * 100)}%"
     value, unit = (limit.limit * 1e3, "ms") if limit.limit < 1 else (limit.limit, "s")
     return f"{key(limit)}<{_exact(value)}{unit}"
 
 
 def key(limit: Limit) -> str:
-    """Return the name a limit goes by in records: 'ttft_p95', 'goodput'."""
-    return limit.metric if limit.metric in SHARES else f"{limit.metric}_{limit.stat}"
+    """Return the name a limit goes by in records: 'ttft_p95', 'goodput', 'chat:ttft_p95'."""
+    figure = limit.metric if limit.metric in SHARES else f"{limit.metric}_{limit.stat}"
+    return figure if limit.tenant is None else f"{limit.tenant}:{figure}"
 
 
 def meets(limit: Limit, value: float) -> bool:
@@ -54,6 +58,11 @@ def meets(limit: Limit, value: float) -> bool:
 def latencies(slo: SLO) -> SLO:
     """Return only the limits on latencies."""
     return tuple(limit for limit in slo if limit.metric in LATENCIES)
+
+
+def of_all(slo: SLO) -> SLO:
+    """Return only the limits that name no tenant."""
+    return tuple(limit for limit in slo if limit.tenant is None)
 
 
 def check_unique(slo: SLO, where: str) -> SLO:
@@ -71,20 +80,22 @@ def _clause(text: str) -> Limit:
     found = _CLAUSE.match(text)
     if found is None:
         raise BadInput(f"SLO clause {text.strip()!r} is not METRIC_STAT<LIMIT, e.g. ttft_p95<500ms")
-    name, operator, value = found.groups()
+    tenant, name, operator, value = found.groups()
     wanted = ">" if name in SHARES else "<"
     if operator[0] != wanted:
         raise BadInput(f"SLO clause {text.strip()!r}: {name} takes {wanted}, not {operator}")
-    return _limit(name, value, f"SLO clause {text.strip()!r}")
+    return _limit(name, value, f"SLO clause {text.strip()!r}", tenant)
 
 
-def _limit(name: str, value: str, where: str) -> Limit:
+def _limit(name: str, value: str, where: str, tenant: str | None = None) -> Limit:
     metric, _, stat = name.partition("_")
+    if metric == "availability" and tenant is not None:
+        raise BadInput(f"{where}: availability is that of the fleet, not of a tenant; promise it to all")
     if metric in SHARES and not stat:
         share = units.fraction(value, where)
         if not 0 < share < 1:
             raise BadInput(f"{where}: {value} must lie between 0% and 100%")
-        return Limit(metric=metric, stat="ratio", limit=share)  # type: ignore[arg-type]
+        return Limit(metric=metric, stat="ratio", limit=share, tenant=tenant)  # type: ignore[arg-type]
     if metric not in LATENCIES:
         raise BadInput(f"{where}: unknown metric {metric!r}{did_you_mean(metric, (*LATENCIES, *SHARES))}")
     if not _STAT.match(stat):
@@ -92,7 +103,7 @@ def _limit(name: str, value: str, where: str) -> Limit:
     limit_s = units.seconds(value, where)
     if limit_s <= 0:
         raise BadInput(f"{where}: a limit of {value} can never be met; it must be above zero")
-    return Limit(metric=metric, stat=stat, limit=limit_s)  # type: ignore[arg-type]
+    return Limit(metric=metric, stat=stat, limit=limit_s, tenant=tenant)  # type: ignore[arg-type]
 
 
 def _text(value: object, where: str) -> str:

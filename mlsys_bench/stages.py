@@ -27,12 +27,16 @@ Target = Annotated[str, "stage"]  # a stage, or `done`
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Assumed:
-    """A time nobody measured here, with its source.  A batch of n takes `mean` + n x `per_item`, varied by dist and cv."""
+    """A time nobody measured here, with its source.  A batch of n takes `mean` + n x `per_item`, varied by dist and cv.
+
+    `spread`: the true time is taken to lie between time / spread and time x spread, at 90 %; 2 unless said.
+    """
 
     dist: Literal["constant", "exponential", "lognormal", "gamma", "uniform"]
     mean_s: Seconds
     cv: Number | None = None  # standard deviation / mean; where the law has one to choose
     per_item_s: Seconds = 0.0
+    spread: Number | None = None
     source: str
 
 
@@ -77,10 +81,11 @@ class Batching:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Resources:
-    """What one replica runs on: vCPUs, or `gpus` devices of one of the GPUs named."""
+    """What one replica runs on: vCPUs, or `gpus` devices of one of the GPUs named; `storage` is what it keeps beside its machine."""
 
     vcpu: Number | None = None
     memory_bytes: Bytes | None = None
+    storage_bytes: Bytes | None = None
     gpu: tuple[str, ...] = ()
     gpus: Count = 1
 
@@ -191,7 +196,7 @@ class Stage:
 
     `concurrency` is how many requests a replica works on at once.  `timeout` counts from the request's arrival at the stage; work that
     nobody waits for any more is still finished.  `shards` is into how many parts its data is split: each visit asks all of them.
-    An `async` stage is visited without waiting for it.
+    An `async` stage is visited without waiting for it.  `egress` leaves the network with each of its answers.
     """
 
     name: str
@@ -214,6 +219,7 @@ class Stage:
     escalate: Escalate | None = None
     is_async: bool = False
     resources: Resources | None = None
+    egress_bytes: Bytes | None = None
     slo: SLO = ()
 
     @property

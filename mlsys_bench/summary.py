@@ -64,7 +64,7 @@ def summarise(
     duration_s = end_s - start_s
     answered = sum(r.outcome == "ok" and start_s <= _end_s(r) <= end_s for r in records)
     met = sum(meets_all(r, slo) for r in ok) if slo else None
-    samples = {"ttft": _present(ttft_s(r) for r in ok), "tpot": _present(tpot_s(r) for r in ok), "e2e": _present(e2e_s(r) for r in ok)}
+    samples = _samples(ok)
     gaps = [itl_s(r) for r in ok] if itl is None or any(limit.metric == "itl" for limit in slo or ()) else []
     late = _present(lateness_s(r) for r in inside)
     return LoadTest(
@@ -82,7 +82,7 @@ def summarise(
         goodput_ratio=None if met is None or not inside else met / len(inside),
         goodput_interval=None if met is None else stats.wilson(met, len(inside)),
         slo=limits.show(slo) if slo else None,
-        slo_met={limits.key(limit): _kept(limit, samples, gaps, len(inside), len(ok), met) for limit in slo or ()},
+        slo_met={limits.key(limit): _judged(limit, inside, ok, slo or (), samples, gaps) for limit in slo or ()},
         lateness_s=summary(late) if source == "loadtest" else None,
         ttft_s=summary(samples["ttft"]),
         tpot_s=summary(samples["tpot"]),
@@ -163,6 +163,8 @@ def meets_all(record: RequestRecord, slo: SLO) -> bool:
     """Say whether one answered request kept every latency limit itself.  What a request does not have cannot break a limit."""
     values = {"ttft": ttft_s(record), "tpot": tpot_s(record), "e2e": e2e_s(record)}
     for limit in limits.latencies(slo):
+        if limit.tenant not in (None, record.tenant):
+            continue
         value = _stat(itl_s(record), limit.stat) if limit.metric == "itl" else values[limit.metric]
         if value is not None and not limits.meets(limit, value):
             return False
@@ -221,6 +223,26 @@ def _block_bootstrap(groups: Sequence[Floats], values: Floats, quantiles: dict[s
     found["mean"] = (drawn @ np.bincount(block, values, minlength=blocks)) / below[:, -1]
     tail = (1 - stats.LEVEL) / 2
     return {name: (float(low), float(high)) for name, (low, high) in ((n, np.quantile(v, [tail, 1 - tail])) for n, v in found.items())}
+
+
+def _samples(ok: Sequence[RequestRecord]) -> dict[str, Floats]:
+    return {"ttft": _present(ttft_s(r) for r in ok), "tpot": _present(tpot_s(r) for r in ok), "e2e": _present(e2e_s(r) for r in ok)}
+
+
+def _judged(
+    limit: Limit,
+    inside: Sequence[RequestRecord],
+    ok: Sequence[RequestRecord],
+    slo: SLO,
+    samples: dict[str, Floats],
+    gaps: Sequence[Floats],
+) -> bool | None:
+    """Say whether a limit was kept, for the requests of its tenant where it names one."""
+    if limit.tenant is not None:
+        inside, ok = ([r for r in some if r.tenant == limit.tenant] for some in (inside, ok))
+        samples, gaps = _samples(ok), [itl_s(r) for r in ok] if limit.metric == "itl" else []
+    met = sum(meets_all(r, slo) for r in ok) if limit.metric == "goodput" else None
+    return _kept(limit, samples, gaps, len(inside), len(ok), met)
 
 
 def _kept(limit: Limit, samples: dict[str, Floats], gaps: Sequence[Floats], requests: int, ok: int, met: int | None) -> bool | None:

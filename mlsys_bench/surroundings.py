@@ -161,14 +161,20 @@ class PoolPlan:
     utilisation: float
     predicted: dict[str, float]  # of its own requests
     provenance: Provenance
+    spare: int = 0  # of its replicas: the others hold the limits at peak
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MixedFleet:
-    """Pools of several kinds that a router fills by prompt length.  `predicted` is of all requests together."""
+    """Pools of several kinds that a router fills by prompt length.  `predicted` is of all requests together.
+
+    With an availability every pool has replicas to spare; latencies and utilisation are those without them.
+    """
 
     pools: tuple[PoolPlan, ...]
     usd_per_hour: float
     saving: float  # share of the plan's cost
     predicted: dict[str, float]
     provenance: Provenance
+    availability: float | None = None  # share of time in which every pool has enough replicas up; None where nobody asked
+    availability_interval: tuple[float, float] | None = None

@@ -9,8 +9,12 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from mlsys_bench.apart import Apart
+from mlsys_bench.billing import Beside, Sensitivity
 from mlsys_bench.provenance import Provenance as Provenance
+from mlsys_bench.stage_fleets import StageFleet
 from mlsys_bench.surroundings import Autoscaled, Backpressure, MixedFleet, Outlook, Secured
+from mlsys_bench.tenancy import Tenancy
 
 Scalar = str | int | float | bool | None
 
@@ -240,11 +244,12 @@ Metric = Literal["ttft", "tpot", "itl", "e2e", "goodput", "availability"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limit:
-    """One promise: `ttft p95 < 0.5` seconds, or a share such as `goodput > 0.99` (then `stat` is 'ratio')."""
+    """One promise: `ttft p95 < 0.5` seconds, or a share such as `goodput > 0.99` (then `stat` is 'ratio'); to one tenant, or to all."""
 
     metric: Metric
     stat: str
     limit: float
+    tenant: str | None = None
 
 
 SLO = tuple[Limit, ...]
@@ -300,6 +305,16 @@ class TrafficSummary:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Tenant:
+    """A share of the traffic with lengths of its own.  What it is promised are the limits that name it."""
+
+    name: str
+    share: float  # of the requests
+    prompt_tokens: Lengths
+    output_tokens: Lengths
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Workload:
     """Traffic: how requests arrive and how long they are.  `arrivals` is a law as `workload.arrivals` lists them, e.g. `gamma:1.5`.
 
@@ -315,6 +330,7 @@ class Workload:
     length_correlation: float = 0.0
     prefix_hit_share: float | None = None
     observed: TrafficSummary | None = None
+    tenants: tuple[Tenant, ...] = ()  # the lengths above are then those of all together, by mean and coefficient of variation
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -442,12 +458,17 @@ class Plan:
     scenario: str | None = None
     stages: tuple[StagePlan, ...] = ()  # of a stage graph
     bottleneck: str | None = None  # its busiest stage
+    stage_fleet: StageFleet | None = None  # of a stage graph: bill, spares, hours, months
     secured: Secured | None = None  # its spares are among `replicas`; the headroom is that of the replicas needed
     survivors: dict[str, float] = field(default_factory=dict)  # as `predicted`, with only the replicas needed up
     scaled: Autoscaled | None = None
     pressure: Backpressure | None = None
     outlook: Outlook | None = None
     mixed: MixedFleet | None = None
+    apart: Apart | None = None  # prefill and decode on pools of their own: the two items of the fleet
+    tenancy: Tenancy | None = None
+    baseline: Beside | None = None
+    sensitivity: tuple[Sensitivity, ...] = ()
 
 
 # ---------------------------------------------------------------- checks
@@ -483,7 +504,10 @@ class Verification:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Demo:
-    """The whole loop on one machine: the plan, what was measured, and how far apart they are."""
+    """The whole loop on one machine: the plan, what was measured, and how far apart they are.
+
+    `machine_slower`: by how much longer the load test's own steps took than the profile says of them, -0.1 for a tenth shorter.
+    """
 
     plan: Plan
     measured: LoadTest
@@ -491,6 +515,7 @@ class Demo:
     checks: tuple[Check, ...]
     files: dict[str, str]
     took_s: dict[str, float]
+    machine_slower: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,11 +1,13 @@
 """The planner against brute force: replicas, the smallest fleet of a trace, and how long a plan takes.
 
 Brute force tries replica counts one after another in long simulations of its own: stations by Kiefer and Wolfowitz's recursion on services
-and gaps drawn here, engines token by token.  Arguments choose parts: `stations`, `engines`, `trace`, `speed`; none is all.
+and gaps drawn here, engines token by token.  Arguments choose parts: `stations`, `engines`, `trace`, `speed`, `disaggregated`,
+`intervals`; none is all.
 """
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 import sys
@@ -16,20 +18,25 @@ from pathlib import Path
 
 import _one_thread  # noqa: F401
 import numpy as np
+import plan_intervals
+from scipy import stats
 
 from mlsys_bench import hardware, plan, queueing, slo, workload
-from mlsys_bench.plan import candidates, search
+from mlsys_bench.plan import candidates, confirm, search, sizing
 from mlsys_bench.plan.demand import of as demand_of
+from mlsys_bench.plan.disaggregated.pairs import Pair
 from mlsys_bench.plan.trial import of_tracks
 from mlsys_bench.queueing import laws
 from mlsys_bench.queueing.des import recursion
 from mlsys_bench.queueing.des.streams import arrival_times
 from mlsys_bench.simulate import core
-from mlsys_bench.types import Limit
+from mlsys_bench.types import Limit, Workload
+from mlsys_bench.workload import Schedule
 
 TRACE = Path(__file__).resolve().parents[2] / "shared" / "data" / "traces" / "azure_llm_2023_conv.csv"
 ANALYTIC_S, CONFIRMED_S = 1.0, 10.0
-CUSTOMERS = 400_000  # of each simulated station
+CUSTOMERS = 400_000  # of each run of a simulated station
+LEAST_RUNS, RUNS = 8, 32  # of a station; the nearer a quantile is to its limit, the more
 REQUESTS = 30_000  # of each simulated engine
 WARM = 0.1  # of either, before any is counted
 SEED = 20_261_121
@@ -57,7 +64,8 @@ class Sheet:
 
 def main() -> int:
     """Print each figure beside its bar; return 1 when one is missed."""
-    sheet, parts = Sheet(), {"stations": stations, "engines": engines, "trace": trace, "speed": speed}
+    sheet, parts = Sheet(), {"stations": stations, "engines": engines, "trace": trace, "speed": speed, "disaggregated": disaggregated}
+    parts["intervals"] = intervals
     for name, part in parts.items():
         if not sys.argv[1:] or name in sys.argv[1:]:
             started = time.perf_counter()
@@ -65,6 +73,11 @@ def main() -> int:
             print(f"{'':84}{time.perf_counter() - started:11.0f} s\n")
     print(f"{sheet.cases} cases against brute force; {sheet.missed} missed")
     return 1 if sheet.missed else 0
+
+
+def intervals(sheet: Sheet) -> None:
+    """Hold the 90 % intervals of plans against worlds whose truth is known."""
+    sheet.missed += plan_intervals.main()
 
 
 # ---------------------------------------------------------------- stations
@@ -87,18 +100,38 @@ def _size(sheet: Sheet, what: str, arrivals: laws.Law | queueing.Bursts, scv: fl
     limit_s = 0.5 / math.sqrt(max(offered, 1.0))
     station = queueing.Station(arrivals=arrivals, service=service)
     sized = queueing.servers_for(queueing.Target(station=station, limit_s=limit_s, p=p, of="wait"), tolerance=0.02)
-    brute = _least(lambda c: _wait_p(arrivals, service, c, p) <= limit_s, sized.servers, math.floor(offered) + 1)
+    seen = Customers(arrivals, service, limit_s, 1 - p)
+    brute = _least(lambda c: seen.longer(c)[0] <= 1 - p, sized.servers, math.floor(offered) + 1)
     said = f"{what}, service SCV {scv:g}, {offered:.3g} erlangs, p{100 * p:g} of the wait under {limit_s:.3g} services"
-    sheet.counts(said, sized.servers, brute)
+    (share, give), fewer = seen.longer(brute), f"one fewer {seen.longer(brute - 1)[0]:.2%}" if brute - 1 > offered else "the fewest"
+    sheet.counts(said, sized.servers, brute, f"  {share:.2%} ± {give:.2%} wait longer, {fewer}")
 
 
-def _wait_p(arrivals: laws.Law | queueing.Bursts, service: laws.Law, servers: int, p: float) -> float:
-    """Return a quantile of the wait in one long run; every number of servers meets the same customers."""
-    rng = np.random.default_rng(SEED)
-    streams = rng.spawn(2)
-    arrive_s = arrival_times(arrivals, streams[0], 1, CUSTOMERS)
-    wait_s = recursion.waits(arrive_s, service.sample(streams[1], (1, CUSTOMERS)), servers)[0, int(WARM * CUSTOMERS) :]
-    return float(np.quantile(wait_s, p))
+class Customers:
+    """The same customers for every number of servers, in several runs: one run of 450 servers lasts 900 services, and is luck."""
+
+    def __init__(self, arrivals: laws.Law | queueing.Bursts, service: laws.Law, limit_s: float, wanted: float) -> None:
+        self.arrivals, self.service, self.limit_s, self.wanted = arrivals, service, limit_s, wanted
+        self.drawn: list[tuple[np.ndarray, np.ndarray]] = []  # times of arrival and of service, run by run
+        self.found: dict[int, tuple[float, float]] = {}
+
+    def longer(self, servers: int) -> tuple[float, float]:
+        """Return the share of customers that wait longer, and half of its 95 % interval; runs are added until that is clear."""
+        if servers not in self.found:
+            shares: list[float] = []
+            mean = give = math.nan
+            while len(shares) < LEAST_RUNS or (len(shares) < RUNS and abs(mean - self.wanted) < give):
+                shares.append(self._share(servers, len(shares)))
+                if len(shares) > 1:
+                    mean, give = float(np.mean(shares)), float(stats.t.ppf(0.975, len(shares) - 1) * stats.sem(shares))
+            self.found[servers] = mean, give
+        return self.found[servers]
+
+    def _share(self, servers: int, run: int) -> float:
+        if run == len(self.drawn):
+            streams = np.random.default_rng(SEED + run).spawn(2)
+            self.drawn.append((arrival_times(self.arrivals, streams[0], 1, CUSTOMERS), self.service.sample(streams[1], (1, CUSTOMERS))))
+        return float((recursion.waits(*self.drawn[run], servers)[0, int(WARM * CUSTOMERS) :] > self.limit_s).mean())
 
 
 def _least(meets: Callable[[int], bool], near: int, least: int) -> int:
@@ -253,6 +286,106 @@ def speed(sheet: Sheet) -> None:
         what = f"{model}: {len(fitting)} candidates on {len(every)} GPUs, best {best.replicas} x {best.candidate.name}"
         sheet.holds(what + ", by theory", f"{analytic_s:.2f} s", analytic_s < ANALYTIC_S)
         sheet.holds(what + ", confirmed", f"{confirmed_s:.2f} s", confirmed_s < CONFIRMED_S)
+
+
+# ---------------------------------------------------------------- prefill and decode apart
+
+PAIRED = 12_000  # requests of each simulated pair of pools
+
+
+def pairs_of_pools() -> Iterator[Case]:
+    """Yield traffic for two pools: limits on either, on both, bursts, routers that look at load, pools of different layouts."""
+    long = workload.synthetic(20, prompt="lognormal:3000:0.6:7000", output="lognormal:100:0.7:500")
+    base = plan.Request(
+        model="llama-3-8b", workload=long, slo=slo.parse("ttft_p95<1s"), gpus=("h100-sxm",), precisions=("bf16",), headroom=0.05,
+        disaggregate="only",
+    )  # fmt: skip
+    for rate, limits in ((20.0, "ttft_p95<1s,itl_p99<12ms"), (60.0, "ttft_p99<1s,tpot_p95<10ms"), (60.0, "ttft_p95<2s,e2e_p95<2.5s")):
+        yield Case(name=f"{rate:g}/s, {limits}", request=replace(base, slo=slo.parse(limits), workload=replace(long, rate_per_s=rate)))
+    bursts = replace(base, slo=slo.parse("ttft_p95<1.5s,itl_p99<14ms"), workload=replace(long, rate_per_s=40.0, arrivals="gamma:2"))
+    yield Case(name="40/s, gamma:2, ttft_p95<1.5s,itl_p99<14ms", request=bursts)
+    routed = replace(base, slo=slo.parse("ttft_p99<1s,itl_p99<12ms"), workload=replace(long, rate_per_s=60.0))
+    for routing in ("round_robin", "least_loaded"):
+        yield Case(name=f"60/s, {routing}, ttft_p99<1s,itl_p99<12ms", request=replace(routed, routing=routing))
+    large = replace(base, model="llama-3-70b", precisions=("fp8",), slo=slo.parse("ttft_p95<3s,itl_p99<25ms"))
+    yield Case(name="llama-3-70b fp8, 10/s, ttft_p95<3s,itl_p99<25ms", request=replace(large, workload=replace(long, rate_per_s=10.0)))
+
+
+def disaggregated(sheet: Sheet) -> None:
+    """Size pairs of pools and hold them against every pair near them, whole pools simulated for long; one must win, one must lose."""
+    from mlsys_bench.plan import disaggregated as apart
+    from mlsys_bench.plan.disaggregated import pairs
+
+    print(f"{'prefill and decode apart: replicas of either pool':84}{'plan':>6}{'brute':>8}")
+    for case in pairs_of_pools():
+        started = time.process_time()
+        request = case.request
+        traffic = demand_of(request.workload)
+        bounds, _small = search.bounds(request, candidates.every(request)[0], traffic)
+        found = apart.look(request, bounds, traffic, None).confirmed
+        assert found is not None
+        took_s, pair = time.process_time() - started, found[0]
+        prefill, decode = _cheapest_pair(request, pair)
+        usd = pair.resized(prefill, decode, request.shelf).usd_per_h
+        said = f"  {pairs.station(pair.prefill).utilisation(pair.prefill.each_per_s):.0%} and "
+        said += f"{pairs.station(pair.decode).utilisation(pair.decode.each_per_s):.0%} busy, ${pair.usd_per_h} for ${usd}/h, {took_s:.1f} s"
+        sheet.counts(f"{case.name}: prefill{spread_of(pair.prefill)}", pair.prefill.replicas, prefill)
+        sheet.counts(f"{case.name}: decode{spread_of(pair.decode)}", pair.decode.replicas, decode, said)
+    _won_and_lost(sheet)
+
+
+def spread_of(design: sizing.Design) -> str:
+    """Return how a pool's replicas are spread over devices."""
+    return candidates.spread_of(design.candidate.layout)
+
+
+def _cheapest_pair(request: plan.Request, pair: Pair) -> tuple[int, int]:
+    """Return the cheapest pair of all near the one planned that keeps the limits in one long simulation of both pools whole."""
+    best: tuple[float, int, int] | None = None
+    most = pair.decode.replicas + 3
+    for prefill in range(pair.prefill.fewest, pair.prefill.replicas + 3):
+        enough = [n for n in range(pair.decode.fewest, most + 1) if _pair_keeps(request, pair.resized(prefill, n, request.shelf))][:1]
+        if enough:
+            usd = pair.resized(prefill, enough[0], request.shelf).usd_per_h
+            assert usd is not None
+            best = min(best or (math.inf, 0, 0), (usd, prefill, enough[0]))
+            most = enough[0] - 1  # more prefill for no fewer decode replicas is never cheaper
+    assert best is not None
+    return best[1], best[2]
+
+
+@functools.cache
+def _pair_traffic(traffic: Workload) -> Schedule:
+    return workload.schedule(traffic, n=PAIRED, seed=SEED)
+
+
+def _pair_keeps(request: plan.Request, pair: Pair) -> bool:
+    """Say whether both pools, whole, keep the limits in one long run; decode is not played where prefill misses its own."""
+    from mlsys_bench.plan.disaggregated import played
+
+    schedule = _pair_traffic(request.workload)
+    schedule = workload.take(schedule, confirm.holdable(pair.prefill, schedule))
+    counted = slice(int(WARM * len(schedule)), int(0.97 * len(schedule)))
+    first = played.prefilled(pair.prefill.candidate, schedule, pair.link, pair.prefill.replicas, request.routing, SEED)
+    ttft_s = (first.handed_s - schedule.scheduled_s)[counted]
+    own = [x for x in request.slo if x.metric == "ttft"]
+    if any(np.quantile(ttft_s, float(x.stat[1:]) / 100) >= x.limit for x in own):
+        return False
+    everyone = np.ones(len(schedule), dtype=bool)
+    tracks = played.decoded(pair.decode.candidate, first, everyone, pair.decode.replicas, request.routing, SEED + 1)
+    constants = pair.decode.candidate.profile.constants
+    back_s = constants.get("request_overhead_s", 0.0) + constants.get("token_overhead_s", 0.0)
+    kept = of_tracks(tracks, schedule, [(counted.start, counted.stop)], pair.decode.replicas, back_s)
+    return all(excess < 1 for excess, _ in kept.all.excesses(request.slo))
+
+
+def _won_and_lost(sheet: Sheet) -> None:
+    """Plan where long prompts break a tight limit on gaps, and where nothing asks for two pools."""
+    base = next(iter(pairs_of_pools())).request
+    for limits, wins in (("ttft_p95<2s,itl_p99<12ms", True), ("ttft_p95<2s,tpot_p95<60ms", False)):
+        made = plan.plan(replace(base, slo=slo.parse(limits), disaggregate="auto", headroom=0.2))
+        said = made.alternatives[0].why_not if wins else made.notes[-1]
+        sheet.holds(f"20/s, {limits}: ${made.usd_per_hour}/h; {said}"[:84], "apart" if made.apart else "together", bool(made.apart) is wins)
 
 
 if __name__ == "__main__":

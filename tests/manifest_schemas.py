@@ -1,6 +1,7 @@
 """JSON Schemas of the parts of other people's formats that we write, and a small checker for the keywords they use.
 
-Written from: Kubernetes API reference 1.30 (apps/v1 Deployment, v1 Service, policy/v1 PodDisruptionBudget); kedacore/keda
+Written from: Kubernetes API reference 1.30 (apps/v1 Deployment, v1 Service, policy/v1 PodDisruptionBudget,
+autoscaling/v2 HorizontalPodAutoscaler); kedacore/keda
 config/crd/bases/keda.sh_scaledobjects.yaml and keda.sh ScaledObject specification; KServe v1beta1 API reference; OpenSLO/OpenSLO README.md
 (v1); Prometheus documentation, recording and alerting rules.  All read 2026-11-21.  Nothing unknown is allowed: a misspelt key fails.
 """
@@ -40,7 +41,9 @@ PROBE = obj(
     periodSeconds={"type": "integer", "minimum": 1}, failureThreshold={"type": "integer", "minimum": 1}, timeoutSeconds=WHOLE,
 )  # fmt: skip
 GPUS = {"type": "object", "additionalProperties": {"type": "string", "pattern": r"^[1-9][0-9]*$"}}
-RESOURCES = obj({"limits": GPUS}, requests=GPUS)
+QUANTITY: Schema = {"type": "string", "pattern": r"^[1-9][0-9]*(\.[0-9]+)?(m|k|M|G|T|Ki|Mi|Gi|Ti)?$"}
+AMOUNTS = obj({}, cpu=QUANTITY, memory=QUANTITY, **{"nvidia.com/gpu": QUANTITY, "amd.com/gpu": QUANTITY})
+RESOURCES = obj({"requests": AMOUNTS}, limits=AMOUNTS)
 SECRET = obj({"name": TEXT, "key": TEXT}, optional={"type": "boolean"})
 CONTAINER = obj(
     {"name": NAME, "image": {"type": "string", "pattern": r"^\S+:\S+$"}},
@@ -131,6 +134,23 @@ DOCUMENTS: dict[str, Schema] = {
             pollingInterval=WHOLE, cooldownPeriod=WHOLE, minReplicaCount=WHOLE, maxReplicaCount=WHOLE,
             fallback=obj({"failureThreshold": WHOLE, "replicas": WHOLE}),
             advanced=obj({}, horizontalPodAutoscalerConfig=obj({}, behavior=obj({}, scaleUp=BEHAVIOR, scaleDown=BEHAVIOR))),
+        ),
+    ),
+    "HorizontalPodAutoscaler": document(
+        "autoscaling/v2",
+        "HorizontalPodAutoscaler",
+        obj(
+            {"scaleTargetRef": obj({"name": NAME, "kind": {"enum": ["Deployment"]}}, apiVersion=TEXT), "maxReplicas": POSITIVE},
+            minReplicas=POSITIVE, behavior=obj({}, scaleUp=BEHAVIOR, scaleDown=BEHAVIOR),
+            metrics=many(
+                obj({
+                    "type": {"const": "Resource"},
+                    "resource": obj({
+                        "name": {"enum": ["cpu", "memory"]},
+                        "target": obj({"type": {"const": "Utilization"}, "averageUtilization": {"type": "integer", "minimum": 1}}),
+                    }),
+                })
+            ),
         ),
     ),
     "InferenceService": document(

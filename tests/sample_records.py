@@ -43,6 +43,8 @@ from mlsys_bench.types import (
     Workload,
 )
 from tests.sample_bills import claims, costs
+from tests.sample_fleets import fleet, fleet_plan
+from tests.sample_productions import production
 
 
 def machine() -> Machine:
@@ -347,6 +349,7 @@ def demo() -> Demo:
         prediction_error_percent={c.key: c.error_percent for c in checks() if c.error_percent is not None},
         files={"plan": "demo/plan.json", "requests": "demo/requests.parquet", "report": "demo/report.html"},
         took_s={"bench": 61.2, "fit": 0.4, "plan": 2.1, "serve": 4.4, "loadtest": 75.0, "total": 143.1},
+        machine_slower=0.034,
     )
 
 
@@ -547,6 +550,9 @@ def every_record() -> dict[str, Record]:
         backtest(),
         claims(),
         costs(),
+        production(),
+        fleet(),
+        fleet_plan(),
     )
     return {kind_of(r): r for r in records}
 

@@ -13,7 +13,11 @@ ROOT = Path(__file__).parent.parent
 STDLIB = sys.stdlib_module_names
 F0 = {
     "provenance",
+    "apart",
+    "tenancy",
+    "fleets",
     "surroundings",
+    "stage_fleets",
     "types",
     "stages",
     "errors",
@@ -27,15 +31,19 @@ F0 = {
     "claims",
     "billing",
     "backtests",
+    "productions",
+    "workers",
 }
 F1 = {"batching", "queueing", "latency", "workload", "pricing", "scenario", "models", "hardware", "summary"}
 F2 = {"engine", "simulate"}
 F3 = {"bench", "loadtest", "serve", "systems", "plan", "predict"}
 F4 = {"report", "gate"}
 MAY_IMPORT: dict[str, set[str]] = {
-    "provenance": set(), "surroundings": {"provenance"}, "types": {"provenance", "surroundings"},
-    "claims": {"types"}, "backtests": {"types"}, "billing": {"types"}, "stages": {"types"},
-    "errors": set(), "documents": {"errors"}, "resources": set(), "stats": set(), "jit": set(),
+    "tenancy": {"provenance"}, "apart": {"provenance"}, "fleets": {"types"},
+    "provenance": set(), "surroundings": {"provenance"}, "stage_fleets": {"provenance", "surroundings"},
+    "types": {"billing", "apart", "stage_fleets", "provenance", "surroundings", "tenancy"},
+    "claims": {"types"}, "backtests": {"types"}, "productions": {"types"}, "billing": {"provenance"}, "stages": {"types"},
+    "errors": set(), "documents": {"errors"}, "workers": {"errors"}, "resources": set(), "stats": set(), "jit": set(),
     "units": {"errors"}, "slo": {"types", "errors", "units"}, "record": F0,
     "batching": F0, "queueing": F0, "models": F0, "hardware": F0, "pricing": F0, "workload": F0, "summary": F0,
     "latency": F0 | {"models", "hardware"},

@@ -138,7 +138,7 @@ engines = st.builds(
 )
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(laws, engines, st.floats(0.01, 5000), st.floats(0.0, 0.6))
 def test_a_design_is_never_unstable_and_keeps_its_headroom(traffic: Workload, limits: Limits, rate_per_s: float, headroom: float) -> None:
     from mlsys_bench.plan.candidates import Candidate

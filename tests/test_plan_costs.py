@@ -195,6 +195,7 @@ def test_what_each_change_saves_or_costs() -> None:
         "INT8 weights": 5,
         "10 % more traffic": 11,
         "a cache that answers 30 %": 7,
+        "30 % of each prompt cached": 10,
         "llama-3.2-1b first, 30 % passed on": 6,
     }
     assert rows["10 % more traffic"].change_usd_per_month == pytest.approx(7300.0)

@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 
 from mlsys_bench import record, slo, workload
-from mlsys_bench.errors import BadInput
 from mlsys_bench.plan import confirm, plan, pools
 from mlsys_bench.plan import mixed as program
 from mlsys_bench.plan.latencies import Latencies
@@ -61,7 +60,7 @@ def test_all_requests_together_keep_the_limits() -> None:
 def test_a_pool_is_simulated_with_the_prompts_it_gets() -> None:
     asked = request()
     design = _pools(asked)[0].design
-    schedule = confirm._of_sample(design, asked.workload, 1, 300, seed=1)
+    schedule = confirm.of_sample(design, asked.workload, 1, 300, seed=1)
     assert schedule.prompt_tokens.max() <= design.most_tokens
     assert len(schedule.prompt_tokens) == 300
     rate = len(schedule.scheduled_s) / float(schedule.scheduled_s[-1] - schedule.scheduled_s[0])
@@ -115,6 +114,29 @@ def test_where_one_kind_is_as_cheap_the_plan_says_so() -> None:
     assert any("no fleet of several kinds" in note for note in found.notes)
 
 
-def test_spares_of_several_kinds_are_refused_not_dropped() -> None:
-    with pytest.raises(BadInput, match="not planned together"):
-        plan(request(slo=slo.parse("ttft_p95<1s,availability>99.9%")))
+def test_every_pool_has_its_spares_and_all_of_them_keep_the_objective() -> None:
+    """Two zones, any one may go: each pool outlives it; the whole is the product over pools, given the zones."""
+    from mlsys_bench.plan import cold_start
+    from mlsys_bench.plan.reliability import Zones, replaced
+    from mlsys_bench.plan.together import Group, Standing
+
+    asked = request(slo=(*LIMITS, *slo.parse("availability>99.9%")), zones=2, survive_zone=True)
+    judged = pools.confirmed(program.Mixed(pools=tuple(_pools(request())), usd_per_h=1.0), asked)
+    assert judged is not None
+    found = pools.fleet_of(judged, asked)
+    assert found is not None
+    needed = [pool.replicas - pool.spare for pool in found.pools]
+    assert needed == [design.replicas for _, design, _ in judged]
+    assert all(pool.replicas // 2 >= n for pool, n in zip(found.pools, needed, strict=True))
+    groups = tuple(
+        Group(
+            name=str(k), needed=design.replicas, gpus=design.candidate.devices,
+            reliability=replaced(cold_start.of(design.candidate.weights_bytes)),
+        )
+        for k, (_, design, _) in enumerate(judged)
+    )  # fmt: skip
+    stands = Standing(groups=groups, cuts=(("0",), ("1",)), zones=Zones(count=2, survive=True))
+    assert found.availability == pytest.approx(stands.held({str(k): pool.replicas for k, pool in enumerate(found.pools)}))
+    assert found.availability is not None
+    assert found.availability >= 0.999
+    assert found.usd_per_hour == pytest.approx(sum(pool.usd_per_hour for pool in found.pools))

@@ -22,7 +22,7 @@ WARM = 0.1
 
 def run(g: StageGraph, n: int = 12_000, seed: int = 0, **servers: int) -> Played:
     """Play n requests, every stage with one replica unless said otherwise."""
-    stations = {s.name: served(s, None, None, "on-demand").station(servers.get(s.name, 1), 0.0) for s in g.stages if s.service}
+    stations = {s.name: served(s, None).station(servers.get(s.name, 1), 0.0) for s in g.stages if s.service}
     due = arrival_times(g.workload.rate_per_s, g.workload.arrivals, n=n, seed=seed)
     return play(g, stations, due, seed)
 
@@ -139,7 +139,7 @@ def test_what_nobody_waits_for_any_more_is_still_finished() -> None:
 def test_a_request_that_times_out_in_the_queue_leaves_it() -> None:
     """Three come at once to one server of 1 s and wait 1.5 s at most: the third is never served."""
     g = graph(f"a: {{{law('1s', 'constant')}, timeout: 1.5s}}")
-    station = {"a": served(g.stages[0], None, None, "on-demand").station(1, 0.0)}
+    station = {"a": served(g.stages[0], None).station(1, 0.0)}
     played = play(g, station, np.array([0.0, 0.0, 0.0, 10.0]))
     assert played.done_s.tolist() == [1.0, math.inf, math.inf, 11.0]
     assert played.stages["a"].busy_s == pytest.approx(3.0)  # the second was at work when its time was up
@@ -181,7 +181,7 @@ def test_the_first_token_is_that_of_the_last_model_visited() -> None:
     """A draft of 1 s, then a final answer whose first token comes 0.2 s after 1 s; a check of 0.1 s follows."""
     g = graph(f"a: {{{law('1s', 'constant')}, next: b}}\nb: {{{law('1s', 'constant')}, next: c}}\nc: {{{law('100ms', 'constant')}}}")
     models = {n: Delay(ttft_s=np.array([0.2]), tpot_s=np.array([0.01]), e2e_s=np.array([1.0])) for n in ("a", "b")}
-    stations = {**models, "c": served(g.stage("c"), None, None, "on-demand").station(1, 0.0)}
+    stations = {**models, "c": served(g.stage("c"), None).station(1, 0.0)}
     played = play(g, stations, np.arange(0.0, 50.0, 5.0))
     assert played.first_s - played.due_s == pytest.approx(1.2)
     assert played.done_s - played.due_s == pytest.approx(2.1)

@@ -45,7 +45,7 @@ def cost(
     grid_g: Annotated[float | None, typer.Option(help="Grams of CO2 per kWh of your grid.")] = None,
     kwh_usd: Annotated[float | None, typer.Option(help="Dollars per kWh, for machines of your own.")] = None,
     what_if: Annotated[bool, typer.Option("--what-if", help="Plan again with changed limits, traffic, precision and a cache.")] = False,
-    small: Annotated[str | None, typer.Option(help="A small model that answers first, for --what-if.")] = None,
+    small: Annotated[str | None, typer.Option(help="The model that answers first in a cascade, for --what-if.")] = None,
     out: Out = None,
     html: Html = None,
     md: Markdown = None,
@@ -57,6 +57,6 @@ def cost(
     found = costing.cost(
         plan, baseline=baseline, requests_per_s=qps, vectors=vectors, egress=egress, vcpus=vcpus, apis=api or [], cached=cached,
         batched=batched, least=least, prices=prices, hours=hours, floor=floor, spot=spot,
-        site=costing.site(pue, host_w, grid_g, kwh_usd), what_if=what_if, small=small,
+        site=costing.site(pue, host_w, grid_g, kwh_usd), what_if=what_if, small=small, quiet=as_json,
     )  # fmt: skip
     show(found, as_json, out, html, md, inputs=[plan, *[given for given in (baseline, prices) if given]])

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from typer.core import TyperCommand
+from mlsys_cli.lean import Lean
 
 
-def grouped(groups: dict[str, tuple[str, ...]]) -> type[TyperCommand]:
+def grouped(groups: dict[str, tuple[str, ...]]) -> type[Lean]:
     """Return a kind of command whose help lists its options under these headings, by parameter name; the others come last."""
 
-    class Grouped(TyperCommand):
+    class Grouped(Lean):
         def format_options(self, ctx: Any, formatter: Any) -> None:
             """Write arguments, then each group."""
             heading = {name: title for title, names in groups.items() for name in names}

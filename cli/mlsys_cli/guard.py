@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from mlsys_bench.errors import NotBuilt
-from mlsys_cli.options import AsJson, Html, Markdown, Out, Seed
+from mlsys_cli.options import AsJson, Cluster, Html, Markdown, Out, Seed
 from mlsys_cli.show import show
 
 gate_app = typer.Typer(help="Fail a build on a real regression and on nothing else.", no_args_is_help=True)
@@ -68,6 +68,7 @@ def backtest_queueing(
     tolerance: Annotated[str, typer.Option(help="Relative error above which a formula is confirmed by simulation.")] = "1%",
     budget: Annotated[str, typer.Option(help="Time that one simulation may take.")] = "10s",
     seed: Seed = 0,
+    cluster: Cluster = None,
     html: Html = None,
     md: Markdown = None,
     as_json: AsJson = False,
@@ -75,7 +76,7 @@ def backtest_queueing(
     """Predict every row of a truth table by queueing theory; print the errors where it gives values."""
     from mlsys_bench.journeys import backtest
 
-    result = backtest.queueing(file, out=out, tolerance=tolerance, budget=budget, seed=seed, quiet=as_json)
+    result = backtest.queueing(file, out=out, tolerance=tolerance, budget=budget, seed=seed, quiet=as_json, cluster=cluster)
     show(result, as_json, None, html, md, inputs=[file])
 
 
@@ -84,6 +85,7 @@ def backtest_llm(
     files: Annotated[list[Path], typer.Argument(help="Tables of serving runs; their result columns may be empty.", dir_okay=False)],
     calibrate: Annotated[list[Path] | None, typer.Option(help="Tables of measured runs to learn from; repeatable.", dir_okay=False)] = None,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Write the table with its predictions here.", dir_okay=False)] = None,
+    cluster: Cluster = None,
     html: Html = None,
     md: Markdown = None,
     as_json: AsJson = False,
@@ -91,7 +93,24 @@ def backtest_llm(
     """Predict every row of tables of serving runs, with intervals; print the errors where they give results."""
     from mlsys_bench.journeys import backtest_llm as journey
 
-    result = journey.llm(files, calibrate=calibrate or [], out=out, quiet=as_json)
+    result = journey.llm(files, calibrate=calibrate or [], out=out, quiet=as_json, cluster=cluster)
+    show(result, as_json, None, html, md, inputs=[*files, *(calibrate or [])])
+
+
+@backtest_app.command("plan")
+def backtest_plan(
+    files: Annotated[list[Path], typer.Argument(help="Tables of serving runs; their result columns may be empty.", dir_okay=False)],
+    calibrate: Annotated[list[Path] | None, typer.Option(help="Tables of measured runs to learn from; repeatable.", dir_okay=False)] = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Write the table with its plans here.", dir_okay=False)] = None,
+    cluster: Cluster = None,
+    html: Html = None,
+    md: Markdown = None,
+    as_json: AsJson = False,
+) -> None:
+    """Plan replicas for the latencies that each row measured; print how far fleets and choices are from what the rows show."""
+    from mlsys_bench.journeys import backtest_plan as journey
+
+    result = journey.plan(files, calibrate=calibrate or [], out=out, quiet=as_json, cluster=cluster)
     show(result, as_json, None, html, md, inputs=[*files, *(calibrate or [])])
 
 
@@ -103,5 +122,4 @@ def _backtest(name: str, line: str) -> None:
     backtest_app.command(name)(command)
 
 
-_backtest("plan", "Score plans on measured rows.  (Not built yet.)")
 _backtest("gate", "Score gate decisions on recorded launches.  (Not built yet.)")

@@ -13,14 +13,16 @@ import typer
 from mlsys_bench import __version__
 from mlsys_bench.errors import MlsysError
 from mlsys_cli import claims, cost, guard, look, measure, model, traffic
+from mlsys_cli.lean import Door, Group
 
 BUG = 70  # sysexits.h: an internal software error
 
 # typer carries a click of its own, older ones use click itself: this is the base of all usage errors in both
 USAGE_ERROR: type[Exception] = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")
 
-app = typer.Typer(
+app = Door(
     name="mlsys",
+    cls=Group,
     help="How many replicas of what, on which GPUs, at what cost, will serve this traffic within these limits?",
     no_args_is_help=True,
     add_completion=False,

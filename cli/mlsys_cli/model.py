@@ -10,8 +10,8 @@ import typer
 
 from mlsys_cli.fit import fit
 from mlsys_cli.grouped import grouped
-from mlsys_cli.options import Arrivals, AsJson, From, Html, Markdown, Model, Out, OutputTokens, PromptTokens, Qps, Seed, Slo
-from mlsys_cli.show import refuse, show
+from mlsys_cli.options import Arrivals, AsJson, Cluster, From, Html, Markdown, Model, Out, OutputTokens, PromptTokens, Qps, Seed, Slo
+from mlsys_cli.show import show, together
 from mlsys_cli.simulate import GROUPS, simulate
 
 
@@ -54,14 +54,23 @@ def plan(
     survive: Annotated[bool, typer.Option("--survive", help="Any one zone may go: the others hold the limits at peak.")] = False,
     autoscale: Annotated[bool, typer.Option("--autoscale", help="Replicas by the hour, and limits that protect the fleet.")] = False,
     growth: Annotated[str | None, typer.Option(help="Growth of traffic a month, e.g. 5%: when is the fleet full?")] = None,
+    disaggregate: Annotated[
+        str, typer.Option(help="auto, never or only[,link=50GB/s]: prefill and decode on pools of their own; the link is of each GPU.")
+    ] = "auto",
     mixed: Annotated[bool, typer.Option("--mixed", help="Look for a fleet of two or more kinds by prompt length, too.")] = False,
     prices: Annotated[Path | None, typer.Option(help="Your own prices: commitments, discounts, quotas.", dir_okay=False)] = None,
-    baseline: Annotated[Path | None, typer.Option(help="Not built yet.")] = None,
+    baseline: Annotated[
+        Path | None, typer.Option(help="A plan record: what this plan saves or adds, cause by cause.", dir_okay=False)
+    ] = None,
+    sensitivity: Annotated[
+        bool, typer.Option("--sensitivity", help="What later limits, more traffic, INT8, caches and a cascade would save or cost.")
+    ] = False,
+    small: Annotated[str | None, typer.Option(help="The model that answers first in a cascade, for --sensitivity.")] = None,
     from_deployment: Annotated[
         str | None, typer.Option(help="Today's engine command line, or its manifest, set beside the plan's.")
     ] = None,
     diff: Annotated[tuple[Path, Path] | None, typer.Option(help="OLD NEW: why the second plan record differs from the first.")] = None,
-    cluster: Annotated[str | None, typer.Option(help="Not built yet.")] = None,
+    cluster: Cluster = None,
     export: Annotated[str | None, typer.Option(help="k8s, keda, kserve, openslo or prometheus-rules[:DIR]: write manifests.")] = None,
     seed: Seed = 0,
     out: Out = None,
@@ -70,48 +79,66 @@ def plan(
     as_json: AsJson = False,
 ) -> None:
     """Size the cheapest deployment that meets the limits, with intervals and a reason."""
-    refuse({
-        "--baseline": baseline, "--cluster": cluster,
-    })  # fmt: skip
     one_blas_thread()
     if diff is not None:
         from mlsys_bench.journeys import deploying
 
         print(deploying.explained(diff, as_json))
         return
-    from mlsys_bench.journeys import planning
+    from mlsys_bench.journeys import comparing, planning
 
     asked = planning.asked(
         scenario=scenario, qps=qps, measured=measured or [], model=model, gpu=gpu, precision=precision, slo=slo, arrivals=arrivals,
         prompt_tokens=prompt_tokens, output_tokens=output_tokens, max_batch=max_batch, headroom=headroom, term=term, seed=seed,
         trace=trace, speed=speed, routing=routing, prices=prices,
         availability=availability, zones=zones, survive=survive, autoscale=autoscale, growth=growth, mixed=mixed,
+        disaggregate=disaggregate,
     )  # fmt: skip
-    made = planning.plan(asked)
-    show(
-        made, as_json, out, html, md, inputs=[*map(planning.measured_file, measured or []), *[given for given in (trace, prices) if given]]
-    )
+    made = comparing.planned(asked, cluster=cluster, baseline=baseline, changes=sensitivity, small=small, quiet=as_json)
+    files = [*map(planning.measured_file, measured or []), *[given for given in (trace, prices, baseline) if given]]
+    show(made, as_json, out, html, md, inputs=files)
     if export or from_deployment:
         from mlsys_bench.journeys import deploying
 
         typer.echo(deploying.told(made, export, from_deployment), err=as_json)
+    raise typer.Exit(planning.exit_status(made))
 
 
 def verify(
     plan: Annotated[Path, typer.Argument(help="A plan record.", dir_okay=False)],
     url: Annotated[str | None, typer.Argument(help="The server to test; the built-in engine when left out.")] = None,
-    prometheus: Annotated[str | None, typer.Option(help="Not built yet.")] = None,
-    duration: Annotated[str, typer.Option(help="How long requests are sent.")] = "60s",
+    prometheus: Annotated[
+        str | None, typer.Option(help="Score production's own metrics instead: a Prometheus server, or a file exported from one.")
+    ] = None,
+    range_: Annotated[str | None, typer.Option("--range", help="How far back its metrics go: 1h when left out.")] = None,
+    until: Annotated[str | None, typer.Option(help="End of the range, a date; now when left out.")] = None,
+    engine: Annotated[str | None, typer.Option(help="vllm, sglang or mlsys, where metrics are of several.")] = None,
+    model: Annotated[str | None, typer.Option("--model", help="The served model, where metrics are of several.")] = None,
+    selector: Annotated[str | None, typer.Option(help="More label matchers, e.g. 'namespace=\"prod\"'.")] = None,
+    auth_file: Annotated[
+        Path | None, typer.Option(help="File with a token or an Authorization header; else MLSYS_PROMETHEUS_TOKEN.")
+    ] = None,
+    duration: Annotated[str | None, typer.Option(help="How long requests are sent.  [default: 60s]")] = None,
     seed: Seed = 1,
     out: Out = None,
     html: Html = None,
     md: Markdown = None,
     as_json: AsJson = False,
 ) -> None:
-    """Load-test one replica at its planned load and set prediction beside measurement; exit 1 outside the interval."""
-    refuse({"--prometheus": prometheus})
-    from mlsys_bench.journeys import verify as journey
+    """Load-test one replica at its planned load, or read production's metrics, and score every prediction; exit 1 outside its interval."""
+    source = {"--range": range_, "--until": until, "--engine": engine, "--model": model, "--selector": selector, "--auth-file": auth_file}
+    if prometheus is None:
+        together("--prometheus", source)
+        from mlsys_bench.journeys import verify as journey
 
-    result = journey.verify(plan, url, duration=duration, seed=seed, out=out, quiet=as_json)
-    show(result, as_json, out, html, md, inputs=[plan])
-    raise typer.Exit(journey.exit_status(result))
+        result = journey.verify(plan, url, duration=duration or "60s", seed=seed, out=out, quiet=as_json)
+        show(result, as_json, out, html, md, inputs=[plan])
+        raise typer.Exit(journey.exit_status(result))
+    from mlsys_bench.journeys import production
+
+    asked = production.Source(
+        where=prometheus, range_=range_, until=until, engine=engine, model=model, selector=selector, auth_file=auth_file
+    )
+    seen = production.production(plan, asked, url, duration=duration, seed=seed, out=out)
+    show(seen, as_json, out, html, md, inputs=[plan, *production.files(asked)])
+    raise typer.Exit(production.exit_status(seen))

@@ -21,3 +21,6 @@ Model = Annotated[str | None, typer.Option("--model", help="A model of `mlsys ca
 From = Annotated[
     list[Path] | None, typer.Option("--from", help="Measured profiles, bench files or a workload; repeatable.", dir_okay=False)
 ]
+Cluster = Annotated[
+    str | None, typer.Option("--cluster", help="A Dask scheduler whose workers do the work, tcp://HOST:PORT.  [default: this machine]")
+]

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mlsys_bench.errors import NotBuilt
+from mlsys_bench.errors import BadInput, NotBuilt
 
 if TYPE_CHECKING:
     from mlsys_bench.record import Record
@@ -50,3 +50,10 @@ def refuse(given: dict[str, object]) -> None:
     for option, value in given.items():
         if value:
             raise NotBuilt(f"{option} is not built yet; docs/roadmap.md says when")
+
+
+def together(needed: str, given: Mapping[str, object]) -> None:
+    """Raise for an option that means nothing without another one."""
+    for option, value in given.items():
+        if value:
+            raise BadInput(f"{option} belongs to {needed}; give both")

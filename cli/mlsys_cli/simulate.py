@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from mlsys_cli.options import Arrivals, AsJson, From, Html, Markdown, Model, OutputTokens, PromptTokens, Qps, Seed, Slo
+from mlsys_cli.options import Arrivals, AsJson, Cluster, From, Html, Markdown, Model, OutputTokens, PromptTokens, Qps, Seed, Slo
 from mlsys_cli.show import show
 
 GROUPS: dict[str, tuple[str, ...]] = {
@@ -28,7 +28,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
     ),
     "The fleet": ("replicas", "routing", "queue_limit", "autoscale", "failures", "disaggregate"),
     "Clients": ("timeout", "retries"),
-    "Result": ("runs", "warmup", "seed", "out", "html", "md", "as_json"),
+    "Result": ("runs", "warmup", "cluster", "seed", "out", "html", "md", "as_json"),
 }
 
 
@@ -78,6 +78,7 @@ def simulate(
     ] = None,
     runs: Annotated[int, typer.Option(help="Independent runs, pooled; intervals come from what they differ in.", min=1)] = 1,
     warmup: Annotated[str | None, typer.Option(help="Leave out requests due before.  [default: the first tenth of all]")] = None,
+    cluster: Cluster = None,
     seed: Seed = 0,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Write the summary here, the requests beside it (.parquet).")] = None,
     html: Html = None,
@@ -96,6 +97,6 @@ def simulate(
         precision=precision, tp=tp, engine=engine, max_batch=max_batch, slo=slo, replicas=replicas, routing=routing,
         queue_limit=queue_limit, timeout=timeout, retries=retries, failures=failures, autoscale=autoscale, disaggregate=disaggregate,
         batching=batching, preemption=preemption, prefix_cache=prefix_cache, kv_offload=kv_offload, speculate=speculate, warmup=warmup,
-        out=out,
+        cluster=cluster, out=out,
     )  # fmt: skip
     show(simulation.simulate(asked), as_json, None, html, md, inputs=measured or [])

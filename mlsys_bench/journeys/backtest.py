@@ -5,19 +5,22 @@ from __future__ import annotations
 from collections import Counter
 from pathlib import Path
 
-from mlsys_bench import hardware, record, units
+from mlsys_bench import hardware, record, units, workers
 from mlsys_bench.backtests import Backtest
 from mlsys_bench.errors import BadInput
 from mlsys_bench.journeys.progress import Line
 from mlsys_bench.journeys.truth import models, scores, table
 from mlsys_bench.journeys.truth.models import Prediction
 from mlsys_bench.queueing.answer import Effort
+from mlsys_bench.queueing.des.runs import THREADS
 from mlsys_bench.types import Scalar
 
 NOT_REACHED = Prediction(None, None, "not answered: interrupted before this row", "")
 
 
-def queueing(path: Path, *, out: Path | None, tolerance: str, budget: str, seed: int, quiet: bool = False) -> Backtest:
+def queueing(
+    path: Path, *, out: Path | None, tolerance: str, budget: str, seed: int, quiet: bool = False, cluster: str | None = None
+) -> Backtest:  # fmt: skip
     """Predict every row of a table and write it, with the predictions beside it, when asked; after a Ctrl-C what is done is kept.
 
     Rows about one system share one solution; nothing else passes from row to row.
@@ -30,7 +33,7 @@ def queueing(path: Path, *, out: Path | None, tolerance: str, budget: str, seed:
         record.check_writable(out)
     answers = [NOT_REACHED] * len(questions.rows)
     try:
-        _answer(questions, effort, answers, Line(quiet))
+        _answer(questions, effort, answers, Line(quiet), cluster)
     finally:
         result = _result(path, questions, answers)
         if out is not None:
@@ -38,19 +41,26 @@ def queueing(path: Path, *, out: Path | None, tolerance: str, budget: str, seed:
     return result
 
 
-def _answer(questions: table.Table, effort: Effort, answers: list[Prediction], line: Line) -> None:
-    """Fill in the answers, one system after another."""
+def _answer(questions: table.Table, effort: Effort, answers: list[Prediction], line: Line, cluster: str | None) -> None:
+    """Fill in the answers, one system after another, or several at a time."""
     systems: dict[tuple[str, str], list[int]] = {}
     for i, row in enumerate(questions.rows):
         systems.setdefault((row["model"].strip(), row["parameters"].strip()), []).append(i)
+    asked = [(*system, tuple(questions.rows[i]["quantity"].strip() for i in rows)) for system, rows in systems.items()]
+    places = list(systems.values())
     try:
-        for done, ((model, parameters), rows) in enumerate(systems.items()):
-            line.show(f"{done} of {len(systems)} systems solved; now {model} {parameters}")
-            quantities = [questions.rows[i]["quantity"].strip() for i in rows]
-            for i, prediction in zip(rows, models.predict(model, parameters, quantities, effort), strict=True):
-                answers[i] = prediction
+        with workers.hired(cluster, threads=THREADS) as crew:
+            for at, found in workers.as_done(_solved, asked, shared=effort, executor=crew, told=line.counted("systems solved")):
+                for i, prediction in zip(places[at], found, strict=True):
+                    answers[i] = prediction
     finally:
         line.clear()
+
+
+def _solved(effort: Effort, asked: tuple[str, str, tuple[str, ...]]) -> list[Prediction]:
+    """Return the answers about one system."""
+    model, parameters, quantities = asked
+    return models.predict(model, parameters, list(quantities), effort)
 
 
 def _result(path: Path, questions: table.Table, answers: list[Prediction]) -> Backtest:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Executor
 from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
 
-from mlsys_bench import hardware, predict, record
+from mlsys_bench import hardware, predict, record, workers
 from mlsys_bench.backtests import Backtest, Errors
 from mlsys_bench.errors import BadInput
 from mlsys_bench.journeys.progress import Line
@@ -26,7 +27,9 @@ SEEN = (ITSELF, "layout", "model and gpu", "model", "gpu", "nothing")
 Peers = dict[tuple[str, str, str, str], dict[str, float]]  # (set, experiment, stage, metric) -> simulator -> milliseconds
 
 
-def llm(files: Sequence[Path], *, calibrate: Sequence[Path], out: Path | None, quiet: bool = False) -> Backtest:
+def llm(
+    files: Sequence[Path], *, calibrate: Sequence[Path], out: Path | None, quiet: bool = False, cluster: str | None = None
+) -> Backtest:  # fmt: skip
     """Predict every row of the tables, after learning from those of `calibrate`, and write them with the predictions when asked."""
     for path in outputs(files, out):
         record.check_writable(path)
@@ -36,9 +39,10 @@ def llm(files: Sequence[Path], *, calibrate: Sequence[Path], out: Path | None, q
         raise BadInput(f"--calibrate {calibrate[0]}: holds no measured row to learn from")
     line = Line(quiet)
     try:
-        line.show(f"learning from {len(known):,} measured runs" if known else "reading what is known of the hardware")
-        knowledge = predict.learn(known)
-        predictions = _predict(asked, knowledge, line)
+        with workers.hired(cluster) as crew:
+            line.show(f"learning from {len(known):,} measured runs" if known else "reading what is known of the hardware")
+            knowledge = predict.learn(known, executor=crew, told=line.counted("highest rates learned from"))
+            predictions = _predict(asked, knowledge, line, crew)
     finally:
         line.clear()
     result = judge(asked, known, predictions)
@@ -54,15 +58,23 @@ def outputs(files: Sequence[Path], out: Path | None) -> list[Path]:
     return [out] if len(files) == 1 or out.suffix == ".json" else [out.with_name(f"{out.stem}-{path.stem}{out.suffix}") for path in files]
 
 
-def _predict(asked: Sequence[tables.Table], knowledge: predict.Knowledge, line: Line) -> dict[str, predict.Prediction]:
-    """Return the predictions by key; rows that ask the same share one, and no result is in sight."""
-    everything = [e for table in asked for e in tables.experiments(table)]
+def _predict(
+    asked: Sequence[tables.Table], knowledge: predict.Knowledge, line: Line, crew: Executor | workers.Local | None = None
+) -> dict[str, predict.Prediction]:  # fmt: skip
+    return of_all([e for table in asked for e in tables.experiments(table)], knowledge, line, crew)
+
+
+def of_all(
+    everything: Sequence[predict.Experiment], knowledge: predict.Knowledge, line: Line, crew: Executor | workers.Local | None = None
+) -> dict[str, predict.Prediction]:
+    """Return the predictions by key; experiments that ask the same share one, and no result is in sight."""
     first: dict[object, str] = {}
     shared = {e.key: first.setdefault(repr(tables.question(e)), e.key) for e in everything}
     once = [e for e in everything if shared[e.key] == e.key]
     line.show(f"predicting {len(once):,} runs")
     blind = [replace(e, measured={}) for e in once]
-    found = {prediction.key: prediction for prediction in predict.predict(blind, knowledge)}
+    made = predict.predict(blind, knowledge, executor=crew, told=line.counted("highest rates found"))
+    found = {prediction.key: prediction for prediction in made}
     return {key: found[other] for key, other in shared.items() if other in found}
 
 
@@ -125,7 +137,7 @@ def _write(
 # ---------------------------------------------------------------- judging
 
 
-def _seen(known: Sequence[predict.Experiment]) -> Callable[[predict.Experiment], str]:
+def seen_before(known: Sequence[predict.Experiment]) -> Callable[[predict.Experiment], str]:
     """Return what says how much of an experiment was among those learned from."""
     questions = {repr(tables.question(e)) for e in known}
     layouts = {e.layout for e in known}
@@ -148,8 +160,8 @@ def judgements(
     table: tables.Table, known: Sequence[predict.Experiment], predictions: dict[str, predict.Prediction]
 ) -> list[Judged]:  # fmt: skip
     """Return each prediction of a table beside its result, tagged with what it may be split by and with what peers predict."""
-    seen, peers, repeats = _seen(known), peers_beside(table.path), _repeats(table)
-    return [j for row in table.rows if row.line not in repeats for j in _judged(table, row, predictions, seen, peers)]
+    seen, peers, twice = seen_before(known), peers_beside(table.path), repeats(table)
+    return [j for row in table.rows if row.line not in twice for j in _judged(table, row, predictions, seen, peers)]
 
 
 def _judged(
@@ -183,7 +195,7 @@ def _judged(
         yield Judged(figure=column, measured=measured, predicted=point, low=low, high=high, group=row.group, tags=tags | said)
 
 
-def _repeats(table: tables.Table) -> set[int]:
+def repeats(table: tables.Table) -> set[int]:
     """Return the lines that sum up stages with rows of their own: judged with them, a result would count twice."""
     stages = {row.cells.get("experiment") for row in table.rows if row.cells.get("stage") not in (None, "summary")}
     return {row.line for row in table.rows if row.cells.get("stage") == "summary" and row.cells.get("experiment") in stages}

@@ -6,13 +6,13 @@ import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
-from mlsys_bench import models, pricing, record, slo, units
+from mlsys_bench import models, pricing, record, slo, units, workers
 from mlsys_bench import plan as planner
 from mlsys_bench.billing import BreakEven, Costs, Line, Mix, Sensitivity
 from mlsys_bench.errors import BadInput
-from mlsys_bench.journeys import planning
+from mlsys_bench.journeys import planning, progress
 from mlsys_bench.plan import costs
-from mlsys_bench.plan.sensitivity import sensitivity
+from mlsys_bench.plan.sensitivity import sensitivity, smaller
 from mlsys_bench.pricing import Market, compare, energy, mix
 from mlsys_bench.pricing.energy import Site
 from mlsys_bench.pricing.mix import Terms
@@ -39,6 +39,7 @@ def cost(
     site: Site | None = None,
     what_if: bool = False,
     small: str | None = None,
+    quiet: bool = False,
 ) -> Costs:
     """Return what the plan of a record costs.  Shares and sizes are text with units, as typed; `hours` are replicas, hour by hour."""
     plan, market = record.read(file, Plan), pricing.published() if prices is None else planning.market(prices)
@@ -51,7 +52,7 @@ def cost(
         energy=costs.draw(plan, None if site is None else energy.check_site(site)),
         apis=tuple(_api(plan, name, cached, batched, least) for name in apis),
         mix=None if hours is None else _mix(plan, market, hours, floor, spot),
-        sensitivity=changes(plan, market, small) if what_if else (),
+        sensitivity=changes(plan, market, small, progress.Line(quiet)) if what_if else (),
         notes=market.notes,
     )
     return found if baseline is None else beside(found, plan, baseline)
@@ -107,9 +108,9 @@ def _api(plan: Plan, model: str, cached: str | None, batched: str | None, least:
 # ---------------------------------------------------------------- changes
 
 
-def changes(plan: Plan, market: Market, small: str | None) -> tuple[Sensitivity, ...]:
+def changes(plan: Plan, market: Market, small: str | None, line: progress.Line | None = None) -> tuple[Sensitivity, ...]:
     """Return what changes would make of a plan: made again on its own kind of device, with the usual headroom, as it is and changed."""
-    if plan.stages or plan.gpu is None:
+    if plan.stages or plan.gpu is None or plan.apart:
         raise BadInput("--what-if: the plan is of several stages or kinds of device; plan the changed scenario and compare with --baseline")
     request = planner.Request(
         model=plan.model,
@@ -121,7 +122,14 @@ def changes(plan: Plan, market: Market, small: str | None) -> tuple[Sensitivity,
         term=plan.prices[0].term if plan.prices else "on-demand",
         market=market,
     )
-    return sensitivity(request, planner.plan(request), planner.plan, None if small is None else models.find(small).id)
+    told = None if line is None else line.counted("changes planned")
+    first = smaller(plan.model) if small is None else models.find(small).id
+    try:
+        with workers.Local() as crew:
+            return sensitivity(request, planner.plan(request), planner.plan, first, crew, told)
+    finally:
+        if line is not None:
+            line.clear()
 
 
 # ---------------------------------------------------------------- terms
@@ -129,7 +137,7 @@ def changes(plan: Plan, market: Market, small: str | None) -> tuple[Sensitivity,
 
 def _mix(plan: Plan, market: Market, hours: str, floor: int | None, spot: str | None) -> Mix:
     """Return the cheapest terms for the plan's kind of instance: each hour's replicas in whole instances of it."""
-    if plan.gpu is None or not plan.prices:
+    if plan.gpu is None or not plan.prices or plan.apart:
         raise BadInput("--hours: the plan is of several kinds or has no price; terms are compared for one kind of instance")
     offer = plan.prices[0]
     each = max(offer.devices // plan.devices_per_replica, 1)

@@ -81,8 +81,9 @@ def demo(out: Path, *, seed: int = 0, quiet: bool = False) -> Demo:
             requests_file = files["requests.parquet"]
             seen, requests = verify.trial(plan, server.url, duration_s=LOAD_S, seed=seed + 1, requests_file=requests_file, quiet=quiet)
             record.write(files["loadtest.json"], seen, machine, [requests_file])
+            slower = served.slower(profile, log, requests)
     with stage("report", "setting prediction beside measurement (mlsys verify, mlsys report)"):
-        result = _result(plan, seen, files, stage.took_s)
+        result = _result(plan, seen, files, stage.took_s, slower)
         record.write(files["demo.json"], result, machine, [p for n, p in files.items() if n not in ("demo.json", "report.html")])
         _report(files, result, requests)
     return result
@@ -121,7 +122,7 @@ def _plan_line(plan: Plan) -> str:
     return f"{plan.replicas} replica(s) of one {plan.gpu}, {cost}, {plan.provenance.value}; binds: {plan.binding_constraint}"
 
 
-def _result(plan: Plan, seen: LoadTest, files: dict[str, Path], took_s: dict[str, float]) -> Demo:
+def _result(plan: Plan, seen: LoadTest, files: dict[str, Path], took_s: dict[str, float], slower: float) -> Demo:
     checks = verify.checks(plan, seen)
     return Demo(
         plan=plan,
@@ -130,6 +131,7 @@ def _result(plan: Plan, seen: LoadTest, files: dict[str, Path], took_s: dict[str
         checks=checks,
         files={name: str(path) for name, path in files.items()},
         took_s=dict(took_s),
+        machine_slower=slower,
     )
 
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 from collections.abc import Sequence
+from concurrent.futures import Executor
 from pathlib import Path
 
 from mlsys_bench import plan as planner
-from mlsys_bench import record, slo
+from mlsys_bench import record, slo, workers
 from mlsys_bench.errors import BadInput, Infeasible
 from mlsys_bench.plan import command, difference, manifests
 from mlsys_bench.plan.difference import Difference, Figures, Inputs
@@ -21,20 +23,31 @@ def told(plan: object, asked: str | None, today: str | None) -> str:
 
 
 def exported(plan: object, asked: str, engine: str = "vllm") -> str:
-    """Write what `--export KIND[:DIR]` asks for and return where it is.  Raises BadInput for a plan of several stages."""
+    """Write what `--export KIND[:DIR]` asks for and return where it is."""
     from mlsys_bench.plan import export
 
     if not isinstance(plan, Plan):
-        raise BadInput(f"--export {asked}: manifests are of plans of one model; export its LLM stage on its own")
+        raise BadInput(f"--export {asked}: manifests are of plans of one model, or of a scenario's stages; make one with mlsys plan")
+    if plan.stages:
+        from mlsys_bench.plan.export import stages
+
+        return f"wrote {stages.write(asked, plan, engine)}"  # type: ignore[arg-type]
+    if plan.apart:
+        return f"wrote {export.write(asked, *export.pools(plan, engine))}"  # type: ignore[arg-type]
     return f"wrote {export.write(asked, export.release(plan, engine, secured=plan.secured, scaled=plan.scaled))}"  # type: ignore[arg-type]
 
 
 def beside(plan: object, text: str) -> list[str]:
     """Return the plan's own command line, what of today's was not understood, and the difference of the two, a line each."""
-    if not isinstance(plan, Plan):
-        raise BadInput("--from-deployment: one engine is compared with the plan of one model")
+    if not isinstance(plan, Plan) or plan.stages:
+        raise BadInput("--from-deployment: one engine is compared with the plan of one model; plan that stage's model alone")
     lines = []
     for today in manifests.read(text):
+        if plan.apart:
+            from mlsys_bench.plan.disaggregated import deployed
+
+            lines += [*deployed.lines(plan, today.engine), f"today:   {command.command(today)}"]
+            continue
         planned = command.of_plan(plan, today.engine)
         lines += [f"planned: {command.command(planned)}", f"today:   {command.command(today)}"]
         lines += [f"  {change}" for change in command.difference(today, planned)] or ["  no difference"]
@@ -44,23 +57,48 @@ def beside(plan: object, text: str) -> list[str]:
 
 def explained(files: Sequence[Path], as_json: bool = False) -> str:
     """Return what `--diff OLD NEW` prints: why the plans differ, each cause planned anew where that can be done."""
-    found = compared(*(record.read(path, Plan) for path in files))
+    old, new = (record.read(path, Plan) for path in files)
+    found = compared(old, new)
     return json.dumps(dataclasses.asdict(found), indent=1) if as_json else "\n".join(difference.in_words(found))
 
 
-def compared(old: Plan, new: Plan) -> Difference:
-    """Return the difference of two plans; from the records alone, and why, where a step between the two has no plan."""
+def compared(
+    old: Plan, new: Plan, given: planner.Request | None = None, executor: Executor | workers.Local | None = None
+) -> Difference:  # fmt: skip
+    """Return the difference of two plans, with what no record holds (headroom, term, prices …) as `given` for the new one.
+
+    From the records alone, and why, where nothing can be planned between the two.
+    """
+    if old.stages and new.stages:
+        return difference.by_stages(old, new)
+    if old.stages or new.stages:
+        return dataclasses.replace(
+            difference.by_record(old, new), steps=(), method="the cost alone: one of the two is of several stages, so no cause is shared"
+        )
+    if old.apart or new.apart:
+        return dataclasses.replace(
+            difference.by_record(old, new), steps=(), method="the cost alone: prefill and decode are two pools in one of them"
+        )
+    if given is not None and given.trace is not None:
+        ends = difference.by_record(old, new)
+        return dataclasses.replace(ends, method=f"{ends.method}, because the new plan is of a trace, which no record holds")
     try:
-        return difference.by_replanning(old, new, replanned)
+        return difference.by_replanning(old, new, functools.partial(replanned, given=given), executor)
     except (Infeasible, BadInput) as error:  # such as the new limits on the old GPU: only the two ends are known then
         ends = difference.by_record(old, new)
         return dataclasses.replace(ends, method=f"{ends.method}, because a step between them has no plan: {error}")
 
 
-def replanned(inputs: Inputs) -> Figures:
+def replanned(inputs: Inputs, given: planner.Request | None = None) -> Figures:
     """Return the figures of a plan made anew from the inputs of a record, on its GPU, at the record's price of a device."""
+    base = given or planner.Request(model=inputs.model, workload=inputs.workload, slo=())
     made = planner.plan(
         planner.Request(
+            headroom=base.headroom,
+            term=base.term,
+            market=base.market,
+            routing=base.routing,
+            seed=base.seed,
             model=inputs.model,
             workload=inputs.workload,
             slo=slo.parse(inputs.slo),

@@ -9,13 +9,26 @@ from typing import Any
 
 from mlsys_bench import latency, record, scenario, slo, units, workload
 from mlsys_bench.errors import BadInput
-from mlsys_bench.journeys import surroundings
+from mlsys_bench.journeys import planning, surroundings
 from mlsys_bench.plan.graph import GraphRequest
 from mlsys_bench.scenario import checks
 from mlsys_bench.stages import StageGraph
 from mlsys_bench.types import Bench, LatencyProfile
 
-_OF_ONE_MODEL = ("model", "gpu", "precision", "prompt_tokens", "output_tokens", "max_batch", "trace")
+# what a graph takes from the command line; every other option that is given is refused, so that none is ever passed over in silence
+_TAKEN = (
+    "scenario", "qps", "measured", "slo", "arrivals", "headroom", "term", "seed", "prices", "availability", "zones", "survive", "autoscale",
+    "growth",
+)  # fmt: skip
+_LEFT_OUT = {"speed": (1.0,), "routing": ("random",), "disaggregate": ("auto", "never")}  # said where nobody gave the option
+_WHY = {
+    "trace": "a trace has the lengths of one model's requests, and bursts that stages see one by one; say --qps and --arrivals, "
+    "or plan the language model's stage alone with --trace",
+    "speed": "it plays a trace faster, and a graph takes none",
+    "routing": "the replicas of a stage share one queue, and engines are routed to at random",
+    "disaggregate": "the engine of a stage is planned as whole replicas; plan that stage alone with --disaggregate",
+    "mixed": "kinds are mixed by prompt length for one model; plan that stage alone with --mixed",
+}
 
 
 def asked(options: Mapping[str, Any]) -> GraphRequest | None:
@@ -23,15 +36,18 @@ def asked(options: Mapping[str, Any]) -> GraphRequest | None:
     found = scenario.load(options["scenario"]) if options.get("scenario") else None
     if not isinstance(found, StageGraph):
         return None
-    if options.get("prices"):
-        raise BadInput(f"--prices: {found.name} has several stages, and those are priced by the published catalogue today; leave it out")
-    for name in (*_OF_ONE_MODEL, *surroundings.OPTIONS):
-        if options.get(name):
-            raise BadInput(
-                f"--{name.replace('_', '-')}: {found.name} has several stages; say it in the scenario, at the stage that is meant"
-            )
+    for name, value in options.items():
+        if name not in _TAKEN and value not in (None, False, "", (), [], *_LEFT_OUT.get(name, ())):
+            why = _WHY.get(name, "say it in the scenario, at the stage that is meant")
+            raise BadInput(f"--{name.replace('_', '-')}: {found.name} has several stages; {why}")
+    around = surroundings.asked(options.get("zones"), bool(options.get("survive")), bool(options.get("autoscale")), options.get("growth"))
     return GraphRequest(
-        graph=_changed(found, options), profiles=profiles(options.get("measured") or (), found), term=options["term"], seed=options["seed"]
+        graph=_changed(found, options),
+        profiles=profiles(options.get("measured") or (), found),
+        term=options["term"],
+        seed=options["seed"],
+        market=planning.market(options["prices"]) if options.get("prices") else None,
+        **around,
     )
 
 
@@ -44,7 +60,7 @@ def _changed(graph: StageGraph, options: Mapping[str, Any]) -> StageGraph:
         arrivals=arrivals or graph.workload.arrivals,
     )
     workload.parse_arrivals(traffic.arrivals)
-    limits = slo.parse(options["slo"]) if options.get("slo") else graph.slo
+    limits = surroundings.promised(slo.parse(options["slo"]) if options.get("slo") else graph.slo, options.get("availability"))
     free = units.fraction(options["headroom"], "--headroom") if options.get("headroom") else graph.headroom
     if not 0 <= free < 1:
         raise BadInput(f"headroom is {free:g}: it is the share of capacity kept free, from 0 to below 1, e.g. 20%")

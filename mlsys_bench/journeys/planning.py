@@ -5,18 +5,21 @@ from __future__ import annotations
 import dataclasses
 import datetime
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Executor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mlsys_bench import hardware, latency, models, record, slo, units, workload
 from mlsys_bench import plan as planner
 from mlsys_bench.errors import BadInput
+from mlsys_bench.fleets import Fleet, FleetPlan
 from mlsys_bench.journeys import surroundings
 from mlsys_bench.plan import confirm, trial
 from mlsys_bench.pricing import Market
 from mlsys_bench.types import SLO, Bench, LatencyProfile, Plan, Scenario, Workload
 
 if TYPE_CHECKING:
+    from mlsys_bench.plan.fleets import FleetRequest
     from mlsys_bench.plan.graph import GraphRequest
 
 DEFAULT_PROMPT = "lognormal:512:1:8192"
@@ -74,6 +77,7 @@ def ask(
     autoscale: bool = False,
     growth: str | None = None,
     mixed: bool = False,
+    disaggregate: str = "never",
 ) -> planner.Request:
     """Return what a plan is asked for: the scenario's values, overridden by measured ones and by flags, completed by defaults."""
     base = _scenario(scenario)
@@ -95,6 +99,7 @@ def ask(
         trace=replayed,
         market=None if prices is None else market(prices),
         mixed=mixed,
+        **surroundings.pools_apart(disaggregate),
         **surroundings.asked(zones, survive, autoscale, growth),
     )
 
@@ -113,7 +118,8 @@ def _scenario(name: str | None) -> Scenario | None:
 
     found = scenario.load(name)
     if not isinstance(found, Scenario):
-        raise BadInput(f"{name} has several stages: `mlsys plan {name}` plans them; this command runs one language model")
+        what = "is a fleet of several scenarios" if isinstance(found, Fleet) else "has several stages"
+        raise BadInput(f"{name} {what}: `mlsys plan {name}` plans them; this command runs one language model")
     return found
 
 
@@ -157,6 +163,9 @@ def _precisions(base: Scenario | None, own: Sequence[LatencyProfile]) -> tuple[s
 
 
 def _limits(text: str | None, base: Scenario | None) -> SLO:
+    if text and base:  # tenants keep the limits that the flag does not name
+        given = slo.parse(text)
+        return (*given, *(x for x in base.slo if x.tenant is not None and x.tenant not in {y.tenant for y in given}))
     if text:
         return slo.parse(text)
     return base.slo if base else slo.parse(DEFAULT_SLO)
@@ -206,6 +215,10 @@ def traffic(
             output=output_tokens or DEFAULT_OUTPUT,
             source=source,
         )
+    if base.tenants and (prompt_tokens or output_tokens):
+        raise BadInput(
+            "--prompt-tokens and --output-tokens: the traffic has tenants with lengths of their own; change them in the scenario"
+        )
     changed = dataclasses.replace(
         base,
         rate_per_s=base.rate_per_s * speed if qps is None else workload.checked_rate(qps),
@@ -218,23 +231,46 @@ def traffic(
     return changed
 
 
-def asked(**options: Any) -> planner.Request | GraphRequest:
-    """Return what a plan is asked for, of one model or of a scenario of several stages."""
+def asked(**options: Any) -> planner.Request | GraphRequest | FleetRequest:
+    """Return what a plan is asked for, of one model, of a scenario of several stages, or of several scenarios on one pool."""
     if not options.get("scenario"):
+        return ask(**options)
+    from mlsys_bench import scenario
+
+    found = scenario.load(options["scenario"])
+    if isinstance(found, Fleet):
+        from mlsys_bench.journeys import fleets
+
+        return fleets.asked(found, options)
+    if isinstance(found, Scenario):
         return ask(**options)
     from mlsys_bench.journeys import graph_plans
 
     return graph_plans.asked(options) or ask(**options)
 
 
-def plan(request: planner.Request | GraphRequest) -> Plan:
+def answer(request: planner.Request | GraphRequest | FleetRequest, executor: Executor | None = None) -> Plan | FleetPlan:
+    """Return the plan of whatever was asked for."""
+    if isinstance(request, planner.Request):
+        return plan(request, executor)
+    from mlsys_bench.plan.fleets import FleetRequest, plan_fleet
+
+    return plan_fleet(request, executor) if isinstance(request, FleetRequest) else plan(request)
+
+
+def exit_status(made: Plan | FleetPlan) -> int:
+    """Return 1 where a pool is too small to serve every scenario of a fleet in full."""
+    return 1 if isinstance(made, FleetPlan) and not made.is_whole else 0
+
+
+def plan(request: planner.Request | GraphRequest, executor: Executor | None = None) -> Plan:
     """Return the plan for the busiest time of the traffic; what that leaves out of the traffic stands among the assumptions."""
     if not isinstance(request, planner.Request):
         from mlsys_bench.plan.graph import plan_graph
 
         return plan_graph(request)
     peak = request.workload if request.trace is not None else workload.at_peak(request.workload)
-    made = planner.plan(dataclasses.replace(request, workload=peak, day=None if peak is request.workload else request.workload))
+    made = planner.plan(dataclasses.replace(request, workload=peak, day=None if peak is request.workload else request.workload), executor)
     more = _traffic_assumptions(request.workload, peak, request.trace is not None)
     return dataclasses.replace(made, assumptions=(*made.assumptions, *more))
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+import time
+from collections.abc import Callable
 
 
 class Line:
@@ -16,6 +18,20 @@ class Line:
         if self._on:
             sys.stderr.write(f"\r\x1b[2K{text[:110]}")
             sys.stderr.flush()
+
+    def counted(self, what: str, clock: Callable[[], float] = time.monotonic) -> Callable[[int, int], None]:
+        """Return what shows how many pieces of a long job are done and, from the second on, about how long the others take."""
+        first: list[tuple[float, int]] = []
+
+        def tell(done: int, of: int) -> None:
+            now_s = clock()
+            begun_s, before = first[0] if first else (now_s, done)
+            first[:] = [(begun_s, before)]
+            left_s = (now_s - begun_s) / max(done - before, 1) * (of - done)
+            left = f", about {left_s:.0f} s left" if left_s < 100 else f", about {left_s / 60:.0f} min left"
+            self.show(f"{done:,} of {of:,} {what}{left if before < done < of else ''}")
+
+        return tell
 
     def clear(self) -> None:
         """Leave the terminal as it was."""

@@ -188,6 +188,13 @@ def stretch(profile: LatencyProfile, window: Window) -> float:
     return float(window.period_s[counted].sum() / predicted[counted].sum())
 
 
+def slower(profile: LatencyProfile, log: Path, run: Requests) -> float:
+    """Return by how much longer the steps of a load test took than the profile says of them, -0.1 for a tenth shorter."""
+    features, period_s = _periods(_within(steplog.read(log), run))
+    seen = Window(begun_unix_s=run.t0_unix_s, features=features, period_s=period_s, request_s=0.0, token_s=0.0, flood_per_s=0.0)
+    return stretch(profile, seen) - 1
+
+
 def stretched(profile: LatencyProfile, factor: float) -> LatencyProfile:
     """Return the profile with all times multiplied; multipliers of full speed stay at or above the physics floor of 1."""
     values = [

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mlsys_bench import hardware, record, units, workload
+from mlsys_bench import hardware, record, units, workers, workload
 from mlsys_bench import plan as planner
 from mlsys_bench.errors import BadInput
 from mlsys_bench.journeys import around, planning
+from mlsys_bench.journeys.progress import Line
 from mlsys_bench.types import LoadTest, Requests
 
 if TYPE_CHECKING:
@@ -60,6 +61,7 @@ class Asked:
     kv_offload: str | None = None
     speculate: str | None = None
     warmup: str | None = None
+    cluster: str | None = None
     out: Path | None = None
 
 
@@ -68,7 +70,7 @@ def simulate(asked: Asked) -> LoadTest:
     from mlsys_bench.simulate import outcome
 
     request, candidate = _request(asked), design(asked)
-    runs = list(_runs(asked, request, candidate))
+    runs = _runs(asked, request, candidate)
     requests_file = asked.out.with_suffix(".parquet") if asked.out else None
     result = outcome.loadtest(
         runs,
@@ -160,28 +162,41 @@ def _target(asked: Asked, candidate: planner.Candidate) -> str:
 # ---------------------------------------------------------------- the traffic
 
 
-def _runs(asked: Asked, request: planner.Request, candidate: planner.Candidate) -> Iterator[Simulation]:
-    """Yield independent runs, one for each seed."""
+def _runs(asked: Asked, request: planner.Request, candidate: planner.Candidate) -> list[Simulation]:
+    """Return independent runs, one for each seed, by whoever is hired for them."""
     from mlsys_bench import simulate as simulator
 
     seeds = [asked.seed] if asked.runs == 1 else simulator.seeds(asked.seed, asked.runs)
-    for seed in seeds:
-        options: dict[str, Any] = {
-            "replicas": asked.replicas, "routing": asked.routing, "seed": seed, "policy": around.policy(asked, candidate),
-            "conditions": around.conditions(asked, candidate),
-        }  # fmt: skip
-        if asked.users is not None:
-            yield simulator.closed(
-                candidate.profile, candidate.limits, concurrency=asked.users, prompt_tokens=request.workload.prompt_tokens,
-                output_tokens=request.workload.output_tokens, n=asked.requests or max(ROUNDS * asked.users, LEAST),
-                think_s=units.seconds(asked.think, "--think") if asked.think else 0.0, **options,
-            )  # fmt: skip
-        else:
-            schedule = _schedule(asked, request, seed)
-            yield simulator.run(
-                schedule, candidate.profile, candidate.limits, queue_limit=asked.queue_limit,
-                warmup_s=units.seconds(asked.warmup, "--warmup") if asked.warmup else None, **options,
-            )  # fmt: skip
+    replayed = _schedule(asked, request, asked.seed) if asked.trace is not None else None  # workers elsewhere have no such file
+    line = Line()
+    try:
+        with workers.hired(asked.cluster) as crew:
+            given = (asked, request, candidate, replayed)
+            return workers.each(_run, seeds, shared=given, executor=crew, told=line.counted("runs"))
+    finally:
+        line.clear()
+
+
+def _run(given: tuple[Asked, planner.Request, planner.Candidate, Schedule | None], seed: int) -> Simulation:
+    """Return one run."""
+    from mlsys_bench import simulate as simulator
+
+    asked, request, candidate, replayed = given
+    options: dict[str, Any] = {
+        "replicas": asked.replicas, "routing": asked.routing, "seed": seed, "policy": around.policy(asked, candidate),
+        "conditions": around.conditions(asked, candidate),
+    }  # fmt: skip
+    if asked.users is not None:
+        return simulator.closed(
+            candidate.profile, candidate.limits, concurrency=asked.users, prompt_tokens=request.workload.prompt_tokens,
+            output_tokens=request.workload.output_tokens, n=asked.requests or max(ROUNDS * asked.users, LEAST),
+            think_s=units.seconds(asked.think, "--think") if asked.think else 0.0, **options,
+        )  # fmt: skip
+    schedule = _schedule(asked, request, seed) if replayed is None else replayed
+    return simulator.run(
+        schedule, candidate.profile, candidate.limits, queue_limit=asked.queue_limit,
+        warmup_s=units.seconds(asked.warmup, "--warmup") if asked.warmup else None, **options,
+    )  # fmt: skip
 
 
 def _schedule(asked: Asked, request: planner.Request, seed: int) -> Schedule:

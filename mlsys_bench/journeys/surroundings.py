@@ -6,6 +6,7 @@ from typing import Any
 
 from mlsys_bench import units
 from mlsys_bench.errors import BadInput
+from mlsys_bench.journeys import settings
 from mlsys_bench.types import SLO, Limit
 
 OPTIONS = ("availability", "zones", "survive", "autoscale", "growth", "mixed")
@@ -19,6 +20,13 @@ def promised(limits: SLO, availability: str | None) -> SLO:
     if not 0 < share < 1:
         raise BadInput(f"--availability {availability}: it lies between 0% and 100%, e.g. 99.9%")
     return (*(limit for limit in limits if limit.metric != "availability"), Limit(metric="availability", stat="ratio", limit=share))
+
+
+def pools_apart(text: str) -> dict[str, Any]:
+    """Return the fields of a request that `--disaggregate auto|never|only[,link=50GB/s]` fills."""
+    known: dict[str, settings.Parse] = {"way": lambda way, _: way, "link": settings.bandwidth}
+    found = settings.parse(text, "--disaggregate", known, main="way")
+    return {"disaggregate": found.get("way", "auto"), "link_bytes_per_s": found.get("link")}
 
 
 def asked(zones: int | None, survive: bool, autoscale: bool, growth: str | None) -> dict[str, Any]:

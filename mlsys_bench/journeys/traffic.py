@@ -75,7 +75,7 @@ def from_prometheus(
     source = prometheus.server(url, authorization(auth_file))
     seen = prometheus.fetched(
         source,
-        end_s=time.time() if until is None else _unix_s(until),
+        end_s=time.time() if until is None else unix_s(until),
         range_s=units.seconds(range_, "--range"),
         step_s=None if step == "auto" else units.seconds(step, "--step"),
         engine=engine,
@@ -130,7 +130,8 @@ def draw(described: Workload, path: Path, *, requests: int, seed: int, turns: st
     trace.write(workload.sessions(law, rate_per_s=described.rate_per_s, arrivals=described.arrivals, n=n, seed=seed), path)
 
 
-def _unix_s(text: str) -> float:
+def unix_s(text: str) -> float:
+    """Return the moment that a date names."""
     try:
         moment = datetime.datetime.fromisoformat(text)
     except ValueError:

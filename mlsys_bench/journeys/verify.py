@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator
+import http.client
+import json
+import math
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
 
 import msgspec
 
-from mlsys_bench import latency, loadtest, record, slo, summary, units, workload
+from mlsys_bench import latency, loadtest, record, slo, stats, summary, units, workload
 from mlsys_bench.errors import BadInput
 from mlsys_bench.journeys.load import progress
 from mlsys_bench.journeys.progress import Line
@@ -21,11 +26,14 @@ ENGINES = ("cpu", "cuda:0")  # devices the built-in engine runs on
 
 def verify(plan_file: Path, url: str | None, *, duration: str, seed: int, out: Path | None, quiet: bool = False) -> Verification:
     """Load-test one replica of a plan, the built-in engine or a given server, and hold every prediction against it."""
-    plan = record.read(plan_file, Plan)
+    plan = check_testable(record.read(plan_file, Plan))
     duration_s = units.seconds(duration, "--duration")
     if out is not None:
         record.check_writable(out)
     requests_file = out.with_suffix(".parquet") if out else None
+    told = of_ours(url) if url else {}
+    if told:
+        latency.check_layout(plan.profile, msgspec.convert(told["layout"], Layout))
     with contextlib.nullcontext(url) if url else replica(plan) as target:
         measured, _ = trial(plan, target, duration_s=duration_s, seed=seed, requests_file=requests_file, quiet=quiet)
     found = checks(plan, measured)
@@ -36,13 +44,51 @@ def verify(plan_file: Path, url: str | None, *, duration: str, seed: int, out: P
         checks=found,
         holds=all(check.inside is not False for check in found) and measured.validity.verdict != "invalid",
         measured=measured,
-        notes=notes(plan, measured),
+        notes=(*notes(plan, measured), *settings(plan, told)),
     )
 
 
+def of_ours(url: str) -> dict[str, Any]:
+    """Return what `mlsys serve` says of itself at this address, nothing for any other server."""
+    where = urlsplit(url if "://" in url else f"http://{url}")
+    connection = http.client.HTTPConnection(where.netloc, timeout=5)
+    try:
+        connection.request("GET", "/health")
+        body = json.loads(connection.getresponse().read())
+    except (OSError, ValueError, http.client.HTTPException):  # another kind of server, or none: the load test says which
+        return {}
+    finally:
+        connection.close()
+    return body if isinstance(body, dict) and {"layout", "limits"} <= body.keys() else {}
+
+
+def settings(plan: Plan, told: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return in words which settings of the server are not the plan's."""
+    limits = told.get("limits")
+    if limits is None:
+        return ()
+    given = {
+        "max batch": (plan.max_batch, limits["max_seqs"]),
+        "tokens a step": (plan.max_step_tokens, limits["max_step_tokens"]),
+        "KV tokens": (plan.kv_tokens_per_replica, limits["blocks"] * limits["block_tokens"]),
+    }
+    other = [f"{name} {has:,}, planned {wanted:,}" for name, (wanted, has) in given.items() if wanted is not None and has != wanted]
+    return (f"the server is not set as planned: {'; '.join(other)}",) if other else ()
+
+
+def check_testable(plan: Plan) -> Plan:
+    """Return a plan whose replicas are alike and each do the whole work; raise BadInput for any other: no replica sees what was planned."""
+    if plan.stages:
+        raise BadInput(f"the plan is of a stage graph ({', '.join(s.stage for s in plan.stages)}); verify tests one replica of one model")
+    if plan.gpu is None or len(plan.fleet) != 1:
+        kinds = ", ".join(f"{item.replicas} x {item.stage} on {item.gpu}" for item in plan.fleet)
+        raise BadInput(f"the plan's replicas differ ({kinds}), and no one of them sees the traffic planned; verify a plan of one kind")
+    return plan
+
+
 def exit_status(result: Verification) -> int:
-    """Return 0 when every prediction holds, 1 when one does not, 3 when the measurement itself cannot be believed."""
-    if result.measured.validity.verdict == "invalid":
+    """Return 0 when every prediction holds, 1 when one does not, 3 when the measurement cannot be believed or decides none."""
+    if result.measured.validity.verdict == "invalid" or all(check.inside is None for check in result.checks):
         return 3
     return 0 if result.holds else 1
 
@@ -88,14 +134,14 @@ def trial(
         url=url,
         trace=workload.typical(traffic, max(1, round(traffic.rate_per_s * duration_s)), seed),
         duration_s=duration_s,
-        slo=slo.parse(plan.slo),
+        slo=slo.of_all(slo.parse(plan.slo)),
         seed=seed,
         requests_file=requests_file,
     )
     line = Line(quiet)
     try:
         measured, requests = loadtest.run(options, lambda p: line.show(progress(p)))
-        return dataclasses.replace(measured, arrivals=f"{traffic.arrivals}, true to rate and lengths"), requests
+        return dataclasses.replace(measured, arrivals=f"exact-rate {traffic.arrivals}"), requests
     finally:
         line.clear()
 
@@ -144,8 +190,16 @@ def _interval(key: str, measured: LoadTest) -> tuple[float | None, float | None]
 def notes(plan: Plan, measured: LoadTest) -> tuple[str, ...]:
     """Return what a reader must know beside the figures."""
     rate = units.show_rate(rate_per_replica(plan))
-    said = [f"one replica at {rate}, {measured.ok} answers; the load test was {measured.validity.verdict}"]
-    if measured.validity.reasons:
-        said.append("; ".join(measured.validity.reasons))
+    said = [f"one replica at {rate}, {measured.ok:,} answers; the load test was {measured.validity.verdict}"]
+    few = {
+        name
+        for name in ("ttft_s", "tpot_s", "e2e_s")
+        for stat in getattr(measured, name).too_few
+        if f"{name[:-2]}_{stat}_s" in plan.predicted
+    }
+    if few:
+        needed = stats.enough_for_quantile(0.99)
+        duration = units.show_s(math.ceil(1.1 * needed / rate_per_replica(plan) / 10) * 10)
+        said.append(f"a p99 needs {needed} answers: those of --duration {duration} or so would do")
     said.append("a prediction holds when its 90 % interval and the measurement's overlap; error is (predicted - measured) / measured")
     return tuple(said)

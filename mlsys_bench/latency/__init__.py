@@ -27,7 +27,7 @@ from __future__ import annotations
 
 from mlsys_bench.latency.calibrate import Residual, fit, layouts, residuals
 from mlsys_bench.latency.kernel import seconds
-from mlsys_bench.latency.physics import roofline
+from mlsys_bench.latency.physics import Spread, roofline, rooflines
 from mlsys_bench.latency.shares import formats, kv_format, shares
 from mlsys_bench.latency.step import (
     FEATURES,
@@ -44,9 +44,11 @@ from mlsys_bench.latency.step import (
     outside,
     step_s,
     table,
+    tables,
 )
 
 __all__ = [
-    "FEATURES", "MULTIPLIERS", "TERMS", "Features", "Residual", "check", "check_layout", "clock", "draw", "entries", "fit",
-    "floor_s", "formats", "kv_format", "layouts", "many", "outside", "residuals", "roofline", "seconds", "shares", "step_s", "table",
+    "FEATURES", "MULTIPLIERS", "TERMS", "Features", "Residual", "Spread", "check", "check_layout", "clock", "draw", "entries", "fit",
+    "floor_s", "formats", "kv_format", "layouts", "many", "outside", "residuals", "roofline", "rooflines", "seconds", "shares", "step_s",
+    "table", "tables",
 ]  # fmt: skip

@@ -7,6 +7,8 @@ measured rows showed.  `predict.learn` narrows both as soon as one point of this
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
+from typing import Any, Required, TypedDict
 
 import numpy as np
 import numpy.typing as npt
@@ -39,19 +41,52 @@ def roofline(
     Raises BadInput for a precision the device cannot compute in.  A model nobody measured on a known GPU is off by 4 % on average, a
     GPU nobody measured by 12 % (`docs/predictions.md`); the interval says so.
     """
-    hardware.compute_flops_per_s(device, precision)
-    k = layout_constants(arch, device, precision=precision, tp=tp, pp=pp, ep=ep, moe_tp=moe_tp, attention_dp=attention_dp, engine=engine)
-    logs = coefficients.learned_log()
-    found, slopes = terms_of(logs, k)
-    covariance = slopes @ np.diag(coefficients.spread_log() ** 2) @ slopes.T
+    spread = Spread(precision=precision, tp=tp, pp=pp, ep=ep, moe_tp=moe_tp, attention_dp=attention_dp, engine=engine)
+    (found,) = rooflines(arch, [(device, spread)])
+    return found
+
+
+class Spread(TypedDict, total=False):
+    """How a replica is spread over devices: the arguments of `roofline`."""
+
+    precision: Required[str]
+    tp: int
+    pp: int
+    ep: int
+    moe_tp: int | None
+    attention_dp: int
+    engine: str
+
+
+def rooflines(arch: models.Architecture, wanted: Sequence[tuple[hardware.Device, Spread]]) -> list[LatencyProfile]:
+    """Return the profiles of several layouts of one model, as `roofline` gives each: hundreds in the time of some ten one by one."""
+    if not wanted:
+        return []
+    for device, spread in wanted:
+        hardware.compute_flops_per_s(device, spread["precision"])
+    constants = [layout_constants(arch, device, **spread) for device, spread in wanted]
+    logs, own = coefficients.learned_log(), np.diag(coefficients.spread_log() ** 2)
+    found, slopes = _terms_and_slopes(logs, {name: np.array([k[name] for k in constants])[:, None] for name in constants[0]})
+    values = np.array(list(found.values())).T.tolist()
+    overhead = {"request_overhead_s": math.exp(logs[coefficients.NAMES.index("first_s")])}
+    return [
+        _profile(arch, device, spread, dict(zip(found, own_values, strict=True)), slope @ own @ slope.T, k | overhead)
+        for (device, spread), own_values, slope, k in zip(wanted, values, slopes, constants, strict=True)
+    ]
+
+
+def _profile(
+    arch: models.Architecture, device: hardware.Device, spread: Spread, found: dict[str, float], covariance: Array, k: dict[str, float]
+) -> LatencyProfile:
+    degrees = {name: spread.get(name, 1) for name in ("tp", "pp", "ep", "attention_dp")}
     return LatencyProfile(
         form="step",
-        layout=Layout(model=arch.id, precision=precision, device=device.id, tp=tp, pp=pp, ep=ep, attention_dp=attention_dp),
+        layout=Layout(model=arch.id, precision=spread["precision"], device=device.id, **degrees),  # type: ignore[arg-type]
         stage=None,
         terms=tuple(found),
         coefficients=tuple(found.values()),
-        covariance=tuple(tuple(row) for row in covariance.tolist()),
-        constants=k | {"request_overhead_s": math.exp(logs[coefficients.NAMES.index("first_s")])},
+        covariance=tuple(map(tuple, covariance.tolist())),
+        constants=k,
         residual_log_sd=RESIDUAL_LOG_SD,
         valid={},
         provenance=Provenance.ROOFLINE,
@@ -60,10 +95,10 @@ def roofline(
 
 
 def layout_constants(
-    arch: models.Architecture, device: hardware.Device, *, precision: str, sorts_vocabulary: bool = False, **spread: int | str | None
+    arch: models.Architecture, device: hardware.Device, *, precision: str, sorts_vocabulary: bool = False, **spread: Any
 ) -> dict[str, float]:
     """Return the constants of a layout's profile.  `sorts_vocabulary`: sampling with top-p or top-k by an engine that sorts for it."""
-    found = shares(arch, device, precision=precision, **spread)  # type: ignore[arg-type]
+    found = shares(arch, device, precision=precision, **spread)
     sampler_s = coefficients.SAMPLER_S * arch.vocab / device.bandwidth_bytes_per_s if sorts_vocabulary else 0.0
     kinds = coefficients.indicators(formats(arch, device, precision))
     return found | kinds | {"sampler_s": sampler_s, "roof_norm": coefficients.ROOF_NORM}
@@ -71,12 +106,18 @@ def layout_constants(
 
 def terms_of(logs: Array, k: dict[str, float]) -> tuple[dict[str, float], Array]:
     """Return a layout's terms, none below its floor, and the derivatives of their logarithms by the log-coefficients."""
+    found, slopes = _terms_and_slopes(logs, k)
+    return {name: float(v) for name, v in found.items()}, slopes
+
+
+def _terms_and_slopes(logs: Array, k: Mapping[str, Any]) -> tuple[dict[str, Array], Array]:
+    """Return the same of one layout, or of several where constants are columns: slopes are then [layouts, terms, log-coefficients]."""
     moved = np.vstack([logs, logs + _NUDGE * np.eye(len(logs))])  # the point, and one step along each coefficient
-    found = coefficients.terms(dict(zip(coefficients.NAMES, np.exp(moved).T, strict=True)), k)
-    values = {name: np.broadcast_to(v, len(moved)) for name, v in coefficients.floored(found, step.MULTIPLIERS).items()}
-    centre = {name: float(v[0]) for name, v in values.items()}
-    rise = np.log(np.array(list(values.values())))
-    return centre, (rise[:, 1:] - rise[:, :1]) / _NUDGE
+    found = coefficients.floored(coefficients.terms(dict(zip(coefficients.NAMES, np.exp(moved).T, strict=True)), k), step.MULTIPLIERS)
+    shape = np.broadcast_shapes(*(np.shape(v) for v in found.values()))
+    values = np.array([np.broadcast_to(v, shape) for v in found.values()])
+    rise = np.moveaxis(np.log(values), 0, -2)
+    return dict(zip(found, values[..., 0], strict=True)), (rise[..., 1:] - rise[..., :1]) / _NUDGE
 
 
 def constants_of(arch: models.Architecture, precision: str, tp: int = 1) -> dict[str, float]:

@@ -48,7 +48,7 @@ def many(t: Sequence[Any] | Array, features: Sequence[Any] | Array) -> Array:
     """Return what `kernel.seconds` gives, for arrays of features; the entries of `t` may be arrays beside them."""
     D, K, P, Q, S = (np.asarray(f, dtype=float) for f in features)
     n = D + P
-    norm = np.max(t[kernel.NORM]) or None
+    norm = _norm(t[kernel.NORM])
     if _any(t[kernel.STAIR]):
         stride = np.maximum(t[kernel.STAIR], 1.0)
         padded = (P == 0) & (n > t[kernel.STAIR]) & (n <= t[kernel.STAIR_END]) & (np.asarray(t[kernel.STAIR]) > 0)
@@ -79,6 +79,13 @@ def many(t: Sequence[Any] | Array, features: Sequence[Any] | Array) -> Array:
     return np.asarray(t[kernel.FIXED] + t[kernel.PER_SAMPLE] * S + np.maximum(busy, t[kernel.HIDDEN]))
 
 
+def _norm(entry: Any) -> Any:
+    """Return the norm of `roof`: None where all are sharp, one number where all are alike, else each layout's own."""
+    if isinstance(entry, float):
+        return entry or None
+    return np.asarray(entry) if np.ptp(entry) else float(np.max(entry)) or None
+
+
 def _any(entry: Any) -> bool:
     """Say whether an entry of a table counts anywhere.  numpy takes 3 µs to look at a plain number, as long as at all the steps."""
     return bool(entry) if isinstance(entry, float) else bool(np.any(entry))
@@ -87,6 +94,11 @@ def _any(entry: Any) -> bool:
 def table(profile: LatencyProfile) -> Array:
     """Return all that `kernel.seconds` needs to time a step, as one array."""
     return np.array(entries(coefficients(profile), profile.constants), dtype=float)
+
+
+def tables(profiles: Sequence[LatencyProfile]) -> Array:
+    """Return the tables of several profiles, one in each column, as `many` takes them."""
+    return np.array([entries(coefficients(p), p.constants) for p in profiles], dtype=float).T
 
 
 def entries(c: Mapping[str, Any], k: Mapping[str, Any]) -> list[Any]:
@@ -204,14 +216,17 @@ def coefficients(profile: LatencyProfile) -> dict[str, float]:
     return dict(zip(profile.terms, profile.coefficients, strict=True))
 
 
-def roof(memory_s: Any, compute_s: Any, norm: float | None) -> Any:
-    """Return the longer of two times that overlap, or their p-norm where the change-over is gradual."""
+def roof(memory_s: Any, compute_s: Any, norm: Any) -> Any:
+    """Return the longer of two times that overlap, or their p-norm where the change-over is gradual; 0 or None stands for no norm."""
     scalar = isinstance(memory_s, float | int) and isinstance(compute_s, float | int)
     high = max(memory_s, compute_s) if scalar else np.maximum(memory_s, compute_s)
     if norm is None:
         return high
     low = min(memory_s, compute_s) if scalar else np.minimum(memory_s, compute_s)
     ratio = low / max(high, 1e-300) if scalar else low / np.maximum(high, 1e-300)
+    if isinstance(norm, np.ndarray):
+        p = np.maximum(norm, 1.0)
+        return np.where(norm > 0, high * (1.0 + ratio**p) ** (1.0 / p), high)
     return high * (1.0 + ratio**norm) ** (1.0 / norm)
 
 
@@ -247,4 +262,6 @@ def pair_s(constants: dict[str, float]) -> float:
 
 def _missed(constants: Mapping[str, Any]) -> Any:
     """Return the chance that one token leaves a given expert untouched; 0 for a dense model."""
+    if isinstance(constants["experts"], float):
+        return 1.0 - constants["experts_per_token"] / constants["experts"] if constants["experts"] > 0 else 0.0
     return np.where(np.asarray(constants["experts"]) > 0, 1.0 - constants["experts_per_token"] / np.maximum(constants["experts"], 1.0), 0.0)

@@ -37,7 +37,7 @@ from mlsys_bench.batching import Limits
 from mlsys_bench.plan.demand import SAMPLES, Demand, Floats
 from mlsys_bench.plan.latencies import Latencies
 from mlsys_bench.queueing.backlog import Parcels, flooded, settled
-from mlsys_bench.queueing.clusters import Clustered, clustered
+from mlsys_bench.queueing.clusters import Clustered, births, with_births
 from mlsys_bench.types import LatencyProfile
 
 Ints = npt.NDArray[np.int64]
@@ -90,7 +90,7 @@ class Replica:
         """Work out the steps of a full replica, and so its capacity."""
         self.profile, self.limits, self.demand = profile, limits, demand
         self._table = latency.table(profile).tolist()
-        self.randoms = randoms(samples)
+        self.randoms = randoms(samples if demand.tenant is None or samples < SAMPLES else max(samples, len(demand.prompt)))
         self.context_tokens = demand.held_tokens[0]
         self._overhead_s = profile.constants.get("request_overhead_s", 0.0) + profile.constants.get("token_overhead_s", 0.0)
         self.memory_slots = memory_slots(limits, demand)
@@ -201,26 +201,31 @@ class Replica:
         steps = self._steps(min(rate_per_s, self.capacity_per_s))
         step_s = self._by_batch(steps)
         decode_s, seated_s = (self.demand.mean_output - 1) * step_s, self.steps_per_request * step_s
-        seats = self._chain(rate_per_s, step_s, seated_s)
-        decodes = (
-            self._chain(rate_per_s, step_s, decode_s) if len(self.randoms.batch) >= SAMPLES else seats
-        )  # alike enough for a rough answer
+        rises = self._births(rate_per_s, step_s)
+        seats = self._chain(rate_per_s, rises, step_s, seated_s)
+        rough = len(self.randoms.batch) < SAMPLES  # then the two chains are alike enough
+        decodes = seats if rough else self._chain(rate_per_s, rises, step_s, decode_s)
         rows = np.arange(len(self.randoms.batch)) % len(self.demand.prompt)  # there are fewer pairs where some can never be served
         prompt, output = self.demand.prompt[rows], self.demand.output[rows]
         ttft = self._first_token(rate_per_s, seats, decodes, steps, prompt)
         tpot = self._per_token(decodes, steps, output)
         itl, weights = self._gaps(decodes, steps)
         e2e = ttft + np.where(output > 1, (output - 1) * np.nan_to_num(tpot), 0.0)
-        return Latencies(ttft_s=ttft, tpot_s=tpot, e2e_s=e2e, itl_s=itl, itl_weights=weights)
+        tenant = None if self.demand.tenant is None else self.demand.tenant[rows]
+        return Latencies(ttft_s=ttft, tpot_s=tpot, e2e_s=e2e, itl_s=itl, itl_weights=weights, tenant=tenant, tenants=self.demand.tenants)
 
-    def _chain(self, rate_per_s: float, step_s: Floats, stay_s: Floats) -> Clustered:
+    def _births(self, rate_per_s: float, step_s: Floats) -> Floats:
+        """Return the rates at which requests come in clusters, by how many are present."""
+        prefilling = np.clip(1 - self.decode_s[:-1] / np.maximum(step_s[:-1], 1e-300), 0.0, 1.0)
+        prefilling[0] = 0.0  # nobody's step is longer for it
+        return births(rate_per_s, prefilling, *self._members)
+
+    def _chain(self, rate_per_s: float, rises: Floats, step_s: Floats, stay_s: Floats) -> Clustered:
         """Return the law of the number of requests that stay so long with n of them present, and of those that wait for a slot."""
         n = np.arange(1.0, self.slots + 1)
         completions = n / np.maximum(stay_s[1:], 1e-3 * step_s[1:])  # answers of one token do not stay
         completions[-1] = self.capacity_per_s
-        prefilling = np.clip(1 - self.decode_s[:-1] / np.maximum(step_s[:-1], 1e-300), 0.0, 1.0)
-        prefilling[0] = 0.0  # nobody's step is longer for it
-        return clustered(rate_per_s, completions, prefilling, *self._members)
+        return with_births(rate_per_s, completions, rises)
 
     @cached_property
     def _members(self) -> tuple[float, float]:
@@ -278,17 +283,20 @@ class Replica:
         pairs = prompt**2 / 2 + np.minimum(others / mean * squares, others**2 / 2)
         requests = 1 + others / mean
         room = np.maximum(self.limits.max_step_tokens - decodes, 1.0)
-        total_s = np.zeros(len(prompt))
+        total_s, rows = np.zeros(len(prompt)), np.flatnonzero(todo > 0)
         for _ in range(_STAGES):
             share = np.minimum(room / backlog, 1.0)
             step_s = self._time_s(decodes, backlog * share, pairs * share, decodes + requests * share)
-            total_s += np.where(todo > 0, step_s, 0.0)
+            total_s[rows] += step_s
             todo = todo - room
-            if not (todo > 0).any():
+            if not (left := todo > 0).any():
                 break
             came = rate * step_s
             backlog, pairs = np.maximum(backlog - room, 0.0) + came * mean + 1e-9, pairs * (1 - share) + came * squares
             requests = requests * (1 - share) + came
+            if not left.all():  # few prompts take many steps
+                rows = rows[left]
+                decodes, todo, room, backlog, pairs, requests = (x[left] for x in (decodes, todo, room, backlog, pairs, requests))
         return total_s
 
     def _per_token(self, chain: Clustered, steps: Steps, output: Floats) -> Floats:
@@ -341,11 +349,11 @@ def _reach(limits: Limits, demand: Demand, per_step: float) -> float:
 
 def _inverse(cumulative: Floats, row: Ints, u: Floats) -> Ints:
     """Return the first cell of a row at which its cumulative weight reaches the share u of the row's total."""
-    found = np.zeros(len(row), dtype=np.int64)
-    for r, weights in enumerate(cumulative):
-        mine = row == r
-        found[mine] = np.searchsorted(weights, u[mine] * weights[-1])
-    return np.asarray(np.minimum(found, cumulative.shape[1] - 1))
+    rows, cells = cumulative.shape
+    total = cumulative[:, -1:]
+    share = np.where(total > 0, cumulative / np.where(total > 0, total, 1.0), 1.0)
+    reached = share + np.arange(rows)[:, None]  # all rows in one, each over its own unit
+    return np.asarray(np.clip(np.searchsorted(reached.ravel(), u + row) - row * cells, 0, cells - 1))
 
 
 def _together(lengths: Floats) -> float:

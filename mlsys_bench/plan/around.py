@@ -184,7 +184,9 @@ def tail_of(plan: Plan, limit: Limit) -> Tail:
     """Return a full replica and the promise to protect."""
     prompt, output = (workload.mean_tokens(n) for n in (plan.workload.prompt_tokens, plan.workload.output_tokens))
     slots = max(1, min(plan.max_batch, math.floor(plan.kv_tokens_per_replica / (prompt + output / 2))))
-    first_s = plan.predicted.get(f"{slo.key(limit)}_s", plan.predicted.get("ttft_p50_s", 0.0))
+    rows = {} if plan.tenancy is None else {row.name: row.predicted for row in plan.tenancy.tenants}
+    own = rows.get(limit.tenant or "", plan.predicted).get(f"{limit.metric}_{limit.stat}_s")
+    first_s = plan.predicted.get(f"{slo.key(limit)}_s", plan.predicted.get("ttft_p50_s", 0.0)) if own is None else own
     return Tail(
         slots=slots, service_s=slots / plan.capacity_per_replica_per_s, limit_s=limit.limit, p=float(limit.stat[1:]) / 100, first_s=first_s
     )

@@ -23,7 +23,6 @@ import numpy.typing as npt
 
 from mlsys_bench import units
 from mlsys_bench.errors import BadInput, Infeasible
-from mlsys_bench.plan.given import Given
 from mlsys_bench.plan.reliability import Reliability, Spot, Zones
 from mlsys_bench.pricing.packing import spread
 from mlsys_bench.queueing.mmc import least
@@ -101,7 +100,7 @@ def secured(
     area = zones or Zones()
     needs = _needs(peak_per_s, fewest, course_per_s)
     needed = max(need for need, _ in needs)
-    _check_reachable(objective, area)
+    check_reachable(objective, area)
     case = _Case(needs=needs, objective=objective, gpus=gpus, reliability=reliability, zones=area, crews=crews)
     if spot is None or spot.floor == 1:
         return _result(case, needed, case.fewest(needed), (), None)
@@ -152,7 +151,7 @@ def _needs(peak_per_s: float, fewest: Fewest, course_per_s: Sequence[float]) -> 
     return tuple((need, needs.count(need) / len(needs)) for need in sorted(set(needs)))
 
 
-def _check_reachable(objective: float, zones: Zones) -> None:
+def check_reachable(objective: float, zones: Zones) -> None:
     """Raise Infeasible where zones alone are away too long, however many replicas there are."""
     best = 1 - (1 - zones.up) ** zones.count
     if best < objective:
@@ -208,23 +207,10 @@ def _binds(case: _Case, needed: int, steady: int, floor: _Case | None) -> str:
 
 def _held(case: _Case, steady: int, spot: tuple[int, ...], market: Spot | None, end: str | None) -> float:
     """Return the share of time held, with every figure at the end of its interval where fleets fail more ('low') or less ('high')."""
-
-    def moved(given: Given, more_is_better: bool) -> Given:
-        value = None if end is None else given.low if (end == "low") == more_is_better else given.high
-        return given if value is None else replace(given, value=value)
-
-    own, area = case.reliability, case.zones
-    there = replace(
-        case,
-        reliability=Reliability(
-            gpu_mtbf=moved(own.gpu_mtbf, True),
-            process_mtbf=moved(own.process_mtbf, True),
-            repair=moved(own.repair, False),
-            restart=moved(own.restart, False),
-        ),
-        zones=replace(area, mtbf=moved(area.mtbf, True), mttr=moved(area.mttr, False)),
-    )
-    rented = replace(market, life=moved(market.life, True), refill=moved(market.refill, False)) if market else None
+    if end is None:
+        return case.held(steady, spot, market.up if market else 1.0)
+    there = replace(case, reliability=case.reliability.at(end), zones=case.zones.at(end))
+    rented = market.at(end) if market else None
     return there.held(steady, spot, rented.up if rented else 1.0)
 
 

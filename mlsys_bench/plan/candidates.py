@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from mlsys_bench import hardware, latency, models, pricing
@@ -97,7 +97,7 @@ def every(request: Request) -> tuple[tuple[Candidate, ...], tuple[Misfit, ...]]:
     """Return what fits and what does not.  Raises NotComparable for a profile whose layout is not among the candidates."""
     arch = models.find(request.model)
     own = [_own_profile(profile, arch) for profile in request.profiles]
-    built = [_build(request, arch, layout, own) for layout in _layouts(request, arch, own)]
+    built = [_build(request, arch, clock) for clock in _clocks(arch, list(_layouts(request, arch, own)), own)]
     for profile in own:
         if not any(c.profile is profile for c in built if isinstance(c, Candidate)):
             _refuse_unused(profile, [c for c in built if isinstance(c, Misfit)], request)
@@ -195,21 +195,44 @@ def _spreads(gpu: str, arch: models.Architecture, precision: str) -> Iterator[tu
         yield from ((widest, pp, 1) for pp in PP if arch.layers >= pp)
 
 
-def _build(request: Request, arch: models.Architecture, layout: Layout, own: list[LatencyProfile]) -> Candidate | Misfit:
-    gpu = device_id(layout.device)
-    device = _known(layout.device)
+def _clocks(arch: models.Architecture, layouts: Sequence[Layout], own: list[LatencyProfile]) -> list[LatencyProfile | Misfit]:
+    """Return the profile of every layout, measured or else by physics, or why it has none."""
+    found = [_measured_or_device(arch, layout, own) for layout in layouts]
+    unmeasured = [(device, layout) for device, layout in zip(found, layouts, strict=True) if isinstance(device, hardware.Device)]
+    physics = iter(latency.rooflines(arch, [(device, _spread(layout)) for device, layout in unmeasured]))
+    return [next(physics) if isinstance(clock, hardware.Device) else clock for clock in found]
+
+
+def _measured_or_device(arch: models.Architecture, layout: Layout, own: list[LatencyProfile]) -> LatencyProfile | hardware.Device | Misfit:
+    """Return what was measured of a layout, or the device whose physics will do, or why it has neither: found before any is worked out."""
+    gpu, device = device_id(layout.device), _known(layout.device)
     measured = next((p for p in own if device_id(p.layout.device) == gpu and _alike(p.layout, layout)), None)
+    if measured is not None:
+        return measured
     try:
-        if measured is None and device is not None:
-            hardware.compute_flops_per_s(device, layout.precision)
-            _check_room(arch, device, layout)
-        profile = measured or _roofline(arch, device, layout)
-        limits, memory = _limits(request, arch, device, profile, _seqs(request), _step_tokens(request))
-    except _TooLittleMemoryError as misfit:
+        if device is None:
+            raise UnknownName(f"no catalogue knows {layout.device}, and it was not measured")
+        hardware.compute_flops_per_s(device, layout.precision)
+        _check_room(arch, device, layout)
+    except (_TooLittleMemoryError, MlsysError) as misfit:  # weights too large, a device that does not compute in this precision
         return Misfit(gpu=gpu, layout=layout, why_not=str(misfit))
-    except MlsysError as error:  # a device that does not compute in this precision, say
-        return Misfit(gpu=gpu, layout=layout, why_not=str(error))
-    return Candidate(gpu=gpu, precision=layout.precision, tp=layout.tp, profile=profile, limits=limits, device=device, memory=memory)
+    return device
+
+
+def _spread(layout: Layout) -> latency.Spread:
+    return latency.Spread(precision=layout.precision, tp=layout.tp, pp=layout.pp, ep=layout.ep, attention_dp=layout.attention_dp)
+
+
+def _build(request: Request, arch: models.Architecture, clock: LatencyProfile | Misfit) -> Candidate | Misfit:
+    if isinstance(clock, Misfit):
+        return clock
+    layout, device = clock.layout, _known(clock.layout.device)
+    gpu = device_id(layout.device)
+    try:
+        limits, memory = _limits(request, arch, device, clock, _seqs(request), _step_tokens(request))
+    except (_TooLittleMemoryError, MlsysError) as misfit:
+        return Misfit(gpu=gpu, layout=layout, why_not=str(misfit))
+    return Candidate(gpu=gpu, precision=layout.precision, tp=layout.tp, profile=clock, limits=limits, device=device, memory=memory)
 
 
 def settings(request: Request, candidate: Candidate, batches: bool) -> Iterator[Candidate]:
@@ -259,14 +282,6 @@ def _step_tokens(request: Request) -> int:
 def _alike(measured: Layout, wanted: Layout) -> bool:
     """Say whether two layouts of one device are the same to a planner."""
     return all(getattr(measured, name) == getattr(wanted, name) for name in ("precision", "tp", "pp", "ep", "attention_dp"))
-
-
-def _roofline(arch: models.Architecture, device: hardware.Device | None, layout: Layout) -> LatencyProfile:
-    if device is None:
-        raise UnknownName(f"no catalogue knows {layout.device}, and it was not measured")
-    return latency.roofline(
-        arch, device, precision=layout.precision, tp=layout.tp, pp=layout.pp, ep=layout.ep, attention_dp=layout.attention_dp
-    )
 
 
 # ---------------------------------------------------------------- memory

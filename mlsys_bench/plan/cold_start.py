@@ -57,6 +57,21 @@ class ColdStart:
         return f"{units.show_s(self.total_s)}: {listed}"
 
 
+VM = assumed(90.0, "a cloud VM 60 to 120 s: systemoverflow.com on cold starts, read 2026-11-21", 60.0, 120.0)
+SERVICE_IMAGE_BYTES = 1e9  # a default: an image of Python and its libraries without CUDA
+
+
+def of_service(memory_bytes: float = 0.0) -> ColdStart:
+    """Return the cold start of a replica without a GPU that reads so many bytes of data before it serves."""
+    pull, load = units.show_bytes(PULL_BYTES_PER_S), units.show_bytes(LOAD_BYTES_PER_S)
+    return ColdStart(
+        node=VM,
+        image=assumed(SERVICE_IMAGE_BYTES / PULL_BYTES_PER_S, f"an image of {units.show_bytes(SERVICE_IMAGE_BYTES)} at {pull}/s"),
+        weights=assumed(memory_bytes / LOAD_BYTES_PER_S, f"{units.show_bytes(memory_bytes)} of data at {load}/s"),
+        graphs=assumed(0.0, "none: no GPU"),
+    )
+
+
 def of(
     weights_bytes: float, *, node: Given = NODE, pull_bytes_per_s: float = PULL_BYTES_PER_S, load_bytes_per_s: float = LOAD_BYTES_PER_S
 ) -> ColdStart:

@@ -118,6 +118,8 @@ def notes(plan: Plan, deployment: Deployment) -> Iterator[str]:
         yield "TensorRT-LLM takes attention data parallelism and the cache's precision from a file: see --extra_llm_api_options"
     if deployment.engine == "sglang" and deployment.memory_share is not None:
         yield "SGLang's share of memory holds weights and cache, activations come on top: the KV cache may differ from the plan's"
+    if "--kv-transfer-config" in deployment.other or "--disaggregation-mode" in deployment.other:
+        yield f"{plan.fleet[0].stage} only: a router in front sends each prompt to a prefill replica first, and then to one that decodes"
     if len(plan.fleet) > 1:
         yield f"the plan has {len(plan.fleet)} kinds of replicas; this is the first"
 

@@ -15,6 +15,7 @@ from collections.abc import Callable
 import numpy as np
 
 from mlsys_bench import workload
+from mlsys_bench.plan.evened import evened
 from mlsys_bench.plan.request import Request
 from mlsys_bench.plan.sizing import Design, resized
 from mlsys_bench.plan.trial import BATCHES, Trial, of_tracks
@@ -33,6 +34,7 @@ _HALVINGS = 4  # of a trace's headroom
 _BEFORE, _AFTER = 1.5, 1.0  # mean stays in the system that are simulated before and after those counted
 
 CLOSE = 0.3  # of the logarithm of value / limit: nearer to a limit, a short run decides nothing
+MOST_FOR_TENANTS = 4
 LONGER = 6  # times as long is the run that then decides
 Play = Callable[[Design, int], Trial]  # a fleet, and how many times as long as usual
 
@@ -62,9 +64,9 @@ def fewest(design: Design, limits: SLO, shelf: Shelf, play: Play, trials: int) -
     def meets(replicas: int) -> bool:
         if replicas not in tried:
             tried[replicas] = play(resized(design, replicas, shelf), 1)
-            if abs(math.log(max(_worst(tried[replicas], limits), 1e-9))) < CLOSE:
+            if abs(math.log(max(worst(tried[replicas], limits), 1e-9))) < CLOSE:
                 tried[replicas] = play(resized(design, replicas, shelf), LONGER)
-        return _worst(tried[replicas], limits) < 1
+        return worst(tried[replicas], limits) < 1
 
     low, high = _bracket(design, meets, trials)
     if high is None:
@@ -94,7 +96,8 @@ def _bracket(design: Design, meets: Callable[[int], bool], trials: int) -> tuple
     return low, None
 
 
-def _worst(found: Trial, limits: SLO) -> float:
+def worst(found: Trial, limits: SLO) -> float:
+    """Return the largest value / limit of a simulation: below 1 all limits are kept."""
     return max((excess for excess, _ in found.all.excesses(limits)), default=0.0)
 
 
@@ -107,15 +110,23 @@ def trial(request: Request, design: Design, effort: int = 1) -> Trial:
     One long run rather than several: the empty start and the last long answers cost as many steps as 300 requests.
     """
     sample = 1 if request.routing == "random" else min(design.replicas, SAMPLE)
-    before, counted, after = (sample * n for n in _requests(design, sample, effort))
-    schedule = _of_sample(design, request.workload, sample, before + BATCHES * counted + after, request.seed)
+    before, counted, after = (sample * n for n in lengths(design, sample, effort * times(request.workload)))
+    drawn = of_sample(design, request.workload, sample, before + BATCHES * counted + after, request.seed)
+    schedule = evened(drawn, design.replica, sample * design.each_per_s)
     batches = [(first, first + counted) for first in range(before, before + BATCHES * counted, counted)]
     return _played(design, schedule, batches, sample, request.routing, request.seed)
 
 
+def times(traffic: Workload) -> int:
+    """Return how many times as long a run is for tenants: so that the smallest has, within reason, as many requests as one of many has."""
+    if not traffic.tenants:
+        return 1
+    return min(MOST_FOR_TENANTS, math.ceil(1 / (len(traffic.tenants) * min(tenant.share for tenant in traffic.tenants)) - 1e-9))
+
+
 def replay(design: Design, trace: Schedule, routing: str, seed: int) -> Trial:
     """Simulate the whole fleet under every request of a trace, those left out that it can never hold; all are counted."""
-    kept = workload.take(trace, _holdable(design, trace))
+    kept = workload.take(trace, holdable(design, trace))
     borders = np.linspace(0, len(kept), BATCHES + 1).astype(int).tolist()
     return _played(design, kept, list(itertools.pairwise(borders)), design.replicas, routing, seed)
 
@@ -129,7 +140,7 @@ def headroom(design: Design, request: Request, trace: Schedule) -> float:
     for _ in range(_HALVINGS):
         middle = (low + high) / 2
         found = replay(design, workload.sped_up(trace, 1 + middle), request.routing, request.seed)
-        low, high = (middle, high) if _worst(found, request.slo) < 1 else (low, middle)
+        low, high = (middle, high) if worst(found, request.slo) < 1 else (low, middle)
     return low
 
 
@@ -143,7 +154,7 @@ def _played(design: Design, schedule: Schedule, batches: list[tuple[int, int]], 
     return of_tracks(tracks, schedule, batches, replicas, back_s)
 
 
-def _requests(design: Design, sample: int, effort: int) -> tuple[int, int, int]:
+def lengths(design: Design, sample: int, effort: int) -> tuple[int, int, int]:
     """Return how many requests of a replica to simulate before those counted, in a batch of these, and after them, within the budget."""
     rate, replica = design.each_per_s, design.replica
     prediction = replica.predict(min(rate, 0.98 * replica.capacity_per_s))
@@ -158,7 +169,7 @@ def _requests(design: Design, sample: int, effort: int) -> tuple[int, int, int]:
     return int(before) + 1, int(counted), int(after) + 1
 
 
-def _of_sample(design: Design, traffic: Workload, sample: int, n: int, seed: int) -> Schedule:
+def of_sample(design: Design, traffic: Workload, sample: int, n: int, seed: int) -> Schedule:
     """Return the requests that come to a sample of the replicas, those that they can never hold left out.
 
     A Poisson process thinned stays Poisson; any other law is drawn for the fleet and thinned.
@@ -170,10 +181,10 @@ def _of_sample(design: Design, traffic: Workload, sample: int, n: int, seed: int
     fleet = workload.schedule(each, n=int(shares * (wanted + 4 * wanted**0.5)) + 10, seed=seed)
     mine = np.nonzero(rng.random(len(fleet.scheduled_s)) * shares < 1)[0]
     drawn = workload.take(fleet, mine)
-    return workload.take(drawn, np.flatnonzero(_holdable(design, drawn))[:n])
+    return workload.take(drawn, np.flatnonzero(holdable(design, drawn))[:n])
 
 
-def _holdable(design: Design, schedule: Schedule) -> np.ndarray:
+def holdable(design: Design, schedule: Schedule) -> np.ndarray:
     """Return which requests come to a replica and which of them it can hold."""
     limits, prompts = design.candidate.limits, schedule.prompt_tokens
     held = prompts + schedule.output_tokens <= min(limits.max_context, limits.blocks * limits.block_tokens)

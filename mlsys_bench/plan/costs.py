@@ -55,7 +55,7 @@ def bill(plan: Plan, extra: Sequence[Line | None] = (), unpriced: Sequence[str] 
 
 
 def fleet_lines(plan: Plan) -> list[Line] | None:
-    """Return a line for each part of a plan's fleet, with the source of its price; None where one of them has none."""
+    """Return a line for each part of a plan's fleet, and for what stages pay beside; None where a part has no price."""
     lines = []
     for item in plan.fleet:
         if item.usd_per_hour is None:
@@ -70,7 +70,10 @@ def fleet_lines(plan: Plan) -> list[Line] | None:
                 provenance=offer.provenance if offer else plan.provenance,
             )
         )
-    return lines
+    beside = plan.stage_fleet.bill.beside if plan.stage_fleet else ()
+    return lines + [
+        Line(what=f"{x.what} ({x.stage})", usd_per_h=x.usd_per_hour, source=x.source, date=x.date, provenance=x.provenance) for x in beside
+    ]
 
 
 def _rented(item: FleetItem) -> str:
@@ -124,7 +127,7 @@ def versus_api(
 
 def _published(plan: Plan) -> Callable[[int], float] | None:
     """Return the price of n replicas of the plan's kind on its own term; None where there is none, or the fleet is mixed."""
-    if plan.gpu is None or not plan.prices or plan.stages:
+    if plan.gpu is None or not plan.prices or plan.stages or plan.apart:
         return None
     gpu, term = plan.gpu, plan.prices[0].term
     if pricing.pack(gpu, plan.devices_per_replica, 1, term) is None:

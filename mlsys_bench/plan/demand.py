@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -14,30 +16,37 @@ from mlsys_bench.types import Lengths, Workload
 from mlsys_bench.workload import Schedule
 
 Floats = npt.NDArray[np.float64]
+Ints = npt.NDArray[np.int64]
 SAMPLES = 1024
+MOST_SAMPLES, LEAST_OF_TENANT = 4096, 200  # pairs of several tenants: so many that even the smallest has some
 _PER_STRATUM = 128
 _SEED = 20_240_229  # fixed: one workload has one analytic answer, whatever the seed of the simulation
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)  # without slots, so that moments are worked out once
 class Demand:
-    """Pairs of prompt and output lengths, equally likely.  `share` of all requests are of this kind, the others can never be served."""
+    """Pairs of prompt and output lengths, equally likely.  `share` of all requests are of this kind, the others can never be served.
+
+    Where there are several tenants, `tenants[tenant[i]]` is the one whose pair i is.
+    """
 
     prompt: Floats
     output: Floats
     share: float = 1.0
+    tenant: Ints | None = None
+    tenants: tuple[str, ...] = ()
 
-    @property
+    @cached_property
     def mean_prompt(self) -> float:
         """Tokens."""
         return float(self.prompt.mean())
 
-    @property
+    @cached_property
     def mean_output(self) -> float:
         """Tokens."""
         return float(self.output.mean())
 
-    @property
+    @cached_property
     def held_tokens(self) -> tuple[float, float]:
         """Mean and sd of the KV tokens that a running request holds, over its decode steps and over requests.
 
@@ -53,8 +62,19 @@ class Demand:
     def fitting(self, limits: Limits) -> Demand:
         """Return the demand without the requests that one replica can never hold."""
         most = min(limits.max_context, limits.blocks * limits.block_tokens)
-        fits = self.prompt + self.output <= most
-        return Demand(prompt=self.prompt[fits], output=self.output[fits], share=self.share * float(fits.mean()))
+        return self.where(self.prompt + self.output <= most)
+
+    def where(self, kept: npt.NDArray[np.bool_]) -> Demand:
+        """Return the demand of these requests alone."""
+        tenant = None if self.tenant is None else self.tenant[kept]
+        share = self.share * float(kept.mean())
+        return Demand(prompt=self.prompt[kept], output=self.output[kept], share=share, tenant=tenant, tenants=self.tenants)
+
+    def of_tenant(self, name: str | None) -> Demand:
+        """Return the demand of one tenant; of all where none is named."""
+        if name is None or self.tenant is None or name not in self.tenants:
+            return self
+        return self.where(self.tenant == self.tenants.index(name))
 
 
 def of(traffic: Workload) -> Demand:
@@ -62,11 +82,35 @@ def of(traffic: Workload) -> Demand:
 
     Each length is the mean of a stratum of equal probability, so the sample's moments are those of a law drawn 131,072 times.
     """
-    rng = np.random.default_rng(_SEED)
-    prompt, output = (rng.permutation(_strata(lengths, rng)) for lengths in (traffic.prompt_tokens, traffic.output_tokens))
+    if traffic.tenants:
+        return _of_tenants(traffic)
+    return _of_one(traffic, SAMPLES)
+
+
+def _of_one(traffic: Workload, count: int, seed: int = _SEED) -> Demand:
+    rng = np.random.default_rng(seed)
+    prompt, output = (rng.permutation(_strata(lengths, rng, count)) for lengths in (traffic.prompt_tokens, traffic.output_tokens))
     if traffic.length_correlation:
         prompt, output = _paired(np.sort(prompt), np.sort(output), traffic.length_correlation, rng)
     return Demand(prompt=prompt, output=output)
+
+
+def _of_tenants(traffic: Workload) -> Demand:
+    """Return the demand of several tenants, each with pairs in proportion to its share, so mixed that any beginning has the same shares."""
+    tenants = traffic.tenants
+    total = min(MOST_SAMPLES, max(SAMPLES, math.ceil(LEAST_OF_TENANT / min(tenant.share for tenant in tenants))))
+    counts = [max(1, round(total * tenant.share)) for tenant in tenants]
+    own = [
+        _of_one(dataclasses.replace(traffic, prompt_tokens=t.prompt_tokens, output_tokens=t.output_tokens, tenants=()), n, _SEED + i)
+        for i, (t, n) in enumerate(zip(tenants, counts, strict=True))
+    ]
+    order = np.argsort(np.concatenate([(np.arange(n) + 0.5) / n for n in counts]), kind="stable")
+    return Demand(
+        prompt=np.concatenate([each.prompt for each in own])[order],
+        output=np.concatenate([each.output for each in own])[order],
+        tenant=np.repeat(np.arange(len(tenants)), counts)[order],
+        tenants=tuple(tenant.name for tenant in tenants),
+    )
 
 
 def of_trace(trace: Schedule) -> Demand:
@@ -75,7 +119,12 @@ def of_trace(trace: Schedule) -> Demand:
     ordered = np.argsort(trace.prompt_tokens, kind="stable")
     strata = np.array_split(ordered, min(SAMPLES, len(ordered)))
     chosen = rng.permutation([int(rng.choice(rows)) for rows in strata])
-    return Demand(prompt=trace.prompt_tokens[chosen].astype(np.float64), output=trace.output_tokens[chosen].astype(np.float64))
+    return Demand(
+        prompt=trace.prompt_tokens[chosen].astype(np.float64),
+        output=trace.output_tokens[chosen].astype(np.float64),
+        tenant=None if trace.tenant is None else trace.tenant[chosen].astype(np.int64),
+        tenants=trace.tenants,
+    )
 
 
 def _paired(prompt: Floats, output: Floats, rank_correlation: float, rng: np.random.Generator) -> tuple[Floats, Floats]:
@@ -86,6 +135,6 @@ def _paired(prompt: Floats, output: Floats, rank_correlation: float, rng: np.ran
     return prompt[np.argsort(np.argsort(x))], output[np.argsort(np.argsort(y))]
 
 
-def _strata(lengths: Lengths, rng: np.random.Generator) -> Floats:
-    drawn = np.sort(workload.draw_lengths(lengths, SAMPLES * _PER_STRATUM, rng))
-    return np.asarray(drawn.reshape(SAMPLES, _PER_STRATUM).mean(axis=1), dtype=np.float64)
+def _strata(lengths: Lengths, rng: np.random.Generator, count: int = SAMPLES) -> Floats:
+    drawn = np.sort(workload.draw_lengths(lengths, count * _PER_STRATUM, rng))
+    return np.asarray(drawn.reshape(count, _PER_STRATUM).mean(axis=1), dtype=np.float64)

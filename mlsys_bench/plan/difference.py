@@ -11,10 +11,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from concurrent.futures import Executor
 from dataclasses import dataclass, replace
 
-from mlsys_bench import units
-from mlsys_bench.types import LatencyProfile, Plan, Provenance, Workload
+from mlsys_bench import units, workers
+from mlsys_bench.types import LatencyProfile, Plan, Provenance, StagePlan, Workload
 from mlsys_bench.workload import show_lengths
 
 ORDER = ("traffic", "lengths", "limits", "model", "engine", "hardware", "price")
@@ -97,22 +98,69 @@ def figures_of(plan: Plan) -> Figures:
     return Figures(replicas=plan.replicas, gpus=plan.gpus, usd_per_hour=plan.usd_per_hour)
 
 
-def by_replanning(old: Plan, new: Plan, replan: Replan) -> Difference:
+def by_replanning(old: Plan, new: Plan, replan: Replan, executor: Executor | workers.Local | None = None) -> Difference:
     """Return the steps from one plan to the other, each planned anew with one more cause taken from the new one."""
-    before, after = inputs_of(old), inputs_of(new)
+    current, after = inputs_of(old), inputs_of(new)
     start, end = figures_of(old), figures_of(new)
-    steps, current, figures = list[Step](), before, start
+    legs: list[tuple[str, tuple[str, ...], Inputs]] = []
     for cause in ORDER:
         changes = tuple(changes_in(cause, current, after))
         if changes:
             current = replaced(cause, current, after)
-            reached = replan(current)
-            steps.append(_step(cause, changes, figures, reached))
-            figures = reached
-    if figures != end:
+            legs.append((cause, changes, current))
+    steps, figures = list[Step](), start
+    found = workers.each(_replanned, [inputs for _, _, inputs in legs], shared=replan, executor=executor)
+    for (cause, changes, _), reached in zip(legs, found, strict=True):
+        steps.append(_step(cause, changes, figures, reached))
+        figures = reached
+    if not _alike(figures, end):
         told = ("what the records do not hold: headroom, term, catalogue, or the search itself",)
         steps.append(_step("remainder", told, figures, end))
     return Difference(old=start, new=end, steps=tuple(steps), method=f"planned anew after each cause, in the order {', '.join(ORDER)}")
+
+
+def _replanned(replan: Replan, inputs: Inputs) -> Figures:
+    return replan(inputs)
+
+
+def by_stages(old: Plan, new: Plan) -> Difference:
+    """Return the change of each stage of two plans of stage graphs, as their records have them; the name of the stage is the cause."""
+    start, end = figures_of(old), figures_of(new)
+    before, after = ({stage.stage: stage for stage in plan.stages} for plan in (old, new))
+    rates = (old.workload.rate_per_s, new.workload.rate_per_s)
+    steps, figures = list[Step](), start
+    for name in dict.fromkeys([*before, *after]):
+        then, now = before.get(name), after.get(name)
+        replicas = (0 if now is None else now.replicas * now.shards) - (0 if then is None else then.replicas * then.shards)
+        ends = [None if stage is None else stage.usd_per_hour for stage in (then, now)]
+        usd = (
+            None if any(stage is not None and stage.usd_per_hour is None for stage in (then, now)) else (ends[1] or 0.0) - (ends[0] or 0.0)
+        )
+        if not replicas and not usd:
+            continue
+        reached = Figures(
+            replicas=figures.replicas + replicas,
+            gpus=end.gpus,  # a stage of vCPUs has none, and no record says which stage has which
+            usd_per_hour=None if usd is None or figures.usd_per_hour is None else figures.usd_per_hour + usd,
+        )
+        steps.append(_step(name, tuple(_stage_changes(then, now, rates)), figures, reached))
+        figures = reached
+    if not _alike(figures, end):
+        steps.append(_step("remainder", ("what stages share: machines filled together, spares, rounding",), figures, end))
+    return Difference(old=start, new=end, steps=tuple(steps), method="by stage, from the two records, nothing planned anew")
+
+
+def _stage_changes(then: StagePlan | None, now: StagePlan | None, rates: tuple[float, float]) -> Iterator[str]:
+    """Yield what is another at a stage: its calls, the time of each, how busy it is."""
+    if then is None or now is None:
+        yield "a stage that was not there" if then is None else "a stage that is gone"
+        return
+    told = (
+        ("calls", units.show_rate(then.calls * rates[0]), units.show_rate(now.calls * rates[1])),
+        ("each takes", units.show_s(then.service_s), units.show_s(now.service_s)),
+        ("busy", f"{100 * then.utilisation:.0f} %", f"{100 * now.utilisation:.0f} %"),
+    )
+    yield from (f"{name}: {a} -> {b}" for name, a, b in told if a != b)
 
 
 def by_record(old: Plan, new: Plan) -> Difference:
@@ -204,6 +252,13 @@ def in_words(found: Difference) -> list[str]:
 
 def _step(cause: str, changes: tuple[str, ...], before: Figures, after: Figures) -> Step:
     return Step(cause=cause, changes=changes, after=after, replicas=after.replicas - before.replicas, usd_per_hour=_less(after, before))
+
+
+def _alike(a: Figures, b: Figures) -> bool:
+    """Say whether two figures are one but for the rounding of sums."""
+    if (a.replicas, a.gpus) != (b.replicas, b.gpus) or a.usd_per_hour is None or b.usd_per_hour is None:
+        return a == b
+    return math.isclose(a.usd_per_hour, b.usd_per_hour, rel_tol=1e-6)
 
 
 def _less(after: Figures, before: Figures) -> float | None:

@@ -26,6 +26,7 @@ def check(limits: SLO, candidates: Sequence[Candidate], demand: Demand) -> None:
 
 def floor_s(candidate: Candidate, demand: Demand, limit: Limit) -> float:
     """Return the least value that a latency's statistic can take on this candidate, alone on the replica."""
+    demand = demand.of_tenant(limit.tenant)
     token_s = float(latency.floor_s(candidate.profile, (1.0, 0.0, 0.0, 0.0, 1.0)))
     if limit.metric in ("tpot", "itl"):
         return token_s if demand.mean_output > 1 else 0.0

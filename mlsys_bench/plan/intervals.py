@@ -1,7 +1,15 @@
-"""90 % intervals of a plan: the profile's own uncertainty, the simulation's spread, and how far theory and simulation disagree.
+"""90 % intervals of a plan: where its figures lie, over long, were the engine one that its profile's own uncertainty allows.
 
-The three are taken as independent and added as squares of log distances; the profile's part is asymmetric and comes from the
-analytic model with drawn profiles.
+A figure is what many such engines would show on average over hours, not what one load test shows: that has an interval of its own.
+
+    centre   simulation and, where it applies, theory as two witnesses, each weighed by its own uncertainty: of the simulation the spread of
+             batches (`EVENED`), of theory what was measured against long simulations (`THEORY`).  Where they contradict each other by
+             more than both allow, both are believed less
+    profile  theory with profiles drawn from the profile's uncertainty (`plan.draws`); it is asymmetric
+    both     squares of log distances added
+
+Replicas: the rate that one carries within limits and headroom, for each draw, and as far as the simulation of the binding limit is
+uncertain.  A smaller fleet that may be enough is inside the interval.  Of a trace theory knows the mean only: `plan.replays`.
 """
 
 from __future__ import annotations
@@ -12,17 +20,29 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mlsys_bench import stats
+from mlsys_bench import slo, workload
+from mlsys_bench.plan import draws
 from mlsys_bench.plan.analytic import Replica
-from mlsys_bench.plan.sizing import MOST, Design, drawn, fewest, highest_rate, price, usable
+from mlsys_bench.plan.draws import TAILS, Draws
+from mlsys_bench.plan.request import Request
+from mlsys_bench.plan.sizing import HALVINGS, MOST, Design, highest_rate, price, usable
 from mlsys_bench.plan.trial import Trial
 from mlsys_bench.pricing import Shelf
-from mlsys_bench.types import SLO
+from mlsys_bench.types import SLO, LatencyProfile
 
-DRAWS = 12
-TAILS = (0.05, 0.95)
+__all__ = ["DRAWS", "TAILS", "Interval", "Spread", "of"]
+
+DRAWS = 12  # where profiles are drawn at random
+SHARES = (0.05, 0.18, 0.31, 0.44, 0.56, 0.69, 0.82, 0.95)  # of engines that are faster than each of those worked out here
+# sd of the log of theory over a long simulation, at p50, p95 and p99
+THEORY = {"ttft": (0.03, 0.07, 0.10), "tpot": (0.02, 0.07, 0.14), "itl": (0.03, 0.05, 0.05), "e2e": (0.02, 0.03, 0.04)}
 _SAMPLES = 256  # requests per draw: only ratios to the same sample with the central profile are used
-SENSIBLE = 10  # times the replicas planned; a draw that asks for more says no rather than a number
+_SENSIBLE = 10  # times the replicas planned; a draw that asks for more says no rather than a number
+_RATES = ("throughput_tokens_per_s", "request_rate_per_s")  # set by the traffic while the replicas are stable
+_Z = 1.645
+EVENED = 0.7  # a run of even requests (`plan.evened`) differs from the next that much as its batches do; 0.3 to 1.1, measured over seeds
+_HALVINGS = 5
+_ALIKE = 0.1  # of the SCV of gaps from 1
 Interval = tuple[float, float]
 
 
@@ -33,85 +53,177 @@ class Spread:
     intervals: dict[str, Interval]
     overloaded: int  # draws in which the replicas planned would be overloaded
     infeasible: int  # draws in which no number of replicas keeps the limits
+    draws: int = len(SHARES)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Draw:
+class _Drawn:
+    """What theory says with one profile."""
+
     keys: dict[str, float]
-    most_per_s: float
     capacity_per_s: float
-    fewest: int
+    most_per_s: float  # within limits and headroom
 
 
-def of(design: Design, trial: Trial, analytic: Mapping[str, float], limits: SLO, headroom: float, shelf: Shelf, seed: int) -> Spread:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Centre:
+    """Log of a figure as its witnesses have it, and its sd."""
+
+    log: float
+    sd: float
+
+
+def of(design: Design, trial: Trial, analytic: Mapping[str, float], request: Request) -> Spread:
     """Return the intervals of replicas, cost, utilisation and every predicted figure."""
-    profile = design.candidate.profile
-    central = _draw(_replica(design, profile), design, limits, headroom)
-    draws = [_draw(_replica(design, p), design, limits, headroom) for p in drawn(profile, DRAWS, seed)]
-    feasible = [d for d in draws if d.most_per_s * SENSIBLE > central.most_per_s]
-    replicas = _replicas(design, central, feasible)
-    predicted, spread = trial.keys(limits), trial.spread(limits)
-    intervals = {"replicas": replicas, "utilisation": _around(design.each_per_s / np.array([d.capacity_per_s for d in draws]), design)}
-    if design.price is not None:
-        intervals |= _costs(design, replicas, shelf)
+    if request.trace is not None:
+        from mlsys_bench.plan import replays
+
+        return replays.of(design, trial, request)
+    limits, profile = request.slo, design.candidate.profile
+    found = draws.of(profile, usual_step(design.replica), SHARES, request.seed)
+    predicted, sampled = trial.keys(limits), trial.spread(limits)
+    trusted = _applies(design, request)
+    centres = {
+        key: centre(key, value, sampled[key], analytic.get(key) if trusted else None)
+        for key, value in predicted.items()
+        if value > 0 and key in sampled
+    }
+    scaling = _scaling(centres, analytic, limits)
+    central, *drawn = [_with(p, design, request, scaling) for p in (profile, *found.profiles)]
+    feasible = [d for d in drawn if d.most_per_s * _SENSIBLE > central.most_per_s > 0]
+    replicas = _replicas(design, request, found, central, drawn if len(feasible) == len(drawn) else [], centres, scaling)
+    intervals = {"replicas": replicas, "utilisation": _utilisation(design, found, drawn)} | costs(design, replicas, request.shelf)
     for key, value in predicted.items():
-        if key in ("throughput_tokens_per_s", "request_rate_per_s"):  # set by the traffic while the replica is stable
-            intervals[key] = (value * (1 - spread[key]), value * (1 + spread[key]))
+        if key.endswith("goodput"):  # of all, or of one tenant: chat:goodput
+            intervals[key] = _share(value, sampled.get(key, 0.0), found.band([d.keys[key] - central.keys[key] for d in drawn]))
+        elif key in _RATES or key not in centres:
+            intervals[key] = (value * (1 - sampled.get(key, 0.0)), value * (1 + sampled.get(key, 0.0)))
         else:
-            intervals[key] = _figure(key, value, central, draws, spread.get(key, 0.0), analytic.get(key))
-    overloaded = sum(d.capacity_per_s * MOST < design.each_per_s for d in draws)
-    return Spread(intervals=intervals, overloaded=overloaded, infeasible=DRAWS - len(feasible))
+            intervals[key] = around(value, centres[key].log, _Z * centres[key].sd, _band(key, found, central, drawn))
+    overloaded = sum(d.capacity_per_s * MOST < design.each_per_s for d in drawn)
+    return Spread(intervals=intervals, overloaded=overloaded, infeasible=len(drawn) - len(feasible))
 
 
-def _replica(design: Design, profile: object) -> Replica:
-    return Replica(profile, design.replica.limits, design.replica.demand, samples=_SAMPLES)  # type: ignore[arg-type]
+def usual_step(replica: Replica) -> tuple[float, ...]:
+    """Return the features of the average step of a full replica: what decides how many requests it answers."""
+    demand, admitted = replica.demand, replica.admitted_per_step
+    decodes = admitted * (demand.mean_output - 1)
+    pairs = admitted * float((demand.prompt**2).mean()) / 2
+    return decodes, decodes * replica.context_tokens, admitted * demand.mean_prompt, pairs, decodes + admitted
 
 
-def _draw(replica: Replica, design: Design, limits: SLO, headroom: float) -> _Draw:
+def _applies(design: Design, request: Request) -> bool:
+    """Say whether theory is a witness: it knows neither bursts, nor routers that look at load, nor preemption.
+
+    Gaps of a law of its own are all but Poisson's once a fleet has thinned them at random: the SCV is then 1 + (cv^2 - 1) / replicas.
+    """
+    law = workload.parse_arrivals(request.workload.arrivals)
+    scv = {"poisson": 1.0, "constant": 0.0}.get(law.kind, law.cv**2)
+    alike = abs(scv - 1) / design.replicas <= _ALIKE and law.kind != "trace" and not law.modulations
+    return alike and request.routing == "random" and design.replica.binds == "slots"
+
+
+def _with(profile: LatencyProfile, design: Design, request: Request, scaling: Mapping[str, float]) -> _Drawn:
+    replica = _rough(profile, design)
     rate = min(design.each_per_s, MOST * replica.capacity_per_s)
-    return _Draw(
-        keys=replica.predict(rate).keys(limits),
-        most_per_s=highest_rate(replica, limits, usable(headroom), halvings=5)[0],
-        capacity_per_s=replica.capacity_per_s,
-        fewest=fewest(replica.capacity_per_s, design.rate_per_s, headroom),
-    )
+    most_per_s = _carried(replica, request, scaling, _HALVINGS)
+    return _Drawn(keys=replica.predict(rate).keys(request.slo), capacity_per_s=replica.capacity_per_s, most_per_s=most_per_s)
 
 
-def _replicas(design: Design, central: _Draw, feasible: list[_Draw]) -> Interval:
-    """Return the replicas that the drawn profiles ask for, scaled so that the central one asks for those planned."""
-    if not feasible or central.most_per_s <= 0:
-        return float(design.replicas), float(design.replicas)
-    carried = design.rate_per_s / design.replicas * np.array([d.most_per_s for d in feasible]) / central.most_per_s
-    scale = max(1.0, central.most_per_s * design.replicas / design.rate_per_s)  # what rounding up to whole replicas left over
-    low, high = stats.quantiles(design.rate_per_s / (carried * scale), TAILS)
-    return float(min(max(1, math.ceil(low - 1e-9)), design.replicas)), float(max(math.ceil(high - 1e-9), design.replicas))
+def _rough(profile: LatencyProfile, design: Design) -> Replica:
+    return Replica(profile, design.replica.limits, design.replica.demand, samples=_SAMPLES)
 
 
-def _costs(design: Design, replicas: Interval, shelf: Shelf) -> dict[str, Interval]:
-    """Return the price of the fewest and of the most replicas, by hour, month and million tokens alike."""
-    assert design.price is not None
+# ---------------------------------------------------------------- two witnesses
+
+
+def centre(key: str, simulated: float, half: float, analytic: float | None) -> Centre:
+    """Return the mean of simulation and theory weighed by their precision; contradictions widen it (Birge 1932, Phys. Rev. 40, 207)."""
+    sampled, theory = max(EVENED * half, 1e-3) / _Z, _theory_sd(key)
+    if analytic is None or analytic <= 0 or theory is None:
+        return Centre(log=math.log(simulated), sd=sampled)
+    apart, both = math.log(analytic / simulated), math.hypot(sampled, theory)
+    sd = sampled * theory / both * max(1.0, abs(apart) / (_Z * both))
+    return Centre(log=math.log(simulated) + apart * sampled**2 / both**2, sd=sd)
+
+
+def _theory_sd(key: str) -> float | None:
+    """Return how far theory is off a long simulation, for a key such as 'ttft_p95_s' or 'chat:ttft_p95_s'; None for others."""
+    metric, _, rest = key.rpartition(":")[2].partition("_")
+    if metric not in THEORY:
+        return None
+    stat = rest.removesuffix("_s")
+    return float(np.interp(float(stat[1:]) if stat.startswith("p") else 50.0, (50.0, 95.0, 99.0), THEORY[metric]))
+
+
+def _scaling(centres: Mapping[str, Centre], analytic: Mapping[str, float], limits: SLO) -> dict[str, float]:
+    """Return what to multiply theory by, limit by limit, so that it says the centre at the rate planned."""
+    keys = {slo.key(limit): f"{slo.key(limit)}_s" for limit in slo.latencies(limits)}
+    return {name: math.exp(centres[key].log) / analytic[key] for name, key in keys.items() if key in centres and analytic.get(key, 0.0) > 0}
+
+
+def _band(key: str, found: Draws, central: _Drawn, drawn: list[_Drawn]) -> Interval:
+    """Return the 5 % and 95 % points of the log of a figure over that of the central profile."""
+    seen = [d.keys.get(key, 0.0) for d in (central, *drawn)]
+    return found.band(np.log(np.array(seen[1:]) / seen[0]).tolist()) if min(seen) > 0 else (0.0, 0.0)
+
+
+def around(value: float, log: float, half: float, band: Interval) -> Interval:
+    """Return the interval about a centre, stretched to hold the value that the plan shows."""
+    low = log - math.hypot(half, min(band[0], 0.0))
+    high = log + math.hypot(half, max(band[1], 0.0))
+    return min(math.exp(low), value), max(math.exp(high), value)
+
+
+def _share(value: float, half: float, band: Interval) -> Interval:
+    down, up = math.hypot(half * value, min(band[0], 0.0)), math.hypot(half * value, max(band[1], 0.0))
+    return max(value - down, 0.0), min(value + up, 1.0)
+
+
+def _utilisation(design: Design, found: Draws, drawn: list[_Drawn]) -> Interval:
+    low, high = found.band([math.log(design.each_per_s / d.capacity_per_s) for d in drawn])
+    central = design.replica.utilisation(design.each_per_s)
+    return min(math.exp(low), central), max(math.exp(high), central)
+
+
+# ---------------------------------------------------------------- replicas and cost
+
+
+def _replicas(
+    design: Design, request: Request, found: Draws, central: _Drawn, drawn: list[_Drawn],
+    centres: Mapping[str, Centre], scaling: Mapping[str, float],
+) -> Interval:  # fmt: skip
+    """Return the replicas needed, rounded up: by the centre, with drawn profiles, and as far as the binding limit's value is uncertain."""
+    at, usual = float(design.replicas), central.most_per_s
+    if usual <= 0 or not drawn:
+        return at, at * (1 if drawn else _SENSIBLE)
+    carried = _carried(design.replica, request, scaling)
+    if carried <= 0:
+        return at, at * _SENSIBLE
+    rough = _rough(design.candidate.profile, design)
+    ends = (_carried(rough, request, _moved(scaling, centres, way)) for way in (-_Z, _Z))
+    less, more = (abs(math.log(usual / end)) if end > 0 else math.log(_SENSIBLE) for end in ends)
+    band = found.band([math.log(usual / d.most_per_s) for d in drawn])
+    needed = math.log(design.rate_per_s / carried)
+    low, high = needed - math.hypot(less, min(band[0], 0.0)), needed + math.hypot(more, max(band[1], 0.0))
+    return min(max(1.0, float(math.ceil(math.exp(low) - 1e-9))), at), max(float(math.ceil(math.exp(high) - 1e-9)), at)
+
+
+def _carried(replica: Replica, request: Request, scaling: Mapping[str, float], halvings: int = HALVINGS) -> float:
+    """Return the highest rate of a replica within limits and headroom."""
+    return highest_rate(replica, request.slo, usable(request.headroom), scaling, halvings)[0]
+
+
+def _moved(scaling: Mapping[str, float], centres: Mapping[str, Centre], sds: float) -> dict[str, float]:
+    """Return what to multiply theory by if every limit's value were so many of its sd from the centre."""
+    return {name: factor * math.exp(sds * centres[f"{name}_s"].sd) for name, factor in scaling.items()}
+
+
+def costs(design: Design, replicas: Interval, shelf: Shelf) -> dict[str, Interval]:
+    """Return the price of the fewest and of the most replicas, nothing where there is none."""
+    if design.price is None:
+        return {}
     usd = design.price.usd_per_h
     prices = [price(design.candidate, int(n), shelf) for n in replicas]
     low, high = (p.usd_per_h if p is not None else usd for p in prices)
     return {"usd_per_hour": (min(low, usd), max(high, usd))}
-
-
-def _around(values: np.ndarray, design: Design) -> Interval:
-    """Return the 5 % and 95 % points, stretched to hold the central value."""
-    low, high = stats.quantiles(values, TAILS)
-    central = design.replica.utilisation(design.each_per_s)
-    return min(low, central), max(high, central)
-
-
-def _figure(key: str, value: float, central: _Draw, draws: list[_Draw], simulated: float, analytic: float | None) -> Interval:
-    if key == "goodput":
-        drawn_low, drawn_high = stats.quantiles([d.keys[key] for d in draws], TAILS)
-        return min(drawn_low, value * (1 - simulated)), min(max(drawn_high, value), 1.0)
-    if value <= 0:
-        return value, value
-    ratios = [d.keys[key] / central.keys[key] for d in draws if d.keys.get(key, 0.0) > 0 and central.keys.get(key, 0.0) > 0]
-    low, high = np.log(stats.quantiles(ratios, TAILS)) if ratios else (0.0, 0.0)
-    disagreement = math.log(analytic / value) if analytic is not None and analytic > 0 else 0.0
-    down = math.sqrt(min(low, 0.0) ** 2 + simulated**2 + min(disagreement, 0.0) ** 2)
-    up = math.sqrt(max(high, 0.0) ** 2 + simulated**2 + max(disagreement, 0.0) ** 2)
-    return value * math.exp(-down), value * math.exp(up)

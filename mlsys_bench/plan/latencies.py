@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -12,22 +12,44 @@ from mlsys_bench import slo, stats
 from mlsys_bench.types import SLO, Limit
 
 Floats = npt.NDArray[np.float64]
+Ints = npt.NDArray[np.int64]
 STATS = ("p50", "p95", "p99")  # of every metric, beside those the SLO names
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Latencies:
-    """Samples in seconds, one per request; `tpot_s` is NaN where there is no second token.  ITL has one per token, perhaps weighted."""
+    """Samples in seconds, one per request; `tpot_s` is NaN where there is no second token.  ITL has one per token, perhaps weighted.
+
+    Where there are several tenants, `tenants[tenant[i]]` is the one whose request i is, and likewise the gap i; without `itl_tenant` the
+    gaps of all tenants follow one law, as in theory.
+    """
 
     ttft_s: Floats
     tpot_s: Floats
     e2e_s: Floats
     itl_s: Floats
     itl_weights: Floats | None = None
+    tenant: Ints | None = None
+    tenants: tuple[str, ...] = ()
+    itl_tenant: Ints | None = None
 
-    def value(self, metric: str, stat: str) -> float | None:
-        """Return a statistic ('mean', 'p95', 'p99.9') of a metric, or None where no request has the metric."""
-        return self._values(metric, [stat]).get(stat)
+    def value(self, metric: str, stat: str, tenant: str | None = None) -> float | None:
+        """Return a statistic ('mean', 'p95', 'p99.9') of a metric, or None where no request has the metric; of all, or of one tenant."""
+        return self.of_tenant(tenant)._values(metric, [stat]).get(stat)
+
+    def of_tenant(self, name: str | None) -> Latencies:
+        """Return what the requests of one tenant see; of all where none is named, or none are told apart."""
+        if name is None or self.tenant is None:
+            return self
+        at = self.tenants.index(name) if name in self.tenants else -1
+        mine, gaps = self.tenant == at, slice(None) if self.itl_tenant is None else self.itl_tenant == at
+        return Latencies(
+            ttft_s=self.ttft_s[mine],
+            tpot_s=self.tpot_s[mine],
+            e2e_s=self.e2e_s[mine],
+            itl_s=self.itl_s[gaps],
+            itl_weights=None if self.itl_weights is None else self.itl_weights[gaps],
+        )
 
     def _values(self, metric: str, wanted: Sequence[str]) -> dict[str, float]:
         """Return statistics of a metric by name, none where no request has the metric."""
@@ -42,7 +64,17 @@ class Latencies:
         return values if "mean" not in wanted else {**values, "mean": float(np.average(samples, weights=weights))}
 
     def keys(self, limits: SLO) -> dict[str, float]:
-        """Return `ttft_p50_s` … `e2e_p99_s`, the statistics that limits name, and `goodput` where one is asked for."""
+        """Return `ttft_p50_s` … `e2e_p99_s`, the statistics that limits name, and `goodput` where one is asked for.
+
+        Tenants that limits name have the same keys of their own, such as `chat:ttft_p95_s`.
+        """
+        found = self._keys(slo.of_all(limits))
+        for name in dict.fromkeys(limit.tenant for limit in limits if limit.tenant is not None):
+            own = tuple(replace(limit, tenant=None) for limit in limits if limit.tenant == name)
+            found |= {f"{name}:{key}": value for key, value in self.of_tenant(name)._keys(own).items()}
+        return found
+
+    def _keys(self, limits: SLO) -> dict[str, float]:
         named = [(limit.metric, limit.stat) for limit in slo.latencies(limits)]
         found: dict[str, float] = {}
         for metric in slo.LATENCIES:
@@ -54,6 +86,8 @@ class Latencies:
 
     def goodput(self, limits: SLO) -> float:
         """Return the share of requests that keep every limit on TTFT, TPOT and E2E themselves."""
+        if not len(self.ttft_s):
+            return 1.0
         kept = np.ones(len(self.ttft_s), dtype=bool)
         for limit in slo.latencies(limits):
             if limit.metric != "itl":
@@ -63,9 +97,13 @@ class Latencies:
 
     def excesses(self, limits: SLO) -> list[tuple[float, Limit]]:
         """Return value / limit of each limit, for goodput shortfall / allowance: below 1 it is kept.  Availability is not seen here."""
+        whose = list(dict.fromkeys(limit.tenant for limit in limits))
+        return [found for name in whose for found in self.of_tenant(name)._excesses(tuple(x for x in limits if x.tenant == name))]
+
+    def _excesses(self, limits: SLO) -> list[tuple[float, Limit]]:
         found = []
         for limit in slo.latencies(limits):
-            value = self.value(limit.metric, limit.stat)
+            value = self._values(limit.metric, [limit.stat]).get(limit.stat)
             found.append((0.0 if value is None else value / limit.limit, limit))
         return found + [((1 - self.goodput(limits)) / (1 - limit.limit), limit) for limit in limits if limit.metric == "goodput"]
 

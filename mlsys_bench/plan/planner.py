@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Sequence
+from concurrent.futures import Executor
 
 from mlsys_bench import models, pricing, slo
 from mlsys_bench.errors import Infeasible
 from mlsys_bench.plan import candidates, confirm, demand, floors, intervals, search, sizing, words
+from mlsys_bench.plan.ahead import Ahead
 from mlsys_bench.plan.candidates import Misfit
 from mlsys_bench.plan.latencies import Latencies
-from mlsys_bench.plan.request import Request, check
+from mlsys_bench.plan.request import Request, check, whole_only
 from mlsys_bench.plan.search import Bound, Search
 from mlsys_bench.plan.sizing import Design
 from mlsys_bench.plan.trial import Trial, corrections
@@ -21,13 +24,27 @@ from mlsys_bench.types import SLO, FleetItem, Limit, Plan, Provenance
 CONFIRMED = 3  # designs that are simulated at most
 
 
-def plan(request: Request) -> Plan:
-    """Return the cheapest fleet that serves the traffic within the limits.
+def plan(request: Request, executor: Executor | None = None) -> Plan:
+    """Return the cheapest fleet that serves the traffic within the limits; an executor confirms several designs at a time.
 
     Raises BadInput (a limit below the physics floor of every candidate is one), Infeasible when no candidate keeps the limits, and
     NotComparable for a profile of another layout.
     """
     check(request)
+    other = whole_only(request)
+    if request.disaggregate == "auto" and other is not None:
+        made = plan(dataclasses.replace(request, disaggregate="never"), executor)
+        note = f"prefill and decode on pools of their own are not weighed together with {other}"
+        return dataclasses.replace(made, notes=(*made.notes, note))
+    if request.workload.tenants or any(limit.tenant is not None for limit in request.slo):
+        from mlsys_bench.plan import tenants
+
+        return tenants.plan(request, functools.partial(planned, executor=executor))
+    return planned(request, executor)[0]
+
+
+def planned(request: Request, executor: Executor | None = None) -> tuple[Plan, Design, Trial]:
+    """Return the plan of one fleet, its design and its simulation."""
     fitting, misfits = candidates.every(request)
     traffic = demand.of(request.workload) if request.trace is None else demand.of_trace(request.trace)
     bounds, too_small = search.bounds(request, fitting, traffic)
@@ -35,19 +52,33 @@ def plan(request: Request) -> Plan:
     if not bounds:
         raise Infeasible(words.nothing_fits(request, misfits))
     floors.check(request.slo, [b.candidate for b in bounds], traffic)
-    found, trial = _decide(request, bounds, misfits)
+    whole = functools.partial(_whole, request, bounds, misfits, executor)
+    if request.disaggregate == "never":
+        return whole()
+    from mlsys_bench.plan import disaggregated
+
+    return disaggregated.weighed(request, bounds, traffic, whole)
+
+
+def _whole(
+    request: Request, bounds: Sequence[Bound], misfits: Sequence[Misfit], executor: Executor | None
+) -> tuple[Plan, Design, Trial]:  # fmt: skip
+    """Return the plan of replicas that prefill and decode, its design and its simulation."""
+    found, trial = _decide(request, bounds, misfits, executor)
     winner = found.designs[0]
     if winner.price is None:
         sizing.order(winner.candidate, winner.replicas, request.shelf)  # raises where quotas are why it has no price
     made = _surrounded(request, winner, _assemble(request, found, winner, trial))
     if not request.mixed:
-        return made
+        return made, winner, trial
     from mlsys_bench.plan import pools
 
-    return pools.beside(made, request, bounds, winner)
+    return pools.beside(made, request, bounds, winner), winner, trial
 
 
-def _decide(request: Request, bounds: Sequence[Bound], misfits: Sequence[Misfit]) -> tuple[Search, Trial]:
+def _decide(
+    request: Request, bounds: Sequence[Bound], misfits: Sequence[Misfit], executor: Executor | None
+) -> tuple[Search, Trial]:  # fmt: skip
     """Return the search with its designs as simulation left them, the winner first, and the winner's simulation.
 
     Only when simulation makes the few that were sized dearer than one passed over, all are sized.
@@ -56,7 +87,7 @@ def _decide(request: Request, bounds: Sequence[Bound], misfits: Sequence[Misfit]
         found = search.search(request, bounds, misfits, enough)
         if not found.designs:
             raise Infeasible(words.nothing_meets(found))
-        judged, trial = _confirm(request, found)
+        judged, trial = _confirm(request, found, executor)
         if trial is not None and not any(bound.sort_key() < judged.designs[0].sort_key() for bound in judged.passed_over):
             break
     if trial is None:
@@ -67,7 +98,7 @@ def _decide(request: Request, bounds: Sequence[Bound], misfits: Sequence[Misfit]
 # ---------------------------------------------------------------- simulation
 
 
-def _confirm(request: Request, found: Search) -> tuple[Search, Trial | None]:
+def _confirm(request: Request, found: Search, executor: Executor | None) -> tuple[Search, Trial | None]:
     """Return the search with designs resized by simulation, best first, those it refused apart; and the best one's simulation.
 
     A design is simulated only if it could still be cheaper than the best confirmed one: theory may be too pessimistic about it,
@@ -76,12 +107,14 @@ def _confirm(request: Request, found: Search) -> tuple[Search, Trial | None]:
     confirmed: list[tuple[Design, Trial]] = []
     unconfirmed: list[Design] = []
     left: list[Design] = []
-    for design in found.designs:
-        best = min(confirmed, key=lambda c: c[0].sort_key(), default=None)
-        if best is not None and (len(confirmed) >= CONFIRMED or not _could_beat(design, best[0], request.shelf)):
+    judge = Ahead(request, found.designs, executor)
+    for i, design in enumerate(found.designs):
+        best = min((d for d, _ in confirmed), key=Design.sort_key, default=None)
+        may_win = functools.partial(_could_beat, best=best, shelf=request.shelf)
+        if len(confirmed) >= CONFIRMED or not may_win(design):
             left.append(design)
             continue
-        judged = confirm.confirm(design, request)
+        judged = judge.confirmed(i, CONFIRMED - len(confirmed) - 1, may_win)
         if judged is None:
             unconfirmed.append(design)
         else:
@@ -94,8 +127,8 @@ def _confirm(request: Request, found: Search) -> tuple[Search, Trial | None]:
     return dataclasses.replace(found, designs=(winner, *others), unconfirmed=tuple(unconfirmed)), trial
 
 
-def _could_beat(design: Design, best: Design, shelf: Shelf) -> bool:
-    return sizing.resized(design, min(design.fewest, design.replicas), shelf).sort_key() < best.sort_key()
+def _could_beat(design: Design, best: Design | None, shelf: Shelf) -> bool:
+    return best is None or sizing.resized(design, min(design.fewest, design.replicas), shelf).sort_key() < best.sort_key()
 
 
 # ---------------------------------------------------------------- the answer
@@ -106,13 +139,13 @@ def _assemble(request: Request, found: Search, design: Design, trial: Trial) -> 
     latencies = design.replica.predict(design.each_per_s)
     analytic = _analytic(design, latencies, limits) if request.trace is None else {}  # theory knows a trace's mean only
     predicted = trial.keys(limits)
-    spread = intervals.of(design, trial, analytic, limits, request.headroom, request.shelf, request.seed)
+    spread = intervals.of(design, trial, analytic, request)
     usd = design.price.usd_per_h if design.price else None
     return Plan(
         model=models.find(request.model).id,
         workload=request.workload,
         slo=slo.show(limits),
-        fleet=(_fleet_item(design),),
+        fleet=(fleet_item(design),),
         replicas=design.replicas,
         gpus=design.devices,
         gpu=candidate.gpu,
@@ -162,10 +195,11 @@ def _analytic(design: Design, latencies: Latencies, limits: SLO) -> dict[str, fl
     return latencies.keys(limits) | rates
 
 
-def _fleet_item(design: Design) -> FleetItem:
+def fleet_item(design: Design, stage: str = "llm") -> FleetItem:
+    """Return a design as an item of a fleet."""
     candidate, price = design.candidate, design.price
     return FleetItem(
-        stage="llm",
+        stage=stage,
         gpu=candidate.gpu,
         precision=candidate.precision,
         tp=candidate.tp,

@@ -1,4 +1,7 @@
-"""A fleet of several kinds confirmed: each pool simulated at its own share of the traffic, all requests held against the limits."""
+"""A fleet of several kinds confirmed: each pool simulated at its own share of the traffic, all requests held against the limits.
+
+With an availability every pool gets its spares, all of them chosen together: a request of any length must find its pool with enough up.
+"""
 
 from __future__ import annotations
 
@@ -7,12 +10,15 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from mlsys_bench import units
-from mlsys_bench.plan import confirm
+from mlsys_bench.errors import Infeasible
+from mlsys_bench.plan import cold_start, confirm, sizing
 from mlsys_bench.plan.mixed import Mixed, Pool, mixed, together
+from mlsys_bench.plan.reliability import replaced
 from mlsys_bench.plan.request import Request
 from mlsys_bench.plan.search import Bound
 from mlsys_bench.plan.sizing import Design
 from mlsys_bench.plan.trial import Trial
+from mlsys_bench.pricing import Fleet
 from mlsys_bench.surroundings import MixedFleet, PoolPlan
 from mlsys_bench.types import Alternative, Plan, Provenance
 
@@ -55,7 +61,8 @@ def fleet_of(judged: Sequence[Judged], request: Request) -> MixedFleet | None:
     shares = [pool.share for pool, _, _ in judged]
     outputs = [design.replica.demand.mean_output for _, design, _ in judged]
     seen = together([trial.all for _, _, trial in judged], shares, outputs)
-    pools = tuple(_pools(judged, request))
+    counts, held = _spared(judged, request)
+    pools = tuple(_pools(judged, request, counts))
     if len(pools) < len(judged) or any(excess >= 1 for excess, _ in seen.excesses(request.slo)):
         return None
     return MixedFleet(
@@ -64,12 +71,50 @@ def fleet_of(judged: Sequence[Judged], request: Request) -> MixedFleet | None:
         saving=0.0,
         predicted=seen.keys(request.slo),
         provenance=Provenance.weakest(*(pool.provenance for pool in pools)),
+        availability=held[0] if held else None,
+        availability_interval=(held[1], held[2]) if held else None,
     )
 
 
-def _pools(judged: Sequence[Judged], request: Request) -> Iterator[PoolPlan]:
-    for pool, design, trial in judged:
-        price, candidate = design.price, design.candidate
+def _spared(judged: Sequence[Judged], request: Request) -> tuple[list[int], tuple[float, float, float] | None]:
+    """Return the replicas of each pool with those to spare, and the availability with its interval; None where none is asked for."""
+    asked = request.spares
+    if asked is None:
+        return [design.replicas for _, design, _ in judged], None
+    from mlsys_bench.plan import together
+    from mlsys_bench.plan.together import Group, Standing
+
+    named = {str(k): design for k, (_, design, _) in enumerate(judged)}
+    groups = tuple(
+        Group(
+            name=name, needed=design.replicas, gpus=design.candidate.devices,
+            reliability=replaced(cold_start.of(design.candidate.weights_bytes)),
+        )
+        for name, design in named.items()
+    )  # fmt: skip
+    stands = Standing(groups=groups, cuts=tuple((name,) for name in named), zones=asked.zones)
+    each = {name: _usd_each(design, request) for name, design in named.items()}
+    found, _ = together.secure(stands, asked.objective, lambda n: math.fsum(each[name] * count for name, count in n.items()))
+    return [found[name] for name in named], (stands.held(found), stands.at("low").held(found), stands.at("high").held(found))
+
+
+def _usd_each(design: Design, request: Request) -> float:
+    """Return about what a replica costs: its share of the fleet as sized."""
+    rented = sizing.rented(design.candidate, design.replicas, request.shelf)
+    return design.price.usd_per_h / rented if design.price else 1.0
+
+
+def _priced(design: Design, replicas: int, request: Request) -> Fleet | None:
+    """Return what so many replicas of a pool cost, spares among them already."""
+    try:
+        return sizing.order(design.candidate, replicas, replace(request.shelf, rented=None))
+    except Infeasible:  # beyond a quota: no such fleet, the plan of one kind stands
+        return None
+
+
+def _pools(judged: Sequence[Judged], request: Request, counts: Sequence[int]) -> Iterator[PoolPlan]:
+    for (pool, design, trial), replicas in zip(judged, counts, strict=True):
+        price, candidate = _priced(design, replicas, request), design.candidate
         if price is None:
             return
         most = pool.most_tokens
@@ -77,7 +122,7 @@ def _pools(judged: Sequence[Judged], request: Request) -> Iterator[PoolPlan]:
             gpu=candidate.gpu,
             precision=candidate.precision,
             devices_per_replica=candidate.devices,
-            replicas=design.replicas,
+            replicas=replicas,
             instances=price.instances,
             instance=price.instance,
             usd_per_hour=price.usd_per_h,
@@ -87,6 +132,7 @@ def _pools(judged: Sequence[Judged], request: Request) -> Iterator[PoolPlan]:
             utilisation=design.replica.utilisation(design.each_per_s),
             predicted=trial.keys(request.slo),
             provenance=candidate.profile.provenance,
+            spare=replicas - design.replicas,
         )
 
 

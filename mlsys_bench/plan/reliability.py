@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from mlsys_bench import units
 from mlsys_bench.errors import BadInput
@@ -18,6 +18,12 @@ GUESS = 3.0  # nobody publishes some figures: the 90 % interval of a guess is ta
 def guessed(value: float, source: str) -> Given:
     """Return a figure nobody publishes, with the interval of a guess."""
     return assumed(value, f"{source}; taken as a third to three times that", value / GUESS, value * GUESS)
+
+
+def moved(given: Given, end: str, more_is_better: bool) -> Given:
+    """Return a figure at the end of its interval where fleets fail more ('low') or less ('high'), as it is where it has none."""
+    value = given.low if (end == "low") == more_is_better else given.high
+    return given if value is None else replace(given, value=value)
 
 
 _LLAMA_3 = (
@@ -50,6 +56,13 @@ class Reliability:
         """Return the mean time a failure takes a replica away, hardware and process in their proportions."""
         hardware, process = gpus / self.gpu_mtbf.value, 1 / self.process_mtbf.value
         return (hardware * self.repair.value + process * self.restart.value) / (hardware + process)
+
+    def at(self, end: str) -> Reliability:
+        """Return it with every figure at one end of its interval."""
+        return Reliability(
+            gpu_mtbf=moved(self.gpu_mtbf, end, True), process_mtbf=moved(self.process_mtbf, end, True),
+            repair=moved(self.repair, end, False), restart=moved(self.restart, end, False),
+        )  # fmt: skip
 
     @property
     def provenance(self) -> Provenance:
@@ -94,6 +107,10 @@ class Zones:
         if self.survive and self.count < 2:
             raise BadInput("surviving the loss of one zone takes at least two; give more zones")
 
+    def at(self, end: str) -> Zones:
+        """Return them with both figures at one end of their intervals."""
+        return replace(self, mtbf=moved(self.mtbf, end, True), mttr=moved(self.mttr, end, False))
+
     @property
     def up(self) -> float:
         """The share of time that a zone is there."""
@@ -115,6 +132,10 @@ class Spot:
         """Refuse what makes no sense."""
         if not 0 < self.floor <= 1:
             raise BadInput(f"a spot floor of {self.floor:g}: the share of peak traffic held without spot lies above 0 and at most at 1")
+
+    def at(self, end: str) -> Spot:
+        """Return it with both figures at one end of their intervals."""
+        return replace(self, life=moved(self.life, end, True), refill=moved(self.refill, end, False))
 
     @property
     def up(self) -> float:

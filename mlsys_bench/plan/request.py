@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 MAX_BATCH = 256  # sequences at once, as engines set it by default: the first that is tried
 MAX_STEP_TOKENS = 2048  # tokens a step, likewise
+DISAGGREGATE = ("auto", "never", "only")
 ROUTINGS = ("random", "round_robin", "least_loaded", "power_of_two")
 BATCHES = (16, 32, 64, 128, 256, 512)  # that are tried where none is given
 PRECISIONS = ("bf16", "fp8")  # that are tried where none is named: answers hardly differ between them
@@ -58,6 +59,8 @@ class Request:
     around: bool = False
     growth: Growth | None = None
     mixed: bool = False
+    disaggregate: str = "never"  # prefill and decode on pools of their own: where that is cheaper, never, or nothing else
+    link_bytes_per_s: float | None = None  # of a device, between these pools; None: the catalogue's, or assumed
 
     @property
     def shelf(self) -> Shelf:
@@ -97,18 +100,46 @@ def check(request: Request) -> Request:
         raise unknown("routing", request.routing, ROUTINGS)
     if request.term not in TERMS:
         raise BadInput(f"unknown term {request.term!r}{did_you_mean(request.term, TERMS)}")
-    if request.mixed and request.spares is not None:
-        raise BadInput("a fleet of several kinds and an availability are not planned together yet; leave --mixed or the availability out")
+    if request.mixed and request.workload.tenants:
+        raise BadInput("pools by prompt length and tenants are not planned together yet; leave --mixed out")
     for profile in request.profiles:
         latency.check(profile)
     _check_spares(request)
+    _check_apart(request)
     return request
+
+
+def _check_apart(request: Request) -> None:
+    """Raise BadInput for pools of prefill and decode together with what is planned for whole replicas only."""
+    if request.disaggregate not in DISAGGREGATE:
+        raise unknown("way to disaggregate", request.disaggregate, DISAGGREGATE)
+    if request.link_bytes_per_s is not None and not request.link_bytes_per_s > 0:
+        raise BadInput(f"a link of {request.link_bytes_per_s:g} bytes/s: it must be above zero")
+    other = whole_only(request)
+    if request.disaggregate == "only" and other is not None:
+        raise BadInput(f"--disaggregate only and {other} are not planned together yet; leave one of them out")
+
+
+def whole_only(request: Request) -> str | None:
+    """Return what is asked for that is planned for whole replicas only, None where nothing is."""
+    named = {
+        "an availability": request.spares is not None,
+        "autoscaling": request.around,
+        "traffic that varies by the hour": request.day is not None,
+        "growth": request.growth is not None,
+        "a fleet of several kinds": request.mixed,
+        "tenants": bool(request.workload.tenants) or any(limit.tenant is not None for limit in request.slo),
+    }
+    return next((name for name, is_asked in named.items() if is_asked), None)
 
 
 def _check_spares(request: Request) -> None:
     """Raise BadInput for zones without an availability, and Infeasible for an availability that zones alone rule out."""
     if request.spares is not None and request.term == "spot":
-        raise BadInput("spot replicas of a pool are reclaimed together, so they promise no availability; plan with --term on-demand")
+        raise BadInput(
+            "spot replicas of a pool are reclaimed together, so none of those that hold the peak may be one, and the peak counts all day; "
+            "plan with --term on-demand (`mlsys cost PLAN --hours … --floor … --spot …` sets spot above a floor that must hold)"
+        )
     if request.spares is not None:
         request.spares.rented(1, 0.0, 1)
     elif request.zones != 1 or request.survive_zone:

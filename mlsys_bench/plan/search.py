@@ -7,9 +7,13 @@ batches: smaller steps shorten gaps between tokens, smaller batches all of TPOT,
 
 from __future__ import annotations
 
+import bisect
 import itertools
-from collections.abc import Iterable, Mapping, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+
+import numpy as np
 
 from mlsys_bench.plan import candidates, screen, sizing
 from mlsys_bench.plan.analytic import Replica, memory_slots
@@ -23,9 +27,8 @@ from mlsys_bench.types import Limit
 
 SURELY = 1.25  # times a limit: what even a request alone exceeds so far is missed without further question
 TUNED = 4  # candidates whose engine settings are searched
-WORTHWHILE = 1.03  # another setting carries that much more, or the default stays
+WORTHWHILE = 1.03  # times as many replicas are needed with the default, or it stays
 _ROUGH = 256  # samples of a first look at a setting
-_HALVINGS = 6  # of its highest rate
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,54 +59,59 @@ class Search:
 
 def bounds(request: Request, fitting: Sequence[Candidate], traffic: Demand) -> tuple[list[Bound], list[Misfit]]:
     """Return every candidate with the least it can cost, cheapest first; and those whose cache holds no average request."""
-    found, misfits = [], []
+    totals = np.sort(traffic.prompt + traffic.output)
+    served: dict[int, Demand] = {}  # by how many of the sample a replica can hold
+    alike: dict[int, list[Candidate]] = {}
+    misfits = []
     for candidate in fitting:
-        served = traffic.fitting(candidate.limits)
-        if served.share <= 0 or memory_slots(candidate.limits, served) < 1:
+        held = int(np.searchsorted(totals, min(candidate.limits.max_context, candidate.kv_tokens), side="right"))
+        if held not in served:
+            served[held] = traffic.fitting(candidate.limits)
+        if served[held].share <= 0 or memory_slots(candidate.limits, served[held]) < 1:
             why_not = f"no room for an average request: {candidate.memory}"
             misfits.append(Misfit(gpu=candidate.gpu, layout=candidate.layout, why_not=why_not))
         else:
-            found.append(_bound(request, candidate, served))
-    return sorted(found, key=Bound.sort_key), misfits
+            alike.setdefault(held, []).append(candidate)
+    found = [bound for held, some in alike.items() for bound in _bounds(request, some, served[held])]
+    place = {id(candidate): i for i, candidate in enumerate(fitting)}
+    return sorted(found, key=lambda bound: (bound.sort_key(), place[id(bound.candidate)])), misfits
 
 
-def _bound(request: Request, candidate: Candidate, served: Demand) -> Bound:
-    widest = candidates.widest(request, candidate)
-    most_per_s = max(screen.most_per_s(candidate.profile, limits, served) for limits in {candidate.limits, widest})
-    replicas = sizing.fewest(most_per_s, request.workload.rate_per_s * served.share, request.headroom)
-    price = sizing.price(candidate, replicas, request.shelf)
-    alone = screen.alone(candidate.profile, widest, served)
-    return Bound(candidate=candidate, demand=served, alone=alone, replicas=replicas, price=price)
+def _bounds(request: Request, some: Sequence[Candidate], served: Demand) -> Iterator[Bound]:
+    """Yield the bounds of candidates that serve the same requests."""
+    clocks, shelf = screen.Clocks([candidate.profile for candidate in some]), request.shelf
+    widest = [candidates.widest(request, candidate) for candidate in some]
+    most_per_s = np.maximum(clocks.most_per_s([candidate.limits for candidate in some], served), clocks.most_per_s(widest, served))
+    for candidate, rate_per_s, alone in zip(some, most_per_s.tolist(), clocks.alone(widest, served), strict=True):
+        replicas = sizing.fewest(rate_per_s, request.workload.rate_per_s * served.share, request.headroom)
+        price = sizing.price(candidate, replicas, shelf)
+        yield Bound(candidate=candidate, demand=served, alone=alone, replicas=replicas, price=price)
 
 
 def search(request: Request, found: Sequence[Bound], misfits: Sequence[Misfit], enough: int) -> Search:
     """Return the designs of a search that goes on until `enough` are known that nothing left can beat."""
     designs: dict[int, Design] = {}
+    ranks: list[sizing.Rank] = []  # of the designs, in order
     missed: dict[int, tuple[Bound, float, Limit]] = {}
     passed_over: dict[int, Bound] = {}
     for i, bound in enumerate(found):
         excess, limit = sizing.worst(bound.alone, request.slo)
         if limit is not None and excess > SURELY:
             missed[i] = (bound, excess, limit)
-        elif _cannot_win(bound, designs.values(), enough):
+        elif len(ranks) >= enough and ranks[enough - 1] <= bound.sort_key():  # as many cost no more than its least
             passed_over[i] = bound
         elif (design := _sized(request, bound, bound.candidate)) is not None:
             designs[i] = design
+            bisect.insort(ranks, design.sort_key())
         elif limit is not None:
             missed[i] = (bound, max(excess, 1.0), limit)
-    _tune(request, {i: found[i] for i in sorted({*designs, *missed}) if i not in missed or missed[i][1] <= SURELY}, designs)
+    _tune(request, {i: found[i] for i in sorted({*designs, *missed}) if i not in missed or missed[i][1] <= SURELY}, designs, enough)
     return Search(
         designs=tuple(sorted(designs.values(), key=Design.sort_key)),
         missed=tuple(miss for i, miss in missed.items() if i not in designs),
         passed_over=tuple(passed_over.values()),
         misfits=tuple(misfits),
     )
-
-
-def _cannot_win(bound: Bound, designs: Iterable[Design], enough: int) -> bool:
-    """Say whether enough designs are known that cost no more than this candidate's least."""
-    keys = sorted(design.sort_key() for design in designs)
-    return len(keys) >= enough and keys[enough - 1] <= bound.sort_key()
 
 
 def _sized(request: Request, bound: Bound, candidate: Candidate) -> Design | None:
@@ -116,26 +124,73 @@ def _sized(request: Request, bound: Bound, candidate: Candidate) -> Design | Non
 # ---------------------------------------------------------------- engine settings
 
 
-def _tune(request: Request, looked_at: Mapping[int, Bound], designs: dict[int, Design]) -> None:
+def _tune(request: Request, looked_at: Mapping[int, Bound], designs: dict[int, Design], enough: int) -> None:
     """Give the candidates that could still be cheaper than the best design better engine settings, in place."""
     for i, bound in itertools.islice(looked_at.items(), TUNED):
-        best = min((design.sort_key() for design in designs.values()), default=None)
-        if best is not None and best <= bound.sort_key():
+        keys = sorted(design.sort_key() for design in designs.values())
+        if keys and keys[0] <= bound.sort_key():
             break
-        carries = designs[i].most_per_s if i in designs else 0.0
-        setting = _better_setting(request, bound, carries)
+        most = _most(request, bound, keys[enough - 1] if len(keys) >= enough else None)
+        if i in designs:
+            most = min(most or designs[i].replicas, designs[i].replicas - 1, int(designs[i].replicas / WORTHWHILE))
+        setting = None if most is not None and most < bound.replicas else _better_setting(request, bound, most)
         design = None if setting is None else _sized(request, bound, setting)
-        if design is not None and design.most_per_s > carries:
+        if design is not None and (i not in designs or design.replicas < designs[i].replicas):
             designs[i] = design
 
 
-def _better_setting(request: Request, bound: Bound, carries_per_s: float) -> Candidate | None:
-    """Return the setting that carries most at a rough look, other steps first, then other batches; None where the default does."""
-    best: tuple[float, Candidate | None] = (carries_per_s * WORTHWHILE, None)
+def _most(request: Request, bound: Bound, rank: sizing.Rank | None) -> int | None:
+    """Return the most replicas with which the candidate still comes before a rank; None for any number."""
+    if rank is None:
+        return None
+
+    def comes_before(replicas: int) -> bool:
+        return sizing.rank(bound.candidate, sizing.price(bound.candidate, replicas, request.shelf), replicas) < rank
+
+    few, many = bound.replicas, bound.replicas + 1  # the first does
+    while comes_before(many):
+        few, many = many, 2 * many
+    while many - few > 1:
+        middle = (few + many) // 2
+        few, many = (middle, many) if comes_before(middle) else (few, middle)
+    return few
+
+
+def _better_setting(request: Request, bound: Bound, most: int | None) -> Candidate | None:
+    """Return the setting that takes the fewest replicas at a rough look, None where none keeps the limits with `most` of them.
+
+    Other steps are tried first, then other batches with the steps that came nearest.
+    """
+    found: Candidate | None = None
+    middle, nearest = bound.candidate, _Look(request, bound, bound.candidate).excess(most)
     for batches in (False, True):
-        middle = best[1] or bound.candidate
         for setting in candidates.settings(request, middle, batches):
-            replica = Replica(setting.profile, setting.limits, bound.demand, samples=_ROUGH)
-            rate, _ = sizing.highest_rate(replica, request.slo, sizing.usable(request.headroom), halvings=_HALVINGS)
-            best = max(best, (rate, setting), key=lambda b: b[0])
-    return best[1]
+            look = _Look(request, bound, setting)
+            excess = math.inf if most == 0 else look.excess(most)
+            if excess < 1:
+                found, middle, nearest, most = setting, setting, 1.0, look.needed(most) - 1
+            elif excess < nearest:
+                middle, nearest = setting, excess
+    return found
+
+
+class _Look:
+    """A rough look at a setting."""
+
+    def __init__(self, request: Request, bound: Bound, setting: Candidate) -> None:
+        self.replica = Replica(setting.profile, setting.limits, bound.demand, samples=_ROUGH)
+        self.slo, self.rate_per_s = request.slo, request.workload.rate_per_s * bound.demand.share
+        self.least = sizing.fewest(self.replica.capacity_per_s, self.rate_per_s, request.headroom)
+
+    def excess(self, replicas: int | None) -> float:
+        """Return the largest value / limit of so many replicas, of idle ones for None; infinity where headroom is gone."""
+        if replicas is not None and replicas < self.least:
+            return math.inf
+        rate_per_s = sizing.IDLE * self.replica.capacity_per_s if replicas is None else self.rate_per_s / replicas
+        return sizing.worst(self.replica.predict(rate_per_s), self.slo)[0]
+
+    def needed(self, most: int | None) -> int:
+        """Return the fewest replicas where `most` are enough."""
+        found = sizing.needed(self.replica, self.slo, self.rate_per_s, self.least, most)
+        assert found is not None
+        return found[0]

@@ -17,7 +17,8 @@ from mlsys_bench.types import SLO, LatencyProfile, Limit
 
 MOST = 0.98  # of capacity: closer to saturation no queue settles within a day, whatever headroom is asked for
 HALVINGS = 8  # of the bracket around the highest rate: to half a percent
-_IDLE = 1e-3  # of capacity: a replica that as good as nobody uses
+IDLE = 1e-3  # of capacity: a replica that as good as nobody uses
+_CLOSE = 0.004  # of a fleet: a step of large ones that is not worth another look
 
 
 Rank = tuple[bool, float, int, float]
@@ -25,14 +26,13 @@ Rank = tuple[bool, float, int, float]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Design:
-    """A candidate with its number of replicas.  `most_per_s` is the rate one replica may carry, `binds` what stops it there."""
+    """A candidate with its number of replicas.  `binds` is the limit that one fewer misses."""
 
     candidate: Candidate
     replica: Replica
     rate_per_s: float  # of the fleet
     replicas: int
     fewest: int  # below which headroom is gone, whatever the latencies
-    most_per_s: float
     binds: Limit | None  # None: capacity less headroom
     price: Fleet | None
     above_tokens: float = 0.0  # of the prompts it gets
@@ -97,20 +97,76 @@ def usable(headroom: float) -> float:
 
 def size(candidate: Candidate, replica: Replica, limits: SLO, rate_per_s: float, headroom: float, shelf: Shelf) -> Design | None:
     """Return the fewest replicas that keep limits and headroom, or None where even an idle replica misses a limit."""
-    most_per_s, binds = highest_rate(replica, limits, usable(headroom))
-    if most_per_s <= 0:
+    least = fewest(replica.capacity_per_s, rate_per_s, headroom)
+    found = needed(replica, limits, rate_per_s, least)
+    if found is None:
         return None
-    replicas = max(1, math.ceil(rate_per_s / most_per_s - 1e-9))
+    replicas, binds = found
     return Design(
         candidate=candidate,
         replica=replica,
         rate_per_s=rate_per_s,
         replicas=replicas,
-        fewest=fewest(replica.capacity_per_s, rate_per_s, headroom),
-        most_per_s=most_per_s,
+        fewest=least,
         binds=binds,
         price=price(candidate, replicas, shelf),
     )
+
+
+def needed(replica: Replica, limits: SLO, rate_per_s: float, least: int, most: int | None = None) -> tuple[int, Limit | None] | None:
+    """Return the fewest replicas that keep all limits, each with its share of the rate, and the limit that one fewer misses.
+
+    There are at least `least` of them; exactly as many as are enough, in fleets of hundreds to half a percent.  Latencies rise with the
+    rate, so a few counts decide: see `_Bracket`.  None where an idle replica misses a limit, or `most` replicas do.
+    """
+    if most is not None and most < least:
+        return None
+    excess, limit = worst(replica.predict(rate_per_s / least), limits)
+    if excess < 1:
+        return least, None
+    at_rest_per_s = IDLE * replica.capacity_per_s if most is None else rate_per_s / most
+    rest, missed = (excess, limit) if most == least else worst(replica.predict(at_rest_per_s), limits)
+    if rest >= 1:
+        return None
+    bracket = _Bracket(at_rest_per_s, rest, rate_per_s / least, excess)
+    few, enough = least, math.floor(rate_per_s / at_rest_per_s + 1e-9)
+    while enough - few > max(1, _CLOSE * few):
+        n = min(max(math.ceil(rate_per_s / bracket.next_per_s()), few + 1), enough - 1)
+        excess, missed = worst(replica.predict(rate_per_s / n), limits)
+        few, enough = (few, n) if excess < 1 else (n, enough)
+        limit = limit if excess < 1 else missed
+        bracket.narrow(rate_per_s / n, excess)
+    return enough, limit
+
+
+class _Bracket:
+    """A rate that is carried and one that is not, and where between them the limit may lie.
+
+    The logarithm of value / limit is taken as a straight line between the two (regula falsi); an end that stays twice counts half, as in
+    the Illinois method, and every fifth step halves, so that no bend of the curve holds it up.
+    """
+
+    def __init__(self, low_per_s: float, low: float, high_per_s: float, high: float) -> None:
+        self.low_per_s, self.high_per_s = low_per_s, high_per_s
+        self._low, self._high = math.log(max(low, 1e-9)), math.log(high)
+        self._steps, self._moved = 0, 0
+
+    def next_per_s(self) -> float:
+        """Return the rate to look at next."""
+        if self._steps % 5 == 4:
+            return (self.low_per_s + self.high_per_s) / 2
+        return self.low_per_s + (self.high_per_s - self.low_per_s) * self._low / (self._low - self._high - 1e-12)
+
+    def narrow(self, rate_per_s: float, excess: float) -> None:
+        """Take in what was found at a rate: value / limit."""
+        keeps, log = excess < 1, math.log(max(excess, 1e-9))
+        if keeps:
+            self.low_per_s, self._low = rate_per_s, log
+            self._high *= 0.5 if self._moved < 0 else 1.0
+        else:
+            self.high_per_s, self._high = rate_per_s, log
+            self._low *= 0.5 if self._moved > 0 else 1.0
+        self._steps, self._moved = self._steps + 1, -1 if keeps else 1
 
 
 def resized(design: Design, replicas: int, shelf: Shelf) -> Design:
@@ -123,24 +179,24 @@ def highest_rate(
 ) -> tuple[float, Limit | None]:
     """Return the highest rate of one replica up to `share` of its capacity that keeps all limits, and the limit that stops it.
 
-    Latencies rise with the rate, so bisection finds it; it does not depend on the fleet's rate, so replicas never fall as
-    traffic grows.  `corrections` multiplies a limit's value.  (0, limit) where an idle replica misses it.
+    Latencies rise with the rate; it does not depend on the fleet's rate.  Found as closely as so many halvings of the bracket find it.
+    `corrections` multiplies a limit's value.  (0, limit) where an idle replica misses it.
     """
-    low, high = _IDLE * replica.capacity_per_s, share * replica.capacity_per_s
+    low, high = IDLE * replica.capacity_per_s, share * replica.capacity_per_s
     excess, limit = worst(replica.predict(high), limits, corrections)
     if excess < 1:
         return high, None
     at_rest, missed = worst(replica.predict(low), limits, corrections)
     if at_rest >= 1:
         return 0.0, missed
-    for _ in range(halvings):
-        middle = (low + high) / 2
+    bracket, close = _Bracket(low, at_rest, high, excess), (high - low) / 2**halvings
+    while bracket.high_per_s - bracket.low_per_s > 1.01 * close:
+        edge = 0.4 * close
+        middle = min(max(bracket.next_per_s(), bracket.low_per_s + edge), bracket.high_per_s - edge)
         excess, missed = worst(replica.predict(middle), limits, corrections)
-        if excess < 1:
-            low = middle
-        else:
-            high, limit = middle, missed
-    return low, limit
+        limit = limit if excess < 1 else missed
+        bracket.narrow(middle, excess)
+    return bracket.low_per_s, limit
 
 
 def carried_per_s(design: Design, limits: SLO, headroom: float, corrections: Mapping[str, float] | None = None) -> float:

@@ -92,7 +92,7 @@ def _all_up(plan: Plan, request: Request, design: Design, found: Secured, asked:
     analytic = {key: value for key, value in latencies.keys(request.slo).items() if key in plan.analytic}
     rates = {"throughput_tokens_per_s": whole.each_per_s * whole.replica.demand.mean_output, "request_rate_per_s": whole.each_per_s}
     analytic |= {key: value for key, value in rates.items() if key in plan.analytic}
-    spread = intervals.of(whole, trial, analytic, request.slo, request.headroom, request.shelf, request.seed).intervals
+    spread = intervals.of(whole, trial, analytic, request).intervals
     kept = ("replicas", "usd_per_hour", "usd_per_month", "usd_per_million_tokens", "availability")
     item = plan.fleet[0]
     return replace(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -37,6 +37,9 @@ class Trial:
             tpot_s=np.concatenate([r.tpot_s for r in self.batches]),
             e2e_s=np.concatenate([r.e2e_s for r in self.batches]),
             itl_s=np.concatenate([r.itl_s for r in self.batches]),
+            tenant=_joined([r.tenant for r in self.batches]),
+            tenants=self.batches[0].tenants,
+            itl_tenant=_joined([r.itl_tenant for r in self.batches]),
         )
 
     def keys(self, limits: SLO) -> dict[str, float]:
@@ -45,11 +48,30 @@ class Trial:
         return self.all.keys(limits) | {key: float(np.mean(values)) for key, values in rates.items()}
 
     def spread(self, limits: SLO) -> dict[str, float]:
-        """Return half the 90 % interval of each key, relative to its value: Student's, over the batches."""
-        each = [batch.keys(limits) for batch in self.batches]
+        """Return half the 90 % interval of each key, relative to its value: Student's, over the batches.
+
+        Batches of few requests have few in the tail, and agree on it for want of them: see `_tail`.
+        """
+        each, whole = [batch.keys(limits) for batch in self.batches], self.all
         values = {key: [found[key] for found in each] for key in each[0] if all(key in found for found in each)}
         values |= {"throughput_tokens_per_s": list(self.tokens_per_s), "request_rate_per_s": list(self.requests_per_s)}
-        return {key: relative_half_width(samples) for key, samples in values.items()}
+        return {key: max(relative_half_width(samples), _tail(whole, key)) for key, samples in values.items()}
+
+
+def _tail(seen: Latencies, key: str) -> float:
+    """Return half the 90 % interval of a percentile from p90 on, relative to it, were requests independent: by ranks; else 0."""
+    metric, _, rest = key.partition("_")
+    stat = rest.removesuffix("_s")
+    if metric not in ("ttft", "tpot", "e2e") or not stat.startswith("p") or float(stat[1:]) < 90:
+        return 0.0
+    p = float(stat[1:]) / 100
+    samples: Floats = getattr(seen, f"{metric}_s")
+    samples = samples[~np.isnan(samples)]
+    if not len(samples):
+        return 0.0
+    reach = 1.645 * math.sqrt(p * (1 - p) / len(samples))
+    low, value, high = np.quantile(samples, [p - reach, p, min(p + reach, 1.0)])
+    return float(high - low) / 2 / float(value) if value > 0 else 0.0
 
 
 def of_tracks(tracks: Tracks, schedule: Schedule, batches: Sequence[tuple[int, int]], replicas: int, back_s: float) -> Trial:
@@ -84,7 +106,17 @@ def _latencies(tracks: Tracks, schedule: Schedule, first: int, end: int, back_s:
     due_s, tokens = schedule.scheduled_s[rows], tracks.tokens[rows]
     first_s, last_s = tracks.first_s[rows] + back_s, tracks.last_s[rows] + back_s
     tpot: Floats = np.where(tokens > 1, (last_s - first_s) / np.maximum(tokens - 1, 1), np.nan)
-    return Latencies(ttft_s=first_s - due_s, tpot_s=tpot, e2e_s=last_s - due_s, itl_s=_gaps(tracks, rows))
+    found = Latencies(ttft_s=first_s - due_s, tpot_s=tpot, e2e_s=last_s - due_s, itl_s=_gaps(tracks, rows))
+    if schedule.tenant is None:
+        return found
+    whose = schedule.tenant[rows].astype(np.int64)
+    return replace(found, tenant=whose, tenants=schedule.tenants, itl_tenant=np.repeat(whose, np.maximum(tokens - 1, 0)))
+
+
+def _joined(parts: Sequence[npt.NDArray[np.int64] | None]) -> npt.NDArray[np.int64] | None:
+    """Return the parts as one, None where there are none."""
+    known = [part for part in parts if part is not None]
+    return np.concatenate(known) if known else None
 
 
 def _gaps(tracks: Tracks, rows: npt.NDArray[np.int64]) -> Floats:

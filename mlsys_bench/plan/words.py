@@ -93,8 +93,9 @@ def _dearer(price: Fleet | None, best: Design, devices: int) -> str:
 def _exceeds(latencies: Latencies, limit: Limit, limits: SLO) -> str:
     """Return such as 'ttft_p95 0.9 s > 500 ms'."""
     if limit.metric == "goodput":
-        return f"goodput {units.show_share(latencies.goodput(limits))} < {units.show_share(limit.limit)}"
-    return f"{slo.key(limit)} {units.show_s(latencies.value(limit.metric, limit.stat))} > {units.show_s(limit.limit)}"
+        own = tuple(each for each in limits if each.tenant == limit.tenant)
+        return f"{slo.key(limit)} {units.show_share(latencies.of_tenant(limit.tenant).goodput(own))} < {units.show_share(limit.limit)}"
+    return f"{slo.key(limit)} {units.show_s(latencies.value(limit.metric, limit.stat, limit.tenant))} > {units.show_s(limit.limit)}"
 
 
 def nothing_fits(request: Request, misfits: Sequence[Misfit]) -> str:
@@ -134,6 +135,8 @@ def assumptions(request: Request, design: Design) -> Iterator[str]:
     yield f"engine: at most {limits.max_seqs} sequences and {limits.max_step_tokens} tokens a step, KV blocks of {limits.block_tokens}"
     yield f"each replica has its own queue and gets {units.show_rate(design.each_per_s)}, routed at random; a smarter router does better"
     yield "cost per million tokens: output tokens at the average load, idle time and idle devices paid for"
+    whose = "over hours of such traffic" if request.trace is None else "for these very requests"
+    yield f"intervals hold 90 % of the engines that the profile leaves possible, {whose}; one load test scatters beyond them"
     if request.workload.source is None and request.workload.provenance is Provenance.ASSUMED:
         yield "the traffic is assumed: rate, arrivals and lengths as given"
 
@@ -154,11 +157,14 @@ def notes(request: Request, search: Search, design: Design, trial: Trial, spread
     yield from latency.outside(design.candidate.profile, _usual_step(design))
     if trial.preempted > 0.01:
         yield f"{100 * trial.preempted:.0f} % of simulated requests lost their cache to others: the KV pool is tight"
+    low, high = spread.intervals["replicas"]
+    if low < design.replicas:
+        yield f"{low:g} replicas may be enough and {high:g} may be needed: the profile and the simulation do not say more closely"
     if spread.overloaded:
-        share_of_draws = f"in {spread.overloaded} of {intervals.DRAWS} draws of the profile"
+        share_of_draws = f"in {spread.overloaded} of {spread.draws} draws of the profile"
         yield f"{share_of_draws} these replicas are overloaded: upper ends are those at {sizing.MOST:.0%} load"
     if spread.infeasible:
-        yield f"in {spread.infeasible} of {intervals.DRAWS} draws of the profile no sensible number of replicas keeps the limits"
+        yield f"in {spread.infeasible} of {spread.draws} draws of the profile no sensible number of replicas keeps the limits"
     device = design.candidate.device
     if device is not None and not device.verified:
         yield f"the figures of {device.id} are unverified: {device.source}"

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
+from concurrent.futures import Executor
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
-from mlsys_bench import hardware, models
+from mlsys_bench import hardware, models, workers
 from mlsys_bench.errors import BadInput
 from mlsys_bench.latency import coefficients as names
 from mlsys_bench.latency import physics
@@ -20,6 +22,7 @@ from mlsys_bench.predict.figures import Design, constants, design, figures, prec
 from mlsys_bench.types import LatencyProfile, Layout, Provenance
 
 Array = npt.NDArray[np.float64]
+Found = TypeVar("Found")
 FURTHER = ("tpot_mean_s", "itl_mean_s", "tpot_p50_s", "itl_p50_s")  # names of the time per further token, in order of preference
 FIRST = ("ttft_mean_s", "ttft_p50_s")
 _MISFIT_SD = (0.12, 0.3, 0.8)  # of a row in the fit of the coefficients of all: time per token, TTFT, TTFT of a closed loop
@@ -81,17 +84,26 @@ def load_of(e: Experiment) -> str:
     return OPEN if e.concurrency is None else CLOSED
 
 
-def learn(experiments: Sequence[Experiment], *, prior: Prior | None = None) -> Knowledge:
+def learn(
+    experiments: Sequence[Experiment],
+    *,
+    prior: Prior | None = None,
+    executor: Executor | workers.Local | None = None,
+    told: workers.Told | None = None,
+) -> Knowledge:
     """Return what measured experiments teach beyond the prior, by default the shipped one.
 
-    Those without a time per token, a TTFT or, where they have no load of their own, a highest rate are passed over.
+    Those without a time per token, a TTFT or, where they have no load of their own, a highest rate are passed over.  Highest rates are
+    simulated, by the executor where one is given.
     """
     prior = prior or shipped()
     rows = tuple(e for e in experiments if _value(e, FURTHER) or _value(e, FIRST))
     parts = {load: learn_part([e for e in rows if load_of(e) == load], prior.mean[load], prior.scales[load]) for load in (OPEN, CLOSED)}
     knowledge = Knowledge(parts=parts, rows=rows, ratios=ratios.learn(rows))
     saturated = [e for e in experiments if saturation.asks_for_rate(e)]
-    return dataclasses.replace(knowledge, rates=saturation.learn(saturated, _full(knowledge))) if saturated else knowledge
+    taught = _in_pieces(_taught, saturated, knowledge, executor, told)
+    rates = saturation.Rates(keys=tuple(k for rates in taught for k in rates.keys), away=tuple(a for rates in taught for a in rates.away))
+    return dataclasses.replace(knowledge, rates=rates)
 
 
 def learn_part(rows: Sequence[Experiment], mean: Array, scales: dict[str, float], fit: Sequence[Experiment] | None = None) -> Part:
@@ -137,10 +149,16 @@ def _reach(given: field.Posterior, kind: int, heavier: float, repeats: field.Int
     return field.reach(given, kind, heavier, repeats[row], [given.points.groups[name][row] for name in _LEFT_OUT])
 
 
-def predict(experiments: Sequence[Experiment], knowledge: Knowledge) -> tuple[Prediction, ...]:
-    """Return the figures of experiments, in their order, each with its 90 % interval."""
+def predict(
+    experiments: Sequence[Experiment],
+    knowledge: Knowledge,
+    *,
+    executor: Executor | workers.Local | None = None,
+    told: workers.Told | None = None,
+) -> tuple[Prediction, ...]:
+    """Return the figures of experiments, in their order, each with its 90 % interval; highest rates by the executor, if there is one."""
     saturated = [e for e in experiments if saturation.asks_for_rate(e)]
-    found = {p.key: p for p in saturation.predict(saturated, _full(knowledge), knowledge.rates)}
+    found = {p.key: p for p in _in_pieces(_rates, saturated, knowledge, executor, told)}
     for load, part in knowledge.parts.items():
         asked = [e for e in experiments if load_of(e) == load and not saturation.asks_for_rate(e)]
         if not asked:
@@ -214,6 +232,34 @@ def profile(e: Experiment, knowledge: Knowledge) -> LatencyProfile:
         provenance=_provenance(e, part),
         note=f"{len(knowledge.rows)} measured rows; coefficients of `latency.coefficients`",
     )
+
+
+# ---------------------------------------------------------------- highest rates, each a piece of work of its own
+
+
+def _in_pieces(
+    function: Callable[[Knowledge, Sequence[Experiment]], Sequence[Found]],
+    rows: Sequence[Experiment],
+    knowledge: Knowledge,
+    executor: Executor | workers.Local | None,
+    told: workers.Told | None,
+) -> list[Found]:
+    """Return what a function makes of each row, in their order.  Rows that share simulations, all but equal, are one piece."""
+    alike: dict[str, list[int]] = {}
+    for i, e in enumerate(rows):
+        alike.setdefault(str(dataclasses.replace(e, key="", group="", measured={}, requests=None, replicas=1)), []).append(i)
+    pieces = [[rows[i] for i in at] for at in alike.values()]
+    results = workers.each(function, pieces, shared=knowledge, executor=executor, told=told)
+    found = {i: result for at, some in zip(alike.values(), results, strict=True) for i, result in zip(at, some, strict=True)}
+    return [found[i] for i in range(len(rows))]
+
+
+def _taught(knowledge: Knowledge, rows: Sequence[Experiment]) -> list[saturation.Rates]:
+    return [saturation.learn([e], _full(knowledge)) for e in rows]
+
+
+def _rates(knowledge: Knowledge, rows: Sequence[Experiment]) -> tuple[Prediction, ...]:
+    return saturation.predict(rows, _full(knowledge), knowledge.rates)
 
 
 # ---------------------------------------------------------------- parts

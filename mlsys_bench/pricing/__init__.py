@@ -4,6 +4,8 @@ catalogue.py   published prices, and when they are too old to be believed
 market.py      what can be bought; the cheapest one kind of instance
 contract.py    a user's own prices: commitments, discounts, quotas, rates
 packing.py     the cheapest mix of instance sizes, and the devices it strands
+together.py    the same for replicas of several sizes, which share instances
+machines.py    whole machines without a GPU, filled by vCPUs and memory
 mix.py         reserved for the base load, on demand and spot above it
 spot.py        what reclaims, spares and lost work make of a spot price
 bill.py        per hour, month, year, request and million tokens; storage, network, vCPU

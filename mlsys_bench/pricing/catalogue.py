@@ -24,7 +24,7 @@ _TERM_OF_KIND: dict[str, Term] = {"on_demand": "on-demand", "assumed_share": "on
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CpuOffer:
-    """An instance without a GPU: what an hour of its vCPUs costs on demand."""
+    """An instance without a GPU: what an hour of its vCPUs costs."""
 
     provider: str
     instance: str
@@ -34,6 +34,7 @@ class CpuOffer:
     usd_per_h: float
     source: str
     date: str
+    term: Term = "on-demand"
 
     @property
     def usd_per_vcpu_h(self) -> float:
@@ -49,8 +50,9 @@ def every() -> tuple[Offer, ...]:
     return tuple(offer for row in rows for offer in _offers_of(row, newest))
 
 
-def cpu_offers() -> tuple[CpuOffer, ...]:
-    """Return the instances without a GPU, the cheapest vCPU first."""
+def cpu_offers(term: Term = "on-demand") -> tuple[CpuOffer, ...]:
+    """Return the instances without a GPU sold on a term, the cheapest vCPU first; none are listed as reserved."""
+    column = {"on-demand": "on_demand_usd_h", "spot": "spot_usd_h_median_seen"}.get(term, "")
     found = [
         CpuOffer(
             provider=row["provider"],
@@ -58,12 +60,13 @@ def cpu_offers() -> tuple[CpuOffer, ...]:
             region=row["region"],
             vcpus=int(row["vcpus"]),
             memory_bytes=float(row["mem_gib"]) * 2**30,
-            usd_per_h=float(row["on_demand_usd_h"]),
+            usd_per_h=float(row[column]),
             source=row["source"],
             date=row["date"],
+            term=term,
         )
         for row in _rows()
-        if row["kind"] == "cpu_on_demand"
+        if row["kind"] == "cpu_on_demand" and row.get(column)
     ]
     return tuple(sorted(found, key=lambda o: (o.usd_per_vcpu_h, o.provider, o.instance)))
 

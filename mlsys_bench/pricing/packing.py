@@ -20,7 +20,7 @@ from mlsys_bench.pricing.market import Market, published
 from mlsys_bench.types import Offer
 
 _WITHIN = {"region": 2, "provider": 1, "anywhere": 0}  # how much of (provider, region) the instances of a fleet share
-_TIE = 1e-9  # dollars an hour a device counts for among equal prices: far below what the prices can differ by
+TIE = 1e-9  # dollars an hour a device counts for among equal prices: far below what the prices can differ by
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,10 +102,10 @@ def pack(
     if len(zones) > 1 and (market.reservations or market.quotas):
         raise BadInput("commitments and quotas say nothing of zones; plan without --zones, or with prices that have neither")
     places = Counter(zones or (replicas,))  # zones that hold as many are alike
-    counts = (_in_zones(group, devices_per_replica, places, term, market) for group in _groups(usable, within))
-    fleets = [_fleet(found, devices_per_replica, replicas, market, device_id) for found in counts if found is not None]
+    counts = (_in_zones(group, devices_per_replica, places, term, market) for group in groups(usable, within))
+    fleets = [fleet_of(found, devices_per_replica, replicas, market, device_id) for found in counts if found is not None]
     if not fleets:
-        raise Infeasible(_too_few(usable, device_id, devices_per_replica, replicas, term, market))
+        raise Infeasible(too_few(usable, device_id, devices_per_replica, replicas, term, market))
     return min(fleets, key=lambda f: (f.new_usd_per_h, f.devices, f.instances, str(f)))
 
 
@@ -114,7 +114,7 @@ def spread(replicas: int, zones: int) -> tuple[int, ...]:
     return tuple(replicas // zones + (z < replicas % zones) for z in range(zones))
 
 
-def _groups(offers: Sequence[Offer], within: str) -> Iterator[list[Offer]]:
+def groups(offers: Sequence[Offer], within: str) -> Iterator[list[Offer]]:
     """Yield the offers that one fleet may mix."""
     if within not in _WITHIN:
         raise BadInput(f"a fleet spreads within a {' or '.join(_WITHIN)}, not within {within!r}")
@@ -128,23 +128,28 @@ def _in_zones(group: Sequence[Offer], size: int, places: Counter[int], term: str
     """Return how many of each offer hold the replicas of every zone apart."""
     total: Counter[Offer] = Counter()
     for replicas, times in places.items():
-        found = _cheapest(group, size, replicas, term, market)
+        found = cheapest_of(group, size, replicas, term, market)
         if found is None:
             return None
         total.update({offer: n * times for offer, n in found.items()})
     return total
 
 
-def _cheapest(group: Sequence[Offer], size: int, replicas: int, term: str, market: Market) -> Counter[Offer] | None:
+def cheapest_of(group: Sequence[Offer], size: int, replicas: int, term: str, market: Market) -> Counter[Offer] | None:
     """Return how many of each offer, committed ones first and at no cost; None where bounds leave too few."""
-    items = [_Item(o, 0.0, market.committed(o)) for o in group if market.committed(o)]
-    items += [_Item(o, o.usd_per_h, _buyable(o, market)) for o in group if o.term == term]
+    items = items_of(group, term, market)
     bounded = any(item.most is not None for item in items) or any(q.covers(o) for q in market.quotas for o in group)
     return _program(items, size, replicas, market) if bounded else _knapsack(items, size, replicas)
 
 
+def items_of(group: Sequence[Offer], term: str, market: Market) -> list[Item]:
+    """Return what may be taken: committed instances for nothing, others at their price."""
+    held = [Item(o, 0.0, market.committed(o)) for o in group if market.committed(o)]
+    return [*held, *(Item(o, o.usd_per_h, _buyable(o, market)) for o in group if o.term == term)]
+
+
 @dataclass(frozen=True, slots=True)
-class _Item:
+class Item:
     """An offer at what one more of it costs, and how many more there may be."""
 
     offer: Offer
@@ -157,10 +162,10 @@ def _buyable(offer: Offer, market: Market) -> int | None:
     return None if held is None or held.at_most is None else held.at_most - held.committed
 
 
-def _knapsack(items: Sequence[_Item], size: int, replicas: int) -> Counter[Offer]:
+def _knapsack(items: Sequence[Item], size: int, replicas: int) -> Counter[Offer]:
     """Return the cheapest cover: best(n) = min over i of usd_i + best(n - k_i), best(n <= 0) = 0."""
     best: list[tuple[float, int]] = [(0.0, -1)]
-    steps = [(item.usd_per_h + _TIE * item.offer.devices, item.offer.devices // size) for item in items]
+    steps = [(item.usd_per_h + TIE * item.offer.devices, item.offer.devices // size) for item in items]
     for n in range(1, replicas + 1):
         best.append(min((best[max(n - k, 0)][0] + usd, i) for i, (usd, k) in enumerate(steps)))
     found: Counter[Offer] = Counter()
@@ -172,13 +177,13 @@ def _knapsack(items: Sequence[_Item], size: int, replicas: int) -> Counter[Offer
     return found
 
 
-def _program(items: Sequence[_Item], size: int, replicas: int, market: Market) -> Counter[Offer] | None:
+def _program(items: Sequence[Item], size: int, replicas: int, market: Market) -> Counter[Offer] | None:
     """Return the cheapest cover within quotas and bounds, by HiGHS; None where there is none."""
     import numpy as np
     from scipy.optimize import Bounds, LinearConstraint, milp
 
     devices = np.array([float(item.offer.devices) for item in items])
-    usd = np.array([item.usd_per_h for item in items]) + _TIE * devices
+    usd = np.array([item.usd_per_h for item in items]) + TIE * devices
     rows = [LinearConstraint(devices // size, lb=replicas)]
     rows += [LinearConstraint(devices * [quota.covers(item.offer) for item in items], ub=quota.devices) for quota in market.quotas]
     most = [np.inf if item.most is None else item.most for item in items]
@@ -189,10 +194,10 @@ def _program(items: Sequence[_Item], size: int, replicas: int, market: Market) -
     for i in sorted(range(len(items)), key=lambda i: -items[i].offer.devices):  # what is free may be more than is needed
         surplus = sum(n * (item.offer.devices // size) for n, item in zip(counts, items, strict=True)) - replicas
         counts[i] -= min(counts[i], surplus // (items[i].offer.devices // size))
-    return _by_offer(items, counts)
+    return by_offer(items, counts)
 
 
-def _by_offer(items: Sequence[_Item], counts: Sequence[int]) -> Counter[Offer]:
+def by_offer(items: Sequence[Item], counts: Sequence[int]) -> Counter[Offer]:
     """Return the instances of each offer: a commitment and what is bought beyond it are one."""
     found: Counter[Offer] = Counter()
     for item, n in zip(items, counts, strict=True):
@@ -200,7 +205,8 @@ def _by_offer(items: Sequence[_Item], counts: Sequence[int]) -> Counter[Offer]:
     return found
 
 
-def _fleet(counts: Counter[Offer], size: int, replicas: int, market: Market, device_id: str) -> Fleet:
+def fleet_of(counts: Counter[Offer], size: int, replicas: int, market: Market, device_id: str) -> Fleet:
+    """Return the fleet of so many instances of each offer, with what it costs."""
     chosen = sorted((o for o in counts if counts[o]), key=lambda o: (-o.devices, o.provider, o.instance, o.term))
     lots = tuple(Lot(offer=o, instances=counts[o], committed=min(counts[o], market.committed(o))) for o in chosen)
     committed = {o: market.committed(o) for o in market.of(device_id)}
@@ -219,7 +225,7 @@ def _exact(dollars: Iterable[float]) -> float:
     return round(math.fsum(dollars), 6)
 
 
-def _too_few(usable: Sequence[Offer], device_id: str, size: int, replicas: int, term: str, market: Market) -> str:
+def too_few(usable: Sequence[Offer], device_id: str, size: int, replicas: int, term: str, market: Market) -> str:
     """Return which bound leaves too few replicas, and how many it allows."""
     binding = [str(quota) for quota in market.quotas if any(quota.covers(o) for o in usable)]
     binding += [f"{_buyable(o, market)} more {o.instance}" for o in usable if o.term == term and _buyable(o, market) is not None]

@@ -67,13 +67,22 @@ def clustered(rate_per_s: float, completions_per_s: Floats, shares: Floats, mark
     The law solves the cut equations r(n) pi_n = sum over m < n of a(m) P(cluster >= n - m) pi_m: all terms positive.
     Raises Overload at or above r(B).
     """
+    return with_births(rate_per_s, completions_per_s, births(rate_per_s, shares, mark_scv, together))
+
+
+def births(rate_per_s: float, shares: Floats, mark_scv: float = 0.0, together: float = 0.5) -> Floats:
+    """Return the rates at which n rises by 1 or more, 2 or more, …, from each n = 0 … B - 1: [states, sizes]."""
+    b = _effective(np.minimum(shares, _MOST), mark_scv, together)
+    over = _at_least(b, _reach(float(b.max())))
+    over *= np.arange(1, over.shape[1] + 1) <= np.arange(len(b), 0, -1)[:, None]  # who waits for a slot lengthens no step
+    return np.asarray(rate_per_s * over / over.sum(axis=1, keepdims=True))
+
+
+def with_births(rate_per_s: float, completions_per_s: Floats, births: Floats) -> Clustered:
+    """Return the law where n rises at these rates: for several laws of completions that share their `births`."""
     slots, rho = len(completions_per_s), rate_per_s / float(completions_per_s[-1])
     if rho >= 1:
         raise Overload(rho, 1, enough=int(rho) + 1)
-    b = _effective(np.minimum(shares, _MOST), mark_scv, together)
-    over = _at_least(b, _reach(float(b.max())))  # [B, reach]
-    over *= np.arange(1, over.shape[1] + 1) <= np.arange(slots, 0, -1)[:, None]  # who waits for a slot lengthens no step
-    births = rate_per_s * over / over.sum(axis=1, keepdims=True)
     law = _cuts(births, completions_per_s, rate_per_s)
     tail = law[-1] * rho / (1 - rho)
     law, tail = law / (law.sum() + tail), tail / (law.sum() + tail)
@@ -98,7 +107,8 @@ def _effective(shares: Floats, mark_scv: float, together: float) -> Floats:
 def _at_least(b: Floats, reach: int) -> Floats:
     """Return P(cluster >= 1 … reach), [states, reach]; Borel: P(k) = exp(-b k) (b k)^(k - 1) / k!."""
     k = np.arange(1.0, reach + 1)
-    logs = -b[:, None] * k + (k - 1) * (np.log(np.maximum(b[:, None], 1e-300)) + np.log(k)) - np.cumsum(np.log(k))
+    log_k = np.log(k)
+    logs = np.outer(np.log(np.maximum(b, 1e-300)), k - 1) - np.outer(b, k) + ((k - 1) * log_k - np.cumsum(log_k))
     law = np.exp(logs)
     return np.asarray(np.cumsum(law[:, ::-1], axis=1)[:, ::-1])
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mlsys_bench.backtests import Backtest, Errors, Score
+from mlsys_bench.backtests import Backtest, Choosing, Errors, Score, Sizing
 from mlsys_bench.report.parts import NONE, Cell, Column, Fact, Section, Table, Tone, count, digits, joined, percent
 
 COLUMNS = (
@@ -13,8 +13,8 @@ NOTE = "errors are relative to the value; simulated waits below 1 % of a service
 
 
 def backtest(record: Backtest) -> Section:
-    """Return a back-test in words: of queueing formulas, or of predicted serving runs."""
-    return _llm(record) if record.table == "llm" else _queueing(record)
+    """Return a back-test in words: of queueing formulas, of predicted serving runs, or of fleets planned for them."""
+    return {"llm": _llm, "plan": _plan, "queueing": _queueing}[record.table](record)
 
 
 def _queueing(record: Backtest) -> Section:
@@ -174,3 +174,98 @@ def _llm_notes(record: Backtest) -> tuple[tuple[str, tuple[str, ...]], ...]:
     reasons = sorted(record.unanswered.items(), key=lambda item: -item[1])
     why = tuple(f"{rows:,} x {reason}" if rows > 1 else reason for reason, rows in reasons)
     return tuple((title, lines) for title, lines in (("Not predicted", why), ("Remarks", record.notes)) if lines)
+
+
+# ---------------------------------------------------------------- plans
+
+LIMITS = {"e2e": "E2E", "tpot": "TPOT", "ttft": "TTFT"}
+FLEETS = (
+    Column("limit on"), Column("rows", right=True), Column("fleet", right=True), Column("within 10 %", right=True),
+    Column("limit kept", right=True), Column("in interval", right=True), Column("safe fleet", right=True, wide=True),
+    Column("kept by it", right=True, wide=True), Column("median error", right=True, wide=True), Column("p90", right=True, wide=True),
+)  # fmt: skip
+FLEET_NOTE = (
+    "fleet: replicas planned over those that the measurement shows to be needed, median; limit kept: no fewer than needed; safe fleet: the "
+    "interval's upper end; rows counts plans (independent experiments)"
+)
+PLAN_SPLITS = {"all": "all rows", "steepness": "by how much a tenth more load adds to the latency", **SPLITS}
+CHOICES = (
+    Column("table", flexible=True), Column("configurations", right=True), Column("regret, median", right=True), Column("p90", right=True),
+    Column("mean", right=True, wide=True), Column("first choice misses", right=True),
+)  # fmt: skip
+CHOICE_NOTE = "regret: what the configuration chosen by prediction costs more than the cheapest that truly keeps limits, which are drawn"
+
+
+def _plan(record: Backtest) -> Section:
+    """Return how fleets were sized and what choices cost."""
+    answered = f"{record.answered:,} of {count(record.rows, 'row')} planned"
+    methods = sorted(record.methods.items(), key=lambda item: -item[1])
+    choices = (Table(title="what a choice costs", columns=CHOICES, rows=tuple(map(_choice, record.choosing)), note=CHOICE_NOTE),)
+    return Section(
+        kind="backtest",
+        title=f"Back-test of plans on {record.source}",
+        lead=f"{answered}; {_sized_in_short(record)}.",
+        facts=(Fact("Provenance", joined(*(f"{name} {rows:,}" for name, rows in methods))),) if methods else (),
+        tables=(
+            *(_fleets(record, split) for split in PLAN_SPLITS if any(s.split == split for s in record.sizing)),
+            *(choices if record.choosing else ()),
+        ),
+        notes=_llm_notes(record),
+    )
+
+
+def _sized_in_short(record: Backtest) -> str:
+    first = next((s for s in record.sizing if s.split == "all"), None)
+    if first is None:
+        return "the tables give no results to compare them with"
+    limit = LIMITS.get(first.limit, first.limit)
+    within, kept = (percent(100 * part / first.rows) for part in (first.within, first.kept))
+    return f"by {limit} {within} of fleets are within one replica of ten, {kept} keep the limit"
+
+
+def _fleets(record: Backtest, split: str) -> Table:
+    found = [s for s in record.sizing if s.split == split]
+    head = "latency" if split == "steepness" else split
+    columns = FLEETS if split == "all" else (Column(head, flexible=True), *FLEETS)
+    rows = tuple((*(() if split == "all" else (Cell(s.value, "strong"),)), *_fleet_cells(s)) for s in found)
+    return Table(
+        title=PLAN_SPLITS[split],
+        columns=columns,
+        rows=rows,
+        note=FLEET_NOTE if split == "all" else "",
+        detail=split in ("gpu", "model", "engine"),
+    )
+
+
+def _fleet_cells(s: Sizing) -> tuple[Cell, ...]:
+    kept: Tone = "" if s.coverage_interval is None or s.coverage_interval[0] <= 0.9 <= s.coverage_interval[1] else "unsure"
+    return (
+        Cell(LIMITS.get(s.limit, s.limit)),
+        Cell(f"{s.rows:,} ({s.groups:,})"),
+        Cell(f"{s.size:.2f}x"),
+        Cell(_of(s.within, s.rows)),
+        Cell(_of(s.kept, s.rows)),
+        Cell(f"{100 * s.coverage:.0f} %", kept),
+        Cell(f"{s.safe_size:.2f}x"),
+        Cell(_of(s.safe, s.rows)),
+        Cell(share(s.median_error)),
+        Cell(share(s.p90_error)),
+    )
+
+
+def _of(part: int, rows: int) -> str:
+    return f"{100 * part / rows:.0f} %"
+
+
+def _choice(c: Choosing) -> tuple[Cell, ...]:
+    def around(value: float, interval: tuple[float, float] | None) -> Cell:
+        return Cell(share(value), "", "" if interval is None else f"{digits(100 * interval[0])}–{digits(100 * interval[1])} %")
+
+    return (
+        Cell(c.table, "strong", f"{c.decisions:,} decisions, {c.groups} groups"),
+        Cell(f"{c.options:,}"),
+        around(c.median, c.median_interval),
+        around(c.p90, c.p90_interval),
+        Cell(share(c.mean)),
+        Cell(percent(100 * c.missed)),
+    )

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from mlsys_bench import units
 from mlsys_bench.billing import Bill, BreakEven, Comparison, Costs, Energy, Mix, Sensitivity
-from mlsys_bench.report.parts import Cell, Column, Fact, Section, Table, Tone, digits, joined, percent, scalar
+from mlsys_bench.report.parts import Cell, Column, Fact, Section, Table, Tone, digits, joined, percent, scalar, usd_span
 
 LESS: dict[bool, Tone] = {True: "good", False: "bad"}
 
@@ -90,9 +90,9 @@ def _tables(record: Costs) -> Iterator[Table]:
     if record.bill is not None:
         yield _lines(record.bill)
     if record.comparison:
-        yield _comparison(record.comparison)
+        yield comparison_table(record.comparison)
     if record.sensitivity:
-        yield _sensitivity(record.sensitivity)
+        yield changes_table(record.sensitivity)
 
 
 def _lines(bill: Bill) -> Table:
@@ -110,7 +110,8 @@ def _lines(bill: Bill) -> Table:
     return Table(title="The bill", columns=columns, rows=rows, note=note)
 
 
-def _comparison(rows: tuple[Comparison, ...]) -> Table:
+def comparison_table(rows: tuple[Comparison, ...], title: str = "Beside the baseline") -> Table:
+    """Return the figures of a plan beside those of a baseline."""
     columns = (Column(""), Column("baseline", right=True), Column("plan", right=True), Column("change", right=True))
     cells = tuple(
         (
@@ -121,13 +122,14 @@ def _comparison(rows: tuple[Comparison, ...]) -> Table:
         )
         for row in rows
     )
-    return Table(title="Beside the baseline", columns=columns, rows=cells)
+    return Table(title=title, columns=columns, rows=cells)
 
 
-def _sensitivity(rows: tuple[Sensitivity, ...]) -> Table:
+def changes_table(rows: tuple[Sensitivity, ...], title: str = "What a change would save or cost") -> Table:
+    """Return what changes make of a plan, a row each."""
     columns = (Column("what if", flexible=True), Column("replicas", right=True), Column("$/h", right=True), Column("a month", right=True))
     return Table(
-        title="What a change would save or cost",
+        title=title,
         columns=(*columns, Column("", flexible=True)),
         rows=tuple(_change(row) for row in rows),
     )
@@ -136,13 +138,19 @@ def _sensitivity(rows: tuple[Sensitivity, ...]) -> Table:
 def _change(row: Sensitivity) -> tuple[Cell, ...]:
     month = row.change_usd_per_month
     none_of_it = "within the plan's own interval" if row.clear is False and month else ""
+    around = usd_span(row.usd_interval) if row.usd_interval and row.usd_interval[0] < row.usd_interval[1] else ""
     return (
         Cell(row.what, "strong"),
         Cell("—" if row.replicas is None else f"{row.replicas:,}"),
-        Cell("—" if row.usd_per_hour is None else units.show_usd(row.usd_per_hour)),
-        Cell("—" if month is None else f"{'+' if month > 0 else '-' if month < 0 else ''}{units.show_usd(abs(month))}", _tone(month)),
+        Cell("—" if row.usd_per_hour is None else units.show_usd(row.usd_per_hour), "", around),
+        Cell("—" if month is None else dollars(month), _tone(month)),
         Cell(row.why_not or none_of_it, "muted"),
     )
+
+
+def dollars(month: float) -> str:
+    """Print a difference in dollars with its sign."""
+    return f"{'+' if month > 0 else '-' if month < 0 else ''}{units.show_usd(abs(month))}"
 
 
 def _tone(month: float | None) -> Tone:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 import numpy as np
 
-from mlsys_bench.report import latencies, plans, runs
+from mlsys_bench.report import comparisons, costs, latencies, plans, runs
 from mlsys_bench.report.parts import Interval, digits, time, time_unit
 from mlsys_bench.types import Alternative, Bench, Check, LatencyProfile, Plan, RequestRecord, Requests
 
@@ -121,7 +121,7 @@ def _dot(panel: Axes, at: float, c: Check, length: float, label: str) -> None:
     if c.measured_low is not None and c.measured_high is not None:
         panel.vlines(at, c.measured_low / length, c.measured_high / length, color=RED, lw=1.6)
     panel.plot(at, c.measured / length, "o", color=RED, ms=8, mec="white", label=label)
-    if c.error_percent is not None:
+    if c.error_percent:
         where = (at, max(c.measured, c.measured_high or 0, c.high or 0) / length)
         panel.annotate(f"{c.error_percent:+.0f} %", where, xytext=(0, 5), textcoords="offset points", ha="center", fontsize=11)
 
@@ -219,6 +219,35 @@ def _bar_text(panel: Axes, at: int, length: float, longest: float, text: str, bo
     room = int(40 * (1.9 - length / longest))
     text = text if len(text) <= room else text[: room - 1].rstrip() + "…"
     panel.text(length + longest * 0.015, at, _plain(text), va="center", fontsize=11, fontweight="bold" if bold else "normal", bbox=PAPER)
+
+
+@_styled
+def tornado(plan: Plan, subtitle: str) -> Figure | None:
+    """Draw what each change saves, to the left, or costs, to the right, the largest on top; None where none has a price."""
+    from matplotlib.ticker import MaxNLocator
+
+    known = [row for row in comparisons.by_size(plan.sensitivity) if row.change_usd_per_month is not None]
+    if not known:
+        return None
+    page = _page("What a change would save or cost", subtitle, HEAD + 0.9 + 0.46 * len(known))
+    panel = page.subplots()
+    longest = max(abs(row.change_usd_per_month or 0.0) for row in known) or 1.0
+    for at, row in enumerate(known):
+        month = row.change_usd_per_month or 0.0
+        panel.barh(at, month, color=GREEN if month < 0 else RED, alpha=0.35 if row.clear is False else 1.0, height=0.66)
+        beside = "no change" if not month else f"{costs.dollars(month)}, {row.replicas} replicas"
+        away, side = longest * 0.03, "right" if month < 0 else "left"
+        panel.text(month + (-away if month < 0 else away), at, _plain(beside), va="center", ha=side, fontsize=11, bbox=PAPER)
+    panel.axvline(0, color=INK, linewidth=1)
+    panel.set_yticks(range(len(known)), [_plain(row.what) for row in known])
+    panel.invert_yaxis()
+    room = 2.7 * longest
+    panel.set_xlim(-room if any((row.change_usd_per_month or 0.0) < 0 for row in known) else -0.05 * room, room)
+    ticks = [t for t in MaxNLocator(3).tick_values(-longest, longest) if abs(t) <= longest * 1.2]
+    panel.set_xticks(ticks, [_plain(f"{'-' if t < 0 else ''}${abs(t):,.6g}") for t in ticks])
+    panel.grid(visible=False, axis="y")
+    panel.set_xlabel("change of the cost, US dollars a month")
+    return page
 
 
 # ---------------------------------------------------------------- (4) latency over time, and its distribution

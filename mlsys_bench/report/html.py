@@ -10,7 +10,10 @@ from mlsys_bench.report import content, pictures
 from mlsys_bench.report.parts import Section
 from mlsys_bench.report.templates import environment
 
-ORDER = ("demo", "verify", "plan", "around", "verdict", "loadtest", "requests", "bench", "profile", "workload")  # the answer first
+ORDER = (  # the answer first
+    "demo", "verify", "production", "plan", "fleet-plan", "baseline", "sensitivity", "around", "verdict",
+    "loadtest", "requests", "bench", "profile", "workload",
+)  # fmt: skip
 
 
 def render(items: Sequence[tuple[str, Envelope, Record]]) -> str:

@@ -40,9 +40,9 @@ def _predicted_cell(plan: Plan, key: str) -> Cell:
 
 
 def _limit_cell(plan: Plan, promises: Sequence[Limit], metric: str) -> Cell:
-    own = [p for p in promises if p.metric == metric]
+    own = [p for p in promises if p.metric == metric and p.tenant is None]
     if not own:
-        return Cell("none", "muted")
+        return Cell("by tenant" if any(p.metric == metric for p in promises) else "none", "muted")
     kept = [value is not None and limits.meets(p, value) for p in own for value in [value_of(p, plan.predicted)]]
     texts = [f"{p.stat} < {limits.show_limit(p).partition('<')[2]} {mark(ok).text}" for p, ok in zip(own, kept, strict=True)]
     return Cell(texts[0], "good" if all(kept) else "bad", ", ".join(texts[1:]))
@@ -95,11 +95,16 @@ def kept(run: LoadTest) -> Table | None:
 
 
 def _seen(run: LoadTest, limit: Limit) -> Cell:
+    if limit.metric == "goodput" and limit.tenant:
+        return Cell(
+            next((percent(100 * each.goodput_ratio) for each in run.tenants if each.name == limit.tenant and each.goodput_ratio), NONE)
+        )
     if limit.metric == "goodput":
         interval = run.goodput_interval
         shown = f"{100 * interval[0]:.1f}–{100 * interval[1]:.1f} %" if interval else ""
         return Cell(NONE if run.goodput_ratio is None else percent(100 * run.goodput_ratio), "", shown)
-    summary: LatencySummary | None = getattr(run, f"{limit.metric}_s", None)
+    whose = next((each for each in run.tenants if each.name == limit.tenant), None) if limit.tenant else run
+    summary: LatencySummary | None = getattr(whose, f"{limit.metric}_s", None)
     if summary is None or not hasattr(summary, limit.stat):
         return Cell(NONE, "muted")
     return _stat_cell(summary, limit.stat)
@@ -124,7 +129,7 @@ def _check(c: Check) -> tuple[Cell, ...]:
         figure(c.key, c.predicted, _pair(c.low, c.high)),
         figure(c.key, c.measured, _pair(c.measured_low, c.measured_high)),
         Cell(percent(c.error_percent, signed=True), said.tone),
-        said._replace(sub="" if c.inside is not None else "not measured" if c.measured is None else ""),
+        said._replace(sub="" if c.inside is not None else "too few answers" if c.measured is None else ""),
     )
 
 

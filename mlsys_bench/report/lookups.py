@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from mlsys_bench import slo, units
-from mlsys_bench.report import traffic
+from mlsys_bench.report import tenants, traffic
 from mlsys_bench.report.parts import Cell, Column, Fact, Section, Table, count, mark, percent, scalar
 from mlsys_bench.types import Catalog, Doctor, Scalar, Scenario
 
@@ -28,6 +28,7 @@ def scenario(record: Scenario) -> Section:
                 "assumed",
             ),
         ),
+        tables=tuple(table for table in (tenants.lengths(record.workload.tenants),) if table is not None),
         notes=(("Source", (record.source,)),),
     )
 

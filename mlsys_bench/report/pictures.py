@@ -6,8 +6,10 @@ import importlib.util
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
+from mlsys_bench.fleets import FleetPlan
+from mlsys_bench.productions import Production
 from mlsys_bench.record import Envelope, Record
-from mlsys_bench.report import drawing
+from mlsys_bench.report import drawing, productions, stacks
 from mlsys_bench.stages import StageGraph
 from mlsys_bench.types import Bench, Check, Demo, LatencyProfile, Plan, Requests, Verification
 
@@ -15,6 +17,9 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 COST = "Cost of the chosen design and of its alternatives; hatched ones do not hold the limits."
+BUCKETS = "Production's percentiles lie between edges of its histogram's buckets: the whiskers."
+POOL = "GPUs in use, by scenario and hour; the frame is the pool, and a red bar on top says that an hour is short of GPUs."
+CHANGES = "What each change saves or costs; pale bars end within the plan's own 90 % interval."
 MISSING = "Pictures need matplotlib: python -m pip install 'mlsys-bench[plot]'"
 
 
@@ -27,9 +32,11 @@ class Picture(NamedTuple):
 
 
 def graphs(items: Sequence[tuple[str, Envelope, Record]]) -> tuple[Picture, ...]:
-    """Return a drawing of every stage graph; it needs no matplotlib."""
+    """Return a drawing of every stage graph, and of the pool of every fleet; they need no matplotlib."""
     found = [record for _, _, record in items if isinstance(record, StageGraph)]
-    return tuple(Picture("stages", drawing.uri(record), f"The stages of {record.name} and the ways between them.") for record in found)
+    pools = [Picture("fleet-plan", stacks.uri(record), POOL) for _, _, record in items if isinstance(record, FleetPlan)]
+    drawn = [Picture("stages", drawing.uri(record), f"The stages of {record.name} and the ways between them.") for record in found]
+    return (*pools, *drawn)
 
 
 def draw(items: Sequence[tuple[str, Envelope, Record]]) -> tuple[Picture, ...] | None:
@@ -52,9 +59,13 @@ def _every(records: Sequence[Record]) -> Iterator[tuple[str, str, Figure | None]
         where = "measured through HTTP with the load generator" + (f"; predicted: {plan.profile.provenance}" if plan else "")
         kind = "demo" if isinstance(checked, Demo) else "verify"
         yield kind, _errors(checked.checks), figures.prediction(checked.checks, where)
+    for seen in (r for r in records if isinstance(r, Production) and r.remade):
+        judged = tuple(c for c in productions.deciding(seen) if c.measured_low is not None or c.measured is not None)
+        yield "production", f"{_errors(judged)} {BUCKETS}", figures.prediction(judged, f"production: {seen.engine}, {seen.source}")
     for each in plans:
         priced = f"{each.model}, {each.workload.rate_per_s:g} requests/s, {each.slo}; {each.provenance}"
         yield "plan", COST, figures.alternatives(each, priced)
+        yield "sensitivity", CHANGES, figures.tornado(each, priced)
     yield from _fits(records, plan)
     for requests in (r for r in records if isinstance(r, Requests)):
         yield from _runs(requests, plan if checked is not None else None)

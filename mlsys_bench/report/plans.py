@@ -7,7 +7,7 @@ import math
 from collections.abc import Sequence
 
 from mlsys_bench import slo, units
-from mlsys_bench.report import latencies, traffic
+from mlsys_bench.report import apart, latencies, tenants, traffic
 from mlsys_bench.report.parts import (
     NONE,
     Cell,
@@ -38,7 +38,8 @@ OCCUPIED = "share of capacity in use"
 def plan(record: Plan) -> Section:
     """Return the plan as about ten lines for a manager, then its details."""
     tables = (
-        latencies.predicted(record), _other_limits(record), latencies.two_ways(record), _alternatives(record), _prices(record.prices),
+        latencies.predicted(record), *tenants.tables(record), _other_limits(record), latencies.two_ways(record),
+        _alternatives(record), _prices(record.prices),
     )  # fmt: skip
     return Section(
         kind="plan",
@@ -55,7 +56,7 @@ def plan(record: Plan) -> Section:
 
 def lead(record: Plan) -> str:
     """Return the answer in one sentence."""
-    fleet = " + ".join(_fleet(item) for item in record.fleet)
+    fleet = " + ".join(_fleet(item) + (f" for {item.stage}" if record.apart else "") for item in record.fleet)
     cost = "unpriced" if record.usd_per_hour is None else f"{units.show_usd(record.usd_per_hour)} an hour"
     carry = "carries" if record.replicas == 1 else "carry"
     return f"{fleet} {carry} {traffic.requests(record.workload.rate_per_s)} for {cost}; {record.binding_constraint} binds."
@@ -104,7 +105,7 @@ def _gpus(p: Plan) -> str:
 
 
 def _facts(p: Plan) -> list[Fact]:
-    facts = [_fleet_fact(p, item) for item in p.fleet]
+    facts = [*(_fleet_fact(p, item) for item in p.fleet), *apart.facts(p.apart)]
     facts += [_cost_fact(p), _unit_cost_fact(p), *traffic.facts(p.workload)]
     facts += [
         Fact("Utilisation", percent(100 * p.utilisation), _utilisation_detail(p), p.profile.provenance.value),
@@ -116,6 +117,7 @@ def _facts(p: Plan) -> list[Fact]:
             p.profile.provenance.value,
         ),
     ]
+    facts += tenants.facts(p)
     best = next_best(p)
     if best is not None:
         facts.append(Fact("Next best", _alternative_name(best), joined(_dearer(p, best), best.why_not), p.provenance.value))
@@ -125,7 +127,7 @@ def _facts(p: Plan) -> list[Fact]:
 def _fleet_fact(p: Plan, item: FleetItem) -> Fact:
     mixed = item.instance is not None and " + " in item.instance  # an order of several kinds says how many itself
     rented = "no instance priced" if not item.instance else f"as {item.instance}" if mixed else f"as {item.instances:,} x {item.instance}"
-    interval = whole(p.intervals.get("replicas"))
+    interval = whole(p.intervals.get(f"{item.stage}_replicas" if len(p.fleet) > 1 else "replicas"))
     return Fact(
         item.stage.capitalize() if len(p.fleet) > 1 else "Fleet",
         _fleet(item),
@@ -164,6 +166,8 @@ def _unit_cost_tag(p: Plan) -> str:
 
 
 def _utilisation_detail(p: Plan) -> str:
+    if p.apart:
+        return joined(span(p.intervals.get("utilisation"), 100, " %"), apart.busy(p.apart))
     capacity = f"of {digits(p.capacity_per_replica_per_s)} requests/s a replica"
     return joined(
         span(p.intervals.get("utilisation"), 100, " %"), f"{capacity}, batch {p.max_batch:,}, {p.kv_tokens_per_replica:,} KV tokens"
@@ -196,7 +200,7 @@ def _dearer(p: Plan, a: Alternative) -> str:
 
 def _other_limits(p: Plan) -> Table | None:
     """Return the limits that the latency table does not show: shares, and statistics without a prediction."""
-    limits = [x for x in latencies.promised(p.slo) if x.metric in slo.SHARES]
+    limits = [x for x in latencies.promised(p.slo) if x.metric in slo.SHARES and x.tenant is None]
     rows = tuple((Cell(slo.show_limit(x)), _predicted(p, x), _met(p, x)) for x in limits)
     return Table(title="", columns=(Column("limit"), Column("predicted", right=True), Column("met")), rows=rows) if rows else None
 
@@ -216,7 +220,7 @@ def _met(p: Plan, limit: Limit) -> Cell:
 
 
 def _keeps_all(p: Plan) -> bool:
-    known = [(x, latencies.value_of(x, p.predicted)) for x in latencies.promised(p.slo)]
+    known = [(x, tenants.value_of(x, p)) for x in latencies.promised(p.slo)]
     return all(value is None or slo.meets(limit, value) for limit, value in known)
 
 

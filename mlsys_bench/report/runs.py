@@ -88,21 +88,30 @@ def _validity(v: Validity) -> Fact:
 
 def verification(record: Verification) -> tuple[Section, ...]:
     """Return the checks of a plan, then the load test they stand on."""
-    inside = _inside(record.checks)
+    decided = record.measured.validity.verdict != "invalid" and any(c.inside is not None for c in record.checks)
     section = Section(
         kind="verify",
         title=f"Verification of {record.plan_file}",
-        lead=f"The plan {'holds' if record.holds else 'does not hold'}: {inside}.",
+        lead=_verdict(record),
         tag="measured",
-        tone="good" if record.holds else "bad",
+        tone="good" if record.holds and decided else "bad" if decided else "unsure",
         facts=(
             Fact("Target", record.target, f"one replica at {units.show_rate(record.rate_per_s)}", "measured"),
-            Fact("Verdict", "holds" if record.holds else "does not hold", inside, "", "good" if record.holds else "bad"),
+            _validity(record.measured.validity),
         ),
         tables=(latencies.checks(record.checks),),
         notes=(("Notes", record.notes),) if record.notes else (),
     )
     return section, loadtest(record.measured)
+
+
+def _verdict(record: Verification) -> str:
+    """Return the answer in a line: a load test that cannot be believed, or is too short, decides nothing."""
+    if record.measured.validity.verdict == "invalid":
+        return f"Undecided: the load test cannot be believed ({_inside(record.checks)})."
+    if all(c.inside is None for c in record.checks):
+        return "Undecided: too few answers came to measure any figure."
+    return f"The plan {'holds' if record.holds else 'does not hold'}: {_inside(record.checks)}."
 
 
 def _inside(checks: tuple[Check, ...]) -> str:
@@ -127,7 +136,11 @@ def demo(record: Demo) -> tuple[Section, ...]:
         tone="good" if all(c.inside is not False for c in record.checks) else "unsure",
         tiles=_error_tiles(record.checks),
         tables=(latencies.checks(record.checks), *_errors(record)),
-        notes=tuple((head, lines) for head, lines in (("Files", _files(record)), ("Time taken", (_took(record),))) if lines),
+        notes=tuple(
+            (head, lines)
+            for head, lines in (("The machine", _drift(record)), ("Files", _files(record)), ("Time taken", (_took(record),)))
+            if lines
+        ),
     )
     return section, plans.plan(record.plan), loadtest(record.measured)
 
@@ -150,6 +163,14 @@ def _errors(record: Demo) -> tuple[Table, ...]:
     left = {k: v for k, v in record.prediction_error_percent.items() if k not in {c.key for c in record.checks}}
     rows = tuple((Cell(latencies.name(key)), Cell(percent(value, signed=True))) for key, value in left.items())
     return (Table(title="Other errors", columns=(Column("figure"), Column("error", right=True)), rows=rows),) if rows else ()
+
+
+def _drift(record: Demo) -> tuple[str, ...]:
+    if record.machine_slower is None:
+        return ()
+    than = "longer" if record.machine_slower >= 0 else "shorter"
+    by = percent(100 * abs(record.machine_slower))
+    return (f"the load test's own steps took {by} {than} than the profile says of them: drift since calibration is part of every error",)
 
 
 def _files(record: Demo) -> tuple[str, ...]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from mlsys_bench import slo, units
-from mlsys_bench.report import drawing, latencies, traffic
+from mlsys_bench.report import drawing, latencies, stage_fleets, surroundings, traffic
 from mlsys_bench.report.parts import (
     NONE,
     Cell,
@@ -63,7 +63,9 @@ def _sources(record: StageGraph) -> tuple[str, ...]:
 
 def plan(record: Plan) -> Section:
     """Return the plan of a stage graph: the answer in a few lines, then every stage."""
-    tables = (latencies.predicted(record), _stages(record), _shares(record), latencies.two_ways(record), _prices(record))
+    fleet = record.stage_fleet
+    bill = None if fleet is None else stage_fleets.bill(fleet.bill)
+    tables = (latencies.predicted(record), _shares(record), _stages(record), bill, latencies.two_ways(record))
     return Section(
         kind="plan",
         title=f"Plan: {record.scenario} at {scalar(record.workload.rate_per_s)}/s",
@@ -146,17 +148,18 @@ def _stages(p: Plan) -> Table:
         Column("p50", right=True, wide=True), Column("p95", right=True), Column("p99", right=True, wide=True), Column("$/h", right=True),
         Column("one fewer breaks", flexible=True), Column("source", wide=True),
     )  # fmt: skip
-    note = "visits: of one request, and calls that its replicas work for where they differ; times: wait and work, simulated"
+    note = "below replicas their 90 % interval; visits: of one request, below them calls where they differ; times: wait and work, simulated"
     return Table(title="Stages", columns=columns, rows=tuple(_row(p, s, items[s.stage]) for s in p.stages), note=note)
 
 
 def _row(p: Plan, s: StagePlan, item: FleetItem) -> tuple[Cell, ...]:
     shards = f"{s.replicas:,} x {s.shards} shards" if s.shards > 1 else f"{s.replicas:,}"
+    interval = p.stage_fleet.replicas.get(s.stage) if p.stage_fleet else None
     each = item.instance if item.gpu == "vcpu" else f"{item.tp * item.pp} x {item.gpu}" if item.tp * item.pp > 1 else item.gpu
     calls = f"{digits(s.calls)} calls" if abs(s.calls - s.visits) > 1e-3 * s.visits else ""
     return (
         Cell(s.stage, "strong"),
-        Cell(shards),
+        Cell(shards, "", whole(interval) or ""),
         Cell(each or NONE, "", item.precision),
         Cell(digits(s.visits), "", calls),
         Cell(percent(100 * s.utilisation), "unsure" if s.stage == p.bottleneck else ""),
@@ -172,28 +175,24 @@ def _met(p: Plan, limit: Limit) -> bool | None:
     return None if value is None else slo.meets(limit, value)
 
 
+def _share(limit: Limit, p: Plan) -> Cell:
+    """Return a share with its interval; of time with as many nines as tell it from 1."""
+    value, interval = latencies.value_of(limit, p.predicted), p.intervals.get(slo.key(limit))
+    if limit.metric != "availability" or value is None:
+        return latencies.figure(slo.key(limit), value, interval)
+    return Cell(
+        surroundings.share(value), "", "" if interval is None else f"{surroundings.share(interval[0])} to {surroundings.share(interval[1])}"
+    )
+
+
 def _shares(p: Plan) -> Table | None:
     rows = tuple(
         (
             Cell(slo.show_limit(x)),
-            latencies.figure(slo.key(x), latencies.value_of(x, p.predicted), p.intervals.get(slo.key(x))),
+            _share(x, p),
             mark(_met(p, x)),
         )
         for x in latencies.promised(p.slo)
         if x.metric in slo.SHARES
     )
     return Table(title="", columns=(Column("limit"), Column("predicted", right=True), Column("met")), rows=rows) if rows else None
-
-
-def _prices(p: Plan) -> Table | None:
-    rows = tuple(
-        (
-            Cell(o.provider, "", o.region),
-            Cell(o.instance),
-            Cell(f"{units.show_usd(o.usd_per_h)}/h", "", o.term),
-            Cell(o.source, "muted", o.date),
-        )
-        for o in p.prices
-    )
-    columns = (Column("provider"), Column("instance"), Column("price", right=True), Column("source and date", flexible=True))
-    return Table(title="Prices", columns=columns, rows=rows, detail=True) if rows else None

@@ -196,7 +196,7 @@ def _mixed(plan: Plan, found: MixedFleet) -> Section:
             Cell(pool.gpu + (f" x{pool.devices_per_replica}" if pool.devices_per_replica > 1 else ""), "", pool.precision),
             Cell(_prompts(pool)),
             Cell(percent(100 * pool.share)),
-            Cell(f"{pool.replicas:,}"),
+            Cell(f"{pool.replicas:,}" if not pool.spare else f"{pool.replicas - pool.spare:,} + {pool.spare:,}"),
             Cell(percent(100 * pool.utilisation)),
             Cell(units.show_usd(pool.usd_per_hour)),
         )
@@ -211,7 +211,17 @@ def _mixed(plan: Plan, found: MixedFleet) -> Section:
         title="Several kinds, split by prompt length",
         lead=f"{units.show_usd(found.usd_per_hour)} an hour, {100 * found.saving:.0f} % less than the plan; a router splits by length.",
         tag=found.provenance.value,
+        facts=_kept(found),
         tables=(Table(title="", columns=columns, rows=rows, note="each pool simulated at its own requests"), _everybody(plan, found)),
+    )
+
+
+def _kept(found: MixedFleet) -> tuple[Fact, ...]:
+    if found.availability is None or found.availability_interval is None:
+        return ()
+    low, high = found.availability_interval
+    return (
+        Fact("Availability", share(found.availability), f"{share(low)} to {share(high)}: every pool with enough replicas up", "assumed"),
     )
 
 

@@ -12,7 +12,8 @@ Of one stage, a language model:
     slo                        limits, e.g. ttft_p95: 500ms
 
 Of several stages: `entry` and `stages` in place of model, precision, gpus and max_batch, and `cost`; `mlsys_bench.stages` has the keys
-of a stage, docs/scenarios.md an example of each.  Unknown keys are errors, and every assumed number has its source.
+of a stage, docs/scenarios.md an example of each.  Several scenarios on one pool of GPUs, a fleet: `pool` and `scenarios`; see
+`mlsys_bench.scenario.fleet`.  Unknown keys are errors, and every assumed number has its source.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ from pathlib import Path
 
 from mlsys_bench import resources
 from mlsys_bench.errors import ScenarioError, unknown
-from mlsys_bench.scenario import one_stage, staged
+from mlsys_bench.fleets import Fleet
+from mlsys_bench.scenario import fleet, one_stage, staged
 from mlsys_bench.scenario.flow import Flow, flows
 from mlsys_bench.scenario.popularity import hit_share
 from mlsys_bench.scenario.schema import schema
@@ -39,7 +41,7 @@ def names() -> tuple[str, ...]:
     return tuple(sorted(path.stem for path in resources.folder("scenarios").glob("*.yaml")))
 
 
-def load(name_or_path: str | Path) -> Scenario | StageGraph:
+def load(name_or_path: str | Path) -> Scenario | StageGraph | Fleet:
     """Return a scenario: a path with a suffix is a file, anything else a shipped name.  Raises BadInput."""
     path = Path(name_or_path)
     if path.suffix:
@@ -49,7 +51,7 @@ def load(name_or_path: str | Path) -> Scenario | StageGraph:
     return check(resources.folder("scenarios") / f"{name_or_path}.yaml")
 
 
-def check(path: Path) -> Scenario | StageGraph:
+def check(path: Path) -> Scenario | StageGraph | Fleet:
     """Return the scenario of a file whose every key, unit and name holds.  Raises BadInput naming file and key."""
     try:
         text = path.read_text(encoding="utf-8")
@@ -60,9 +62,11 @@ def check(path: Path) -> Scenario | StageGraph:
     return parse(text, str(path))
 
 
-def parse(text: str, where: str) -> Scenario | StageGraph:
+def parse(text: str, where: str) -> Scenario | StageGraph | Fleet:
     """Return the scenario of YAML text."""
     top = document(text, where)
     if "mlsys" in top and (top["mlsys"] != VERSION or isinstance(top["mlsys"], bool)):
         raise ScenarioError(f"{where}: mlsys: {top['mlsys']!r} is a version this mlsys cannot read; it reads {VERSION}")
+    if {"pool", "scenarios"} & set(top):
+        return fleet.read(top, where, load)
     return staged.read(top, where) if {"stages", "entry"} & set(top) else one_stage.read(top, where)

@@ -132,6 +132,8 @@ def _about_work(stage: Stage) -> Iterator[str]:
             yield f".service.assumed: the {law.dist} law {'has no cv to choose' if law.cv else 'needs a cv'}"
         if law.mean_s <= 0 and law.per_item_s <= 0:
             yield ".service.assumed.mean: a visit takes no time at all; write a time above zero"
+        if law.spread is not None and law.spread < 1:
+            yield f".service.assumed.spread: {law.spread:g}; the true time lies between time / spread and time x spread: at least 1"
         if law.per_item_s > 0 and stage.batching is None:
             yield ".service.assumed.per_item: is the time of one more in a batch, and there is no batching"
     if service.roofline is not None:

@@ -7,27 +7,32 @@ from typing import Any
 
 from mlsys_bench import hardware, models
 from mlsys_bench.errors import ScenarioError, did_you_mean
+from mlsys_bench.scenario.tenants import tenants
 from mlsys_bench.scenario.traffic import headroom, promises, traffic
 from mlsys_bench.scenario.values import named, names_of, section, text, unique, whole
 from mlsys_bench.types import Scenario
 
-KEYS = ("mlsys", "name", "description", "source", "model", "precision", "gpus", "max_batch", "headroom", "traffic", "slo")
+KEYS = ("mlsys", "name", "description", "source", "model", "precision", "gpus", "max_batch", "headroom", "traffic", "slo", "tenants")
 
 
 def read(document: Mapping[str, Any], where: str) -> Scenario:
     """Return the scenario of a document."""
-    top = section(document, KEYS, where, "")
+    top = section(document, KEYS, where, "", optional=("tenants", "slo") if "tenants" in document else ("tenants",))
     precision = precisions(top["precision"], f"{where}: precision")
     gpus = devices(top["gpus"], f"{where}: gpus")
     check_precisions(precision, gpus, where)
+    demand = traffic(top["traffic"], where, tokens="tenants" not in top)
+    limits = promises(top["slo"], f"{where}: slo") if "slo" in top else ()
+    if "tenants" in top:
+        demand, limits = tenants(top["tenants"], demand, limits, where)
     return Scenario(
         name=text(top["name"], f"{where}: name"),
         description=text(top["description"], f"{where}: description"),
         model=named(models.find, text(top["model"], f"{where}: model"), f"{where}: model").id,
         precision=precision,
         gpus=gpus,
-        workload=traffic(top["traffic"], where),
-        slo=promises(top["slo"], f"{where}: slo"),
+        workload=demand,
+        slo=limits,
         max_batch=whole(top["max_batch"], f"{where}: max_batch"),
         headroom=headroom(top["headroom"], f"{where}: headroom"),
         source=text(top["source"], f"{where}: source"),

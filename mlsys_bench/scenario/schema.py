@@ -7,7 +7,7 @@ import re
 from typing import Annotated, Any, Literal, get_args, get_origin
 
 from mlsys_bench import models, slo
-from mlsys_bench.scenario import one_stage, staged, traffic
+from mlsys_bench.scenario import fleet, one_stage, staged, traffic
 from mlsys_bench.scenario.reader import EXAMPLES, fields_of, without_none
 from mlsys_bench.stages import Cost, Stage
 from mlsys_bench.types import Lengths, Limit
@@ -26,17 +26,23 @@ def schema() -> Schema:
         "cost": _of(Cost, definitions),
         "traffic": _object(traffic.KEYS, {"prompt", "output"}, _traffic()),
     })  # fmt: skip
-    one = _object(one_stage.KEYS, set(), _top(definitions) | {
+    one = _object(one_stage.KEYS, {"tenants", "slo"}, _top(definitions) | {
         "model": TEXT, "precision": _list({"enum": list(models.PRECISIONS)}), "gpus": _list(TEXT), "max_batch": _quantity("count"),
-        "traffic": _object(traffic.KEYS, set(), _traffic()),
+        "traffic": _object(traffic.KEYS, {"prompt", "output"}, _traffic()),
+        "tenants": {
+            "type": "object", "minProperties": 1, "propertyNames": {"pattern": slo.TENANT.pattern}, "additionalProperties": _tenant(),
+        },
     })  # fmt: skip
+    one["anyOf"] = [{"required": ["tenants"]}, {"required": ["slo"], "properties": {"traffic": {"required": ["prompt", "output"]}}}]
+    one_or_several = {"if": {"anyOf": [{"required": ["stages"]}, {"required": ["entry"]}]}, "then": several, "else": one}
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": "mlsys scenario",
-        "description": "A system, its traffic and its promises.  `mlsys scenario check` says more: what must hold between the parts.",
-        "if": {"anyOf": [{"required": ["stages"]}, {"required": ["entry"]}]},
-        "then": several,
-        "else": one,
+        "description": "A system, its traffic and its promises, or several on one pool of GPUs.  `mlsys scenario check` says more: what "
+        "must hold between the parts.",
+        "if": {"anyOf": [{"required": ["pool"]}, {"required": ["scenarios"]}]},
+        "then": _fleet(),
+        "else": one_or_several,
         "$defs": definitions,
     }
 
@@ -55,6 +61,28 @@ def _traffic() -> dict[str, Schema]:
         "rate": {"type": "string", "pattern": r"/(s|min|m|h|d)\s*$", "examples": ["20/s"]},
         "arrivals": TEXT, "prompt": lengths, "output": lengths, "source": TEXT,
     }  # fmt: skip
+
+
+def _fleet() -> Schema:
+    """Return a fleet: a pool of GPUs, and the scenarios that share it."""
+    want = _object(fleet.WANT_KEYS, set(fleet.WANT_KEYS[1:]), {
+        "scenario": TEXT, "name": TEXT, "priority": _quantity("count"), "rate": _traffic()["rate"], "arrivals": TEXT,
+        "slo": {"$ref": "#/$defs/Promises"},
+    })  # fmt: skip
+    return _object(fleet.KEYS, set(), {
+        "mlsys": {"const": 1}, "name": TEXT, "description": TEXT, "source": TEXT,
+        "pool": {"type": "object", "minProperties": 1, "additionalProperties": _quantity("count")},
+        "scenarios": {"type": "array", "items": want, "minItems": 1},
+    })  # fmt: skip
+
+
+def _tenant() -> Schema:
+    """Return a tenant: a share or a rate, and what of lengths and limits is its own."""
+    own, all_ = _traffic(), set(traffic.TENANT_KEYS)
+    found = _object(traffic.TENANT_KEYS, all_, {
+        "share": SHARE, "rate": own["rate"], "prompt": own["prompt"], "output": own["output"], "slo": {"$ref": "#/$defs/Promises"},
+    })  # fmt: skip
+    return found | {"oneOf": [{"required": ["share"]}, {"required": ["rate"]}]}
 
 
 def _lengths() -> Schema:

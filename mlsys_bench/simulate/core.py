@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -98,6 +98,7 @@ class Tracks:
     preemptions: int
     hit_tokens: int
     asked_tokens: int
+    replica: Ints | None = None  # which one took the request
 
     def gap_quantile_s(self, p: float) -> float:
         """Return a quantile of the gaps between tokens, to 0.2 %; nan where there was none."""
@@ -123,11 +124,13 @@ def play(
     delay_s: float = 0.0,
     gaps_from_s: float = 0.0,
     keep_tokens: bool = False,
+    begun: bool = False,
     compiled: bool | None = None,
 ) -> Tracks:
     """Return what happens to a schedule of requests on equal replicas, `delay_s` after each is due.
 
-    Time is told by a profile or, in plain Python only, by a `clock`.  `compiled` forces the compiled or the plain way.
+    Time is told by a profile or, in plain Python only, by a `clock`.  `compiled` forces the compiled or the plain way.  With `begun` each
+    request brings the cache of its prompt and its first token, computed elsewhere: `first_s` and the time of that token mean nothing.
     """
     if replicas < 1:
         raise BadInput(f"{replicas} replicas: a fleet needs at least 1")
@@ -137,14 +140,14 @@ def play(
         raise BadInput("a schedule must be in order of time")
     way = _way(profile, clock, compiled, int(schedule.output_tokens.sum()))
     limits, policy = _typed(limits, policy)
-    fleet = _Fleet(schedule, limits, policy, replicas, way.lists, schedule.scheduled_s + delay_s, gaps_from_s, keep_tokens)
+    fleet = _Fleet(schedule, limits, policy, replicas, way.lists, schedule.scheduled_s + delay_s, gaps_from_s, keep_tokens, begun)
     drawn, other = _draw(routing, len(schedule.scheduled_s), replicas, seed)
-    full = NO_LIMIT if queue_limit is None else limits.max_seqs + queue_limit
+    full, taken = NO_LIMIT if queue_limit is None else limits.max_seqs + queue_limit, way.ints(other)
     way.run(
-        fleet.stations, replicas, fleet.shared, limits, policy, way.table, ROUTINGS[routing], way.ints(drawn), way.ints(other), full,
+        fleet.stations, replicas, fleet.shared, limits, policy, way.table, ROUTINGS[routing], way.ints(drawn), taken, full,
         0, 0.0, float(stop_s),
     )  # fmt: skip
-    return fleet.tracks(stop_s)
+    return replace(fleet.tracks(stop_s), replica=np.asarray(taken))
 
 
 def circulate(
@@ -286,6 +289,7 @@ class _Fleet:
         arrived_s: Floats,
         gaps_from_s: float,
         keep: bool,
+        begun: bool = False,
     ) -> None:
         check_limits(limits)
         check_policy(policy)
@@ -298,7 +302,7 @@ class _Fleet:
         blocks, numbers, hash_at, hash_end = _hashes(schedule, tokens) if hashed else _NO_HASHES
         made = [fresh(limits, self.make, rows=0, prefixes=blocks, prefix_tokens=tokens) for _ in range(replicas)]
         rows = np.zeros((FIELDS, n), dtype=np.int64)
-        rows[PROMPT] = rows[KNOWN] = prompts
+        rows[PROMPT], rows[KNOWN] = prompts, prompts + begun
         rows[FINAL] = prompts + outputs
         rows[HASH_AT], rows[HASH_END] = hash_at, hash_end
         rows[FATE] = self._refused(policy, prompts, outputs)

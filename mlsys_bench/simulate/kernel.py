@@ -338,8 +338,7 @@ def _settle(s: Station, block_tokens: int, j: int, worst_s: float) -> None:
             continue
         if keeps:
             at = token_at[row] + had - prompt[row]
-            for step in range(j):
-                token_s[at + step] = ends_s[step]
+            token_s[at : at + j] = ends_s[:j]
         knows = had + j
         known[row] = knows
         computed[row] = knows - 1
@@ -426,10 +425,12 @@ def drive(
     """Play all requests, in order of their arrival, on `size` replicas chosen by `routing`, until `stop_s`.
 
     By row, `s` holds ARRIVED, PROMPT and FINAL, and REFUSED as the fate of those that can never run.  `drawn`: the replica of each
-    request (or its first candidate, `other` the second).  A replica that holds `full` requests refuses more.  With `users`, of one
-    replica, only so many come by themselves; each other comes `pause_s` after one before it has ended.
+    request (or its first candidate, `other` the second); `other` is left holding those that took them.  A replica that holds `full`
+    requests refuses more.  With `users`, of one replica, only so many come by themselves; each other comes `pause_s` after one before it
+    has ended.  A request that knows more than its prompt was begun elsewhere, and brings its cache.
     """
     arrived_s, fate, prompt, final = s.books[ARRIVED], s.a.rows[FATE], s.a.rows[PROMPT], s.a.rows[FINAL]
+    known, last_s = s.a.rows[KNOWN], s.books[LAST_S]
     n = len(arrived_s)
     i, given = 0, min(users, n) if users > 0 else n
     while True:
@@ -456,7 +457,11 @@ def drive(
             elif fate[i] == REFUSED:
                 ended = 1
             else:
-                offer(one(all_, s, chosen), i, at_s, prompt[i], final[i] - prompt[i], 0)
+                begun = known[i] - prompt[i]
+                offer(one(all_, s, chosen), i, at_s, prompt[i], final[i] - prompt[i], prompt[i] if begun > 0 else 0)
+                known[i] += begun
+                last_s[i] = at_s
+                other[i] = chosen
             i += 1
         while users > 0 and ended > 0 and given < n:
             arrived_s[given] = at_s + pause_s

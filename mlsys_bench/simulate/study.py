@@ -5,10 +5,12 @@ from __future__ import annotations
 import bisect
 import re
 from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Executor
+from typing import Any
 
 import numpy as np
 
-from mlsys_bench import stats, summary, workload
+from mlsys_bench import stats, summary, workers, workload
 from mlsys_bench.batching import Limits, StepFeatures
 from mlsys_bench.errors import BadInput, unknown
 from mlsys_bench.simulate.fleet import run
@@ -31,21 +33,17 @@ def run_many(
     seed: int = 0,
     queue_limit: int | None = None,
     clock: Callable[[StepFeatures], float] | None = None,
+    executor: Executor | workers.Local | None = None,
 ) -> list[Simulation]:
     """Return independent simulations of the same design, each with traffic of its own drawn from `seed`."""
-    return [
-        run(
-            workload.schedule(traffic, n=requests_per_run, seed=s),
-            profile,
-            limits,
-            replicas=replicas,
-            routing=routing,
-            seed=s,
-            queue_limit=queue_limit,
-            clock=clock,
-        )
-        for s in seeds(seed, runs)
-    ]
+    rest = {"replicas": replicas, "routing": routing, "queue_limit": queue_limit, "clock": clock}
+    shared = (traffic, requests_per_run, profile, limits, rest)
+    return workers.each(_one_of_many, seeds(seed, runs), shared=shared, executor=executor)
+
+
+def _one_of_many(shared: tuple[Workload, int, LatencyProfile, Limits, dict[str, Any]], seed: int) -> Simulation:
+    traffic, n, profile, limits, rest = shared
+    return run(workload.schedule(traffic, n=n, seed=seed), profile, limits, seed=seed, **rest)
 
 
 def seeds(seed: int, runs: int) -> list[int]:

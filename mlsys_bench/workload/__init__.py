@@ -15,6 +15,7 @@ from mlsys_bench.workload.laws import (
 from mlsys_bench.workload.moments import mean_tokens, scv
 from mlsys_bench.workload.schedule import Schedule, merged, rate_per_s, scaled_to_rate, sliced, sped_up, spread, starts_s, take
 from mlsys_bench.workload.sessions import Sessions, sessions
+from mlsys_bench.workload.tenants import only, with_tenants
 from mlsys_bench.workload.trace import Trace, from_trace, resolution_s
 
 __all__ = [
@@ -34,6 +35,7 @@ __all__ = [
     "in_words",
     "mean_tokens",
     "merged",
+    "only",
     "parse_arrivals",
     "parse_lengths",
     "rate_per_s",
@@ -51,4 +53,5 @@ __all__ = [
     "synthetic",
     "take",
     "typical",
+    "with_tenants",
 ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -50,10 +51,28 @@ def draw_lengths(lengths: Lengths, n: int, rng: np.random.Generator) -> Ints:
 
 def schedule(workload: Workload, *, n: int | None = None, duration_s: float | None = None, seed: int = 0) -> Schedule:
     """Return the requests of a workload: so many, or all before `duration_s`."""
-    arrivals, prompts, outputs = np.random.SeedSequence(seed).spawn(3)
+    arrivals, prompts, outputs, whose = np.random.SeedSequence(seed).spawn(4)
     times = arrival_times(workload.rate_per_s, workload.arrivals, n=n, duration_s=duration_s, seed=arrivals)
+    if workload.tenants:
+        return _of_tenants(workload, times, prompts, outputs, np.random.default_rng(whose))
     prompt, output = _lengths(workload, len(times), np.random.default_rng(prompts), np.random.default_rng(outputs))
     return Schedule(scheduled_s=times, prompt_tokens=prompt, output_tokens=output)
+
+
+def _of_tenants(
+    workload: Workload, times: Floats, prompts: np.random.SeedSequence, outputs: np.random.SeedSequence, whose: np.random.Generator
+) -> Schedule:
+    """Return the requests at these times, each one tenant's with the probability of its share and the lengths of that tenant."""
+    tenants = workload.tenants
+    label = np.searchsorted(np.cumsum([t.share for t in tenants])[:-1], whose.random(len(times)), side="right").astype(np.int32)
+    prompt, output = np.empty(len(times), dtype=np.int64), np.empty(len(times), dtype=np.int64)
+    for i, (tenant, one, other) in enumerate(zip(tenants, prompts.spawn(len(tenants)), outputs.spawn(len(tenants)), strict=True)):
+        own = replace(workload, prompt_tokens=tenant.prompt_tokens, output_tokens=tenant.output_tokens)
+        rows = np.flatnonzero(label == i)
+        prompt[rows], output[rows] = _lengths(own, len(rows), np.random.default_rng(one), np.random.default_rng(other))
+    return Schedule(
+        scheduled_s=times, prompt_tokens=prompt, output_tokens=output, tenant=label, tenants=tuple(tenant.name for tenant in tenants)
+    )
 
 
 def resampled(plan: Schedule, workload: Workload, *, n: int | None = None, duration_s: float | None = None, seed: int = 0) -> Schedule:
@@ -78,8 +97,25 @@ def typical(workload: Workload, n: int, seed: int = 0) -> Schedule:
     arrivals, scores, order = np.random.SeedSequence(seed).spawn(3)
     times = arrival_times(workload.rate_per_s, workload.arrivals, n=n + 1, seed=arrivals)
     rng, shuffle = np.random.default_rng(scores), np.random.default_rng(order)
+    times_s = times[:n] * (n / workload.rate_per_s / times[n])
+    if workload.tenants:
+        return _typical_of_tenants(workload, times_s, rng, shuffle)
     prompt, output = _by_normals(workload, shuffle.permutation(_strata(n, rng)), shuffle.permutation(_strata(n, rng)))
-    return Schedule(scheduled_s=times[:n] * (n / workload.rate_per_s / times[n]), prompt_tokens=prompt, output_tokens=output)
+    return Schedule(scheduled_s=times_s, prompt_tokens=prompt, output_tokens=output)
+
+
+def _typical_of_tenants(workload: Workload, times_s: Floats, rng: np.random.Generator, shuffle: np.random.Generator) -> Schedule:
+    """Return requests at these times of which each tenant has its share, to the nearest whole one, with lengths from strata of its law."""
+    tenants, n = workload.tenants, len(times_s)
+    counts = np.diff(np.rint(np.cumsum([0.0, *(tenant.share for tenant in tenants)]) * n)).astype(int)
+    label = shuffle.permutation(np.repeat(np.arange(len(tenants), dtype=np.int32), counts))
+    prompt, output = np.empty(n, dtype=np.int64), np.empty(n, dtype=np.int64)
+    for i, (tenant, m) in enumerate(zip(tenants, counts.tolist(), strict=True)):
+        own = replace(workload, prompt_tokens=tenant.prompt_tokens, output_tokens=tenant.output_tokens)
+        scores = (shuffle.permutation(_strata(m, rng)) for _ in range(2))
+        prompt[label == i], output[label == i] = _by_normals(own, *scores)
+    names = tuple(tenant.name for tenant in tenants)
+    return Schedule(scheduled_s=times_s, prompt_tokens=prompt, output_tokens=output, tenant=label, tenants=names)
 
 
 def _strata(n: int, rng: np.random.Generator) -> Floats:

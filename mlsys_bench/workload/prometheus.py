@@ -132,9 +132,7 @@ def fetched(
     )
 
 
-def exported(
-    path: Path, *, engine: str | None, model: str | None, wanted: Callable[[Engine], tuple[str, ...]] = wanted_names
-) -> Metrics:
+def exported(path: Path, *, engine: str | None, model: str | None, wanted: Callable[[Engine], tuple[str, ...]] = wanted_names) -> Metrics:
     """Return the metrics of a file: answers of query_range as JSON (one, a list, or one a line), or a CSV with one series per column."""
     series = [s for s in _read(path) if model is None or s.labels.get("model_name") in (model, None)]
     kind, arrived_name, arrived_at = engine_of([s.name for s in series], engine, str(path))

@@ -8,16 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-from mlsys_bench import record
 from mlsys_bench.errors import BadInput, unknown
 from mlsys_bench.plan.export import keda, kserve, kubernetes, openslo, prometheus
-from mlsys_bench.plan.export.release import Release, release
+from mlsys_bench.plan.export.files import Document, save, yaml_of
+from mlsys_bench.plan.export.release import Release, checked_name, pools, release
 
-__all__ = ["KINDS", "Release", "documents", "release", "text", "write"]
+__all__ = ["KINDS", "Release", "documents", "pools", "release", "text", "write"]
 
-Document = dict[str, Any]
 KINDS: dict[str, Callable[[Release], list[Document]]] = {
     "k8s": kubernetes.documents,
     "keda": keda.documents,
@@ -34,29 +32,19 @@ def documents(kind: str, of: Release) -> list[Document]:
     return KINDS[kind](of)
 
 
-def text(kind: str, of: Release) -> str:
-    """Return the manifest as YAML, with where it comes from on top."""
-    import yaml
-
-    class Plain(yaml.SafeDumper):
-        """What stands twice is written twice: anchors puzzle readers and some tools."""
-
-        def ignore_aliases(self, data: object) -> bool:
-            """Say that nothing is an alias."""
-            return True
-
-    found = documents(kind, of)
-    notes = "".join(f"# {line}\n" for line in of.heading())
-    body: str = yaml.dump_all(found, Dumper=Plain, sort_keys=False, allow_unicode=True, width=140, explicit_start=len(found) > 1)
-    return notes + body
+def text(kind: str, *releases: Release) -> str:
+    """Return the manifest as YAML, with where it comes from on top; of several releases, such as two pools, one after another."""
+    lines = (line for of in releases for line in of.heading())
+    return yaml_of([document for of in releases for document in documents(kind, of)], lines)
 
 
-def write(asked: str, of: Release) -> Path:
-    """Write what `--export KIND[:DIR]` asks for, as NAME-KIND.yaml in DIR, else here, and return the file."""
+def write(asked: str, *releases: Release) -> Path:
+    """Write what `--export KIND[:DIR]` asks for, as NAME-KIND.yaml in DIR, else here, and return the file.
+
+    Raises BadInput for two pools as anything but Kubernetes objects: what else there is describes one kind of replica.
+    """
     kind, _, folder = asked.partition(":")
-    content = text(kind, of)
-    path = Path(folder or ".") / f"{of.name}-{kind}.yaml"
-    if path.parent.exists() and not path.parent.is_dir():
-        raise BadInput(f"--export {asked}: {path.parent} is no folder")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    return record.write_text(path, content)
+    if len(releases) > 1 and kind in KINDS and kind != "k8s":
+        raise BadInput(f"--export {kind}: prefill and decode are two deployments, and {kind} describes one; export k8s instead")
+    name = releases[0].name if len(releases) == 1 else checked_name(releases[0].plan.model)
+    return save(asked, folder, f"{name}-{kind}.yaml", text(kind, *releases))

@@ -45,7 +45,10 @@ def container(of: Release, name: str = "engine") -> Document:
         "image": of.deployment.image,
         "command": words[:start],
         "args": words[start:],
-        "env": [{"name": "HF_TOKEN", "valueFrom": {"secretKeyRef": {"name": "hf-token", "key": "token", "optional": True}}}],
+        "env": [
+            {"name": "HF_TOKEN", "valueFrom": {"secretKeyRef": {"name": "hf-token", "key": "token", "optional": True}}},
+            *_transfer_env(of),
+        ],
         "ports": [{"name": "http", "containerPort": of.port}],
         "resources": {"limits": gpus, "requests": gpus},
         "startupProbe": {**_probe(of), "periodSeconds": 10, "failureThreshold": startup_failures(of)},
@@ -53,6 +56,13 @@ def container(of: Release, name: str = "engine") -> Document:
         "livenessProbe": {**_probe(of), "periodSeconds": 10, "failureThreshold": 6},
         "volumeMounts": [{"name": "shm", "mountPath": "/dev/shm"}],  # noqa: S108  tensor parallel ranks share it
     }
+
+
+def _transfer_env(of: Release) -> list[Document]:
+    """Return where vLLM's connector is reached for its handshake: other pods must find it, the default is this host only."""
+    if "--kv-transfer-config" not in of.deployment.other:
+        return []
+    return [{"name": "VLLM_NIXL_SIDE_CHANNEL_HOST", "valueFrom": {"fieldRef": {"fieldPath": "status.podIP"}}}]
 
 
 def _probe(of: Release) -> Document:

@@ -1,6 +1,7 @@
 """What engines call the metrics that rules and triggers need, and where the buckets of their histograms end.
 
 vLLM: vllm-project/vllm vllm/v1/metrics/loggers.py; SGLang: sgl-project/sglang python/sglang/srt/metrics/collector.py; both read 2026-11-21.
+OpenTelemetry: semantic conventions for HTTP metrics, the buckets that they advise, read 2026-11-21.
 vLLM's `request_time_per_output_token_seconds` and `inter_token_latency_seconds` are of 0.11 and later, with the old buckets.
 """
 
@@ -23,6 +24,8 @@ _SGLANG_TTFT = (0.1, 0.2, 0.4, 0.6, 0.8, 1.0, 2.0, 4.0, 6.0, 8.0, 10.0, 20.0, 40
 _SGLANG_ITL = (
     0.002, 0.004, 0.006, 0.008, 0.01, 0.015, 0.02, 0.025, 0.03, 0.035, 0.04, 0.06, 0.08, 0.1, 0.2, 0.4, 0.6, 0.8, 1.0, 2.0, 4.0, 6.0, 8.0,
 )  # fmt: skip
+HTTP = "http_server_request_duration_seconds"  # http.server.request.duration, as exporters for Prometheus name it
+_HTTP = (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0)
 _SGLANG_E2E = (*_SGLANG_TTFT, 600.0, 1200.0, 1800.0, 2400.0)
 
 
@@ -97,9 +100,19 @@ def indicator(limit: Limit, engine: str, job: str) -> Indicator | None:
 
     None for what counters cannot tell: means, the joint goodput, latencies without a histogram, limits below its first bucket.
     """
-    if limit.metric not in of_engine(engine).histograms or not limit.stat.startswith("p"):
+    if limit.metric not in of_engine(engine).histograms:
         return None
-    name, buckets = of_engine(engine).histograms[limit.metric]
+    return _of(limit, *of_engine(engine).histograms[limit.metric], job)
+
+
+def of_http(limit: Limit, job: str) -> Indicator | None:
+    """Return a limit on the time at a service that counts its requests as OpenTelemetry's conventions for HTTP servers say."""
+    return _of(limit, HTTP, _HTTP, job) if limit.metric == "e2e" else None
+
+
+def _of(limit: Limit, name: str, buckets: Sequence[float], job: str) -> Indicator | None:
+    if not limit.stat.startswith("p"):
+        return None
     bucket_s = bucket_at(limit.limit, buckets)
     if bucket_s is None:
         return None

@@ -9,6 +9,7 @@ from typing import Any
 
 from mlsys_bench import slo, units
 from mlsys_bench.plan.export.metrics import Indicator, indicator
+from mlsys_bench.plan.export.prometheus import enough
 from mlsys_bench.plan.export.release import Release, checked_name
 
 Document = dict[str, Any]
@@ -18,46 +19,41 @@ WINDOW = "30d"
 def documents(of: Release) -> list[Document]:
     """Return the Service, and one SLO for every limit that counters can tell."""
     found = [each for limit in slo.latencies(of.limits) if (each := indicator(limit, of.deployment.engine, of.name)) is not None]
-    shares = [_availability(of, round(limit.limit, 9)) for limit in of.limits if limit.metric == "availability"]
-    return [_service(of), *(_latency(of, each) for each in found), *shares]
+    objectives = [latency(of.name, of.plan.model, each) for each in found]
+    for limit in of.limits:
+        if limit.metric == "availability":
+            told = f"at least {of.needed} replicas up, which hold the limits at peak, {100 * limit.limit:g} % of the time"
+            objectives.append(available(of.name, of.plan.model, round(limit.limit, 9), told, enough(of.name, of.needed)))
+    return [service(of.name, f"{of.plan.model} on {of.replicas} replicas; limits {of.plan.slo}"), *objectives]
 
 
-def _service(of: Release) -> Document:
-    return {
-        "apiVersion": "openslo/v1",
-        "kind": "Service",
-        "metadata": {"name": of.name},
-        "spec": {"description": f"{of.plan.model} on {of.replicas} replicas; limits {of.plan.slo}"},
-    }
+def service(name: str, told: str) -> Document:
+    """Return a Service."""
+    return {"apiVersion": "openslo/v1", "kind": "Service", "metadata": {"name": name}, "spec": {"description": told}}
 
 
-def _latency(of: Release, each: Indicator) -> Document:
+def latency(name: str, title: str, each: Indicator) -> Document:
+    """Return the SLO of a limit on a latency."""
     near = "" if each.is_exact else f"; counted at {units.show_s(each.bucket_s)}, the nearest bucket below"
-    ratio = {
-        "counter": True,
-        "good": _source(f"sum({each.good})"),
-        "total": _source(f"sum({each.total})"),
-    }
+    ratio = {"counter": True, "good": _source(f"sum({each.good})"), "total": _source(f"sum({each.total})")}
     told = f"{100 * each.target:g} % of requests within {units.show_s(each.limit_s)}{near}"
-    return _slo(of, each.key, told, ratio, each.target)
+    return _slo(name, title, each.key, told, ratio, each.target)
 
 
-def _availability(of: Release, target: float) -> Document:
-    """Return the share of time in which enough replicas are up to hold the limits at peak."""
-    ratio = {"rawType": "success", "raw": _source(f'(sum(up{{job="{of.name}"}}) or vector(0)) >= bool {of.needed}')}
-    told = f"at least {of.needed} replicas up, which hold the limits at peak, {100 * target:g} % of the time"
-    return _slo(of, "availability", told, ratio, target)
+def available(name: str, title: str, target: float, told: str, held: str) -> Document:
+    """Return the SLO of an availability: the share of time in which `held`, PromQL, is 1."""
+    return _slo(name, title, "availability", told, {"rawType": "success", "raw": _source(held)}, target)
 
 
-def _slo(of: Release, key: str, told: str, ratio: Document, target: float) -> Document:
-    name = checked_name(f"{of.name}-{key}")
+def _slo(service_name: str, title: str, key: str, told: str, ratio: Document, target: float) -> Document:
+    name = checked_name(f"{service_name}-{key}")
     return {
         "apiVersion": "openslo/v1",
         "kind": "SLO",
-        "metadata": {"name": name, "displayName": f"{of.plan.model} {key}"},
+        "metadata": {"name": name, "displayName": f"{title} {key}"},
         "spec": {
             "description": told,
-            "service": of.name,
+            "service": service_name,
             "indicator": {"metadata": {"name": name}, "spec": {"ratioMetric": ratio}},
             "timeWindow": [{"duration": WINDOW, "isRolling": True}],
             "budgetingMethod": "Occurrences",

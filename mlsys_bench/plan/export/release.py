@@ -45,8 +45,8 @@ class Release:
 
     @property
     def limits(self) -> SLO:
-        """The promises of the plan."""
-        return slo.parse(self.plan.slo)
+        """The promises of the plan to all; engines count nothing by tenant."""
+        return slo.of_all(slo.parse(self.plan.slo))
 
     @property
     def offer(self) -> Offer | None:
@@ -107,6 +107,10 @@ def release(
     """
     if not plan.fleet or plan.replicas < 1:
         raise BadInput("the plan has no replicas to export")
+    if plan.tenancy is not None and not plan.tenancy.is_shared:
+        raise BadInput("the plan has several fleets, each for tenants of its own; plan and export each as a scenario of its own")
+    if plan.apart is not None:
+        raise BadInput("the plan has a pool for prefill and one for decode: `pools` releases each, --export k8s writes both")
     own = deployment or command.of_plan(plan, engine)
     return Release(
         plan=plan,
@@ -118,6 +122,14 @@ def release(
         prometheus=prometheus,
         namespace=namespace,
     )
+
+
+def pools(plan: Plan, engine: Engine = "vllm") -> tuple[Release, ...]:
+    """Return either pool of a plan that prefills and decodes apart, ready for export."""
+    from mlsys_bench.plan.disaggregated import deployed
+
+    both = zip(deployed.halves(plan), deployed.deployments(plan, engine), strict=True)
+    return tuple(release(half, engine, deployment=own, name=f"{plan.model}-{half.fleet[0].stage}") for half, own in both)
 
 
 def checked_name(text: str) -> str:

@@ -16,6 +16,7 @@ import numpy as np
 from mlsys_bench import slo, units, workload
 from mlsys_bench.errors import Infeasible
 from mlsys_bench.plan.graph.estimate import FAILED_S, Estimate, estimate
+from mlsys_bench.plan.graph.purse import Paid, Purse, Unit
 from mlsys_bench.plan.graph.work import FULL, Floats, Work, Writer
 from mlsys_bench.plan.latencies import Latencies
 from mlsys_bench.scenario import Flow, flows
@@ -43,6 +44,7 @@ class Problem:
     works: dict[str, Work]
     seed: int = 0
     flow: dict[str, Flow] = field(default_factory=dict)
+    purse: Purse = field(default_factory=Purse)
 
     @property
     def rate_per_s(self) -> float:
@@ -68,15 +70,30 @@ class Problem:
         """Return the share of a stage's capacity that is in use."""
         return self.calls_per_s(name) / self.works[name].capacity_per_s(replicas)
 
+    def unit(self, name: str) -> Unit:
+        """Return what one replica of a stage stands on."""
+        return self.works[name].unit(self.rate_per_s * self.flow[name].visits)
+
     def usd_per_h(self, name: str, replicas: int) -> float:
-        """Return what so many replicas cost; where nothing has a price, devices and vCPUs count instead."""
-        found = self.works[name].price(replicas).usd_per_h
+        """Return what so many replicas cost by themselves; where nothing has a price, they count instead."""
+        found = self.purse.alone(self.unit(name), replicas)
         return float(replicas) if found is None else found
 
+    def pay(self, replicas: Mapping[str, int]) -> Paid:
+        """Return the bill of all stages together.  Raises Infeasible where a quota leaves too few."""
+        return self.purse.pay({self.unit(name): replicas[name] for name in self.works})
 
-def problem(graph: StageGraph, works: Mapping[str, Work], seed: int = 0) -> Problem:
+    def usd_of(self, replicas: Mapping[str, int]) -> float | None:
+        """Return the sum of that bill; None without a price, or beyond a quota."""
+        try:
+            return self.pay(replicas).usd_per_h
+        except Infeasible:
+            return None
+
+
+def problem(graph: StageGraph, works: Mapping[str, Work], seed: int = 0, purse: Purse | None = None) -> Problem:
     """Return the problem of a graph."""
-    return Problem(graph=graph, works=dict(works), seed=seed, flow=flows(graph.stages, graph.entry))
+    return Problem(graph=graph, works=dict(works), seed=seed, flow=flows(graph.stages, graph.entry), purse=purse or Purse(cost=graph.cost))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,7 +107,10 @@ class Trial:
     @property
     def all(self) -> Latencies:
         """All batches as one sample."""
-        return Latencies(**{f"{m}_s": np.concatenate([getattr(b, f"{m}_s") for b in self.batches]) for m in ("ttft", "tpot", "e2e", "itl")})
+        ttft_s, tpot_s, e2e_s, itl_s = (
+            np.concatenate([getattr(batch, f"{metric}_s") for batch in self.batches]) for metric in ("ttft", "tpot", "e2e", "itl")
+        )
+        return Latencies(ttft_s=ttft_s, tpot_s=tpot_s, e2e_s=e2e_s, itl_s=itl_s)
 
     @property
     def failed(self) -> float:
@@ -136,7 +156,7 @@ def fewest(asked: Problem) -> Replicas:
     found = {}
     for name, work in asked.works.items():
         carried = max(1, math.ceil(asked.calls_per_s(name) / (usable * work.capacity_per_s(1)) - 1e-9))
-        found[name] = max(carried, work.alone.replicas) if isinstance(work, Writer) else carried
+        found[name] = max(carried, work.least) if isinstance(work, Writer) else carried
     return found
 
 

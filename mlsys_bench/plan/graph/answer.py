@@ -1,45 +1,101 @@
-"""From a stage graph to a plan: works of all stages, replicas chosen together, and the record that says so, with intervals."""
+"""From a stage graph to a plan: works of all stages, replicas chosen together, their spares, and the record of it, with intervals."""
 
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mlsys_bench import pricing, slo, units, workload
+from mlsys_bench import pricing, slo, workload
 from mlsys_bench.errors import BadInput, did_you_mean
-from mlsys_bench.plan.graph import allocation
-from mlsys_bench.plan.graph.allocation import STUDENT, Allocation, Key, Problem, allocate
+from mlsys_bench.plan.graph import allocation, spread, words
+from mlsys_bench.plan.graph.allocation import Allocation, Problem, Replicas, allocate
 from mlsys_bench.plan.graph.estimate import FAILED_S
-from mlsys_bench.plan.graph.work import FULL, Price, Served, Work, Writer, profile_of, served, writer
-from mlsys_bench.plan.latencies import key_of
+from mlsys_bench.plan.graph.purse import Paid, Purse, StagePrice
+from mlsys_bench.plan.graph.spread import Spread
+from mlsys_bench.plan.graph.work import FULL, Served, Work, Writer, profile_of, served, writer
+from mlsys_bench.pricing import Market, published
 from mlsys_bench.scenario import flows
-from mlsys_bench.stages import Cost, Stage, StageGraph
-from mlsys_bench.types import SLO, FleetItem, LatencyProfile, Limit, Offer, Plan, Provenance, StagePlan
+from mlsys_bench.stage_fleets import StageEngine, StageFleet, StagesSecured
+from mlsys_bench.stages import Stage, StageGraph
+from mlsys_bench.types import SLO, FleetItem, LatencyProfile, Limit, Plan, Provenance, StagePlan
 
-Interval = tuple[float, float]
+if TYPE_CHECKING:
+    from mlsys_bench.plan.growth import Growth
+
 STATS = ("p50", "p95", "p99")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GraphRequest:
-    """A stage graph to plan, with the profiles that were measured of its stages, by name."""
+    """A stage graph to plan, with the profiles that were measured of its stages, by name, and where its replicas are rented.
+
+    An availability among the limits adds replicas to spare, spread over `zones`; with `survive_zone` any one of them may go.  `around`
+    asks for replicas hour by hour, `growth` for the month in which the first stage is full.
+    """
 
     graph: StageGraph
     profiles: dict[str, LatencyProfile] = field(default_factory=dict)
     term: str = "on-demand"
+    market: Market | None = None  # None: published prices
     seed: int = 0
+    zones: int = 1
+    survive_zone: bool = False
+    around: bool = False
+    growth: Growth | None = None
+
+    @property
+    def purse(self) -> Purse:
+        """Where it buys."""
+        return Purse(market=self.market or published(), term=self.term, cost=self.graph.cost, zones=self.zones)
 
 
 def plan_graph(request: GraphRequest) -> Plan:
     """Return the cheapest replicas of all stages that keep every limit.  Raises BadInput, and Infeasible saying which limit and why."""
+    _check(request)
     peak = workload.at_peak(request.graph.workload)
     graph = dataclasses.replace(request.graph, workload=peak)
-    asked = allocation.problem(graph, works(dataclasses.replace(request, graph=graph)), request.seed)
-    return _assemble(request, asked, allocate(asked))
+    asked = allocation.problem(graph, works(dataclasses.replace(request, graph=graph)), request.seed, request.purse)
+    made = allocate(asked)
+    secured = _secured(request, asked, made.replicas)
+    return _surrounded(request, asked, made, _assemble(request, asked, made, secured))
+
+
+def _check(request: GraphRequest) -> None:
+    """Raise BadInput for terms and zones that make no sense."""
+    if request.term not in pricing.TERMS:
+        raise BadInput(f"unknown term {request.term!r}{did_you_mean(request.term, pricing.TERMS)}")
+    promised = any(limit.metric == "availability" for limit in request.graph.slo)
+    if not promised and (request.zones != 1 or request.survive_zone):
+        raise BadInput("zones are planned for an availability; say which, e.g. --availability 99.9%")
+    if promised and request.term == "spot":
+        raise BadInput(
+            "spot replicas of a pool are reclaimed together, so no stage stands on them for an availability; plan with --term on-demand"
+        )
+
+
+def _secured(request: GraphRequest, asked: Problem, needed: Replicas) -> StagesSecured | None:
+    if not any(limit.metric == "availability" for limit in asked.graph.slo):
+        return None
+    from mlsys_bench.plan.graph import spares
+    from mlsys_bench.plan.reliability import Zones
+
+    limit = spares.promise(asked)
+    assert limit is not None
+    return spares.secured(asked, needed, limit, Zones(count=request.zones, survive=request.survive_zone))
+
+
+def _surrounded(request: GraphRequest, asked: Problem, made: Allocation, plan: Plan) -> Plan:
+    """Return the plan with hours and months, where they are asked for."""
+    day = workload.at_peak(request.graph.workload) is not request.graph.workload
+    if not (request.around or request.growth or day):
+        return plan
+    from mlsys_bench.plan.graph import times
+
+    return times.surrounded(plan, asked, made, request.graph.workload, grows=request.growth, asks=request.around)
 
 
 def works(request: GraphRequest) -> dict[str, Work]:
@@ -58,9 +114,9 @@ def _work(request: GraphRequest, stage: Stage) -> Work:
     graph = request.graph
     profile = profile_of(stage, request.profiles.get(stage.name))
     if stage.engine is None:
-        return served(stage, profile, graph.cost or _usual_cost(), request.term)
+        return served(stage, profile)
     calls = flows(graph.stages, graph.entry)[stage.name].calls
-    return writer(stage, graph, calls, needed_alone(graph, stage, calls), profile, request.term, request.seed)
+    return writer(stage, graph, calls, needed_alone(graph, stage, calls), profile, request.purse, request.seed)
 
 
 def needed_alone(graph: StageGraph, stage: Stage, calls: float) -> SLO:
@@ -82,71 +138,113 @@ def needed_alone(graph: StageGraph, stage: Stage, calls: float) -> SLO:
     return tuple(found.values()) or (Limit(metric="e2e", stat="p50", limit=FAILED_S),)  # the load and the headroom decide
 
 
-def _usual_cost() -> Cost | None:
-    """Return what a vCPU costs where the scenario does not say: the cheapest published one, None where none is."""
-    offers = sorted(pricing.cpu_offers(), key=lambda offer: offer.usd_per_vcpu_h)
-    if not offers:
-        return None
-    return Cost(usd_per_vcpu_h=offers[0].usd_per_vcpu_h, source=f"{offers[0].instance}, {offers[0].source}, {offers[0].date}")
-
-
 # ---------------------------------------------------------------- the record
 
 
-def _assemble(request: GraphRequest, asked: Problem, made: Allocation) -> Plan:
+def _assemble(request: GraphRequest, asked: Problem, made: Allocation, secured: StagesSecured | None) -> Plan:
     graph = asked.graph
-    prices = {name: work.price(made.replicas[name]) for name, work in asked.works.items()}
-    stages = tuple(_stage(asked, made, name, prices[name]) for name in asked.works)
+    fleet = {s.stage: s.replicas for s in secured.stages} if secured else made.replicas
+    whole = made if fleet == made.replicas else _all_up(asked, made, fleet)
+    paid = asked.pay(fleet)
+    stages = tuple(_stage(asked, whole, made, name, paid.stages[name]) for name in asked.works)
     writers = [work for work in asked.works.values() if isinstance(work, Writer)]
-    usd = _total(prices)
-    predicted, analytic = made.trial.all.keys(graph.slo), made.estimate.whole.keys(graph.slo)
-    unseen = ("itl_",) if writers else ("itl_", "ttft_", "tpot_")
-    predicted = {key: value for key, value in predicted.items() if not key.startswith(unseen)}
-    fleet = tuple(item for name in asked.works for item in _items(asked.works[name], made.replicas[name], prices[name]))
+    predicted, analytic = _seen(whole.trial.all.keys(graph.slo), writers), whole.estimate.whole.keys(graph.slo)
+    spreads = spread.of(asked, made, whole, predicted, _renting(secured))
+    items = tuple(item for name in asked.works for item in _items(asked.works[name], fleet[name], paid.stages[name]))
     busiest = max(stages, key=lambda s: s.utilisation)
-    gpus = {item.gpu for item in fleet if item.gpu != "vcpu"}
-    offers = _offers(prices, graph.cost or _usual_cost(), fleet)
-    bottleneck = asked.works[busiest.stage]
-    tokens = sum(asked.calls_per_s(w.stage.name) * workload.mean_tokens(w.traffic.output_tokens) for w in writers)
+    gpus = {item.gpu for item in items if item.gpu != "vcpu"}
+    bottleneck, usd = asked.works[busiest.stage], paid.usd_per_h
+    usual = request.graph.workload.rate_per_s / asked.rate_per_s  # tokens are those of the average load, whatever the peak
+    tokens = usual * sum(asked.calls_per_s(w.stage.name) * workload.mean_tokens(w.traffic.output_tokens) for w in writers)
+    held = {"availability": secured.availability} if secured else {}
     return Plan(
         model=", ".join(dict.fromkeys(w.alone.model for w in writers)) or graph.name,
         workload=request.graph.workload,
         slo=slo.show(graph.slo),
-        fleet=fleet,
-        replicas=sum(item.replicas for item in fleet),
-        gpus=sum(item.replicas * item.tp * item.pp for item in fleet if item.gpu != "vcpu"),
+        fleet=items,
+        replicas=sum(item.replicas for item in items),
+        gpus=sum(item.replicas * item.tp * item.pp for item in items if item.gpu != "vcpu"),
         gpu=next(iter(gpus)) if len(gpus) == 1 else None,
         devices_per_replica=writers[0].alone.devices_per_replica if len(writers) == 1 else 1,
         usd_per_hour=usd,
         usd_per_month=None if usd is None else pricing.usd_per_month(usd),
         usd_per_million_tokens=None if usd is None or tokens <= 0 else pricing.usd_per_million_tokens(usd, tokens),
         utilisation=busiest.utilisation,
-        binding_constraint=_binding(made, asked, busiest.stage),
+        binding_constraint=_binding(asked, made, secured, busiest.stage),
         headroom=_headroom(asked, made),
         provenance=Provenance.weakest(*(stage.provenance for stage in stages)),
-        predicted=predicted,
-        intervals=_intervals(asked, made, predicted, analytic),
+        predicted=predicted | held,
+        intervals=spreads.intervals | ({"availability": secured.interval} if secured else {}),
         analytic={key: value for key, value in analytic.items() if key in predicted},
         alternatives=(),
         profile=writers[0].profile() if writers else bottleneck.profile(),
         capacity_per_replica_per_s=bottleneck.capacity_per_s(1),
         max_batch=writers[0].alone.max_batch if writers else 1,
         kv_tokens_per_replica=writers[0].alone.kv_tokens_per_replica if writers else 0,
-        assumptions=tuple(_assumptions(request, asked)),
-        prices=offers,
-        notes=tuple(_notes(asked, made)),
+        assumptions=(*words.assumptions(request.graph, asked, paid), *(secured.assumptions if secured else ())),
+        prices=paid.offers,
+        notes=tuple(words.notes(asked, whole, paid, spreads)),
         max_step_tokens=writers[0].alone.max_step_tokens if writers else None,
         scenario=graph.name,
         stages=stages,
         bottleneck=busiest.stage,
+        survivors=_seen(made.trial.all.keys(graph.slo), writers) if secured else {},
+        stage_fleet=_fleet(asked, made, paid, spreads, secured),
     )
 
 
-def _stage(asked: Problem, made: Allocation, name: str, price: Price) -> StagePlan:
-    work, replicas, use = asked.works[name], made.replicas[name], made.trial.played.stages[name]
-    times = made.trial.stages[name]
-    count = len(made.trial.played.due_s)
+def _all_up(asked: Problem, made: Allocation, fleet: Replicas) -> Allocation:
+    """Return what theory and simulation say of the fleet with its spares up."""
+    return dataclasses.replace(
+        made, replicas=fleet, estimate=asked.estimate(fleet), trial=allocation.simulate(asked, fleet, allocation.LONG)
+    )
+
+
+def _renting(secured: StagesSecured | None) -> spread.Rented:
+    """Return what adds the plan's spares to another fleet."""
+    spare = {s.stage: s.replicas - s.needed for s in secured.stages} if secured else {}
+    return lambda fleet: {name: n + spare.get(name, 0) for name, n in fleet.items()}
+
+
+def _seen(found: Mapping[str, float], writers: list[Writer]) -> dict[str, float]:
+    """Return the figures that users of the whole see."""
+    unseen = ("itl_",) if writers else ("itl_", "ttft_", "tpot_")
+    return {key: value for key, value in found.items() if not key.startswith(unseen)}
+
+
+def _fleet(asked: Problem, made: Allocation, paid: Paid, spreads: Spread, secured: StagesSecured | None) -> StageFleet:
+    engines = {name: work.alone for name, work in asked.works.items() if isinstance(work, Writer)}
+    memory = {name: asked.unit(name).memory_bytes for name in asked.works}
+    graph = asked.graph
+    usable = min(1 - graph.headroom, FULL)
+    return StageFleet(
+        bill=paid.bill,
+        entry=graph.entry if graph.entry in asked.works else "",
+        promises={stage.name: slo.show(stage.slo) for stage in graph.stages if stage.slo},
+        components={stage.name: stage.component for stage in graph.stages if stage.component and stage.name in asked.works},
+        carried={
+            name: usable if made.binds[name] is None and not isinstance(work, Writer) else asked.utilisation(name, made.replicas[name])
+            for name, work in asked.works.items()
+        },
+        replicas=spreads.replicas,
+        engines={
+            name: StageEngine(
+                model=alone.model, max_batch=alone.max_batch, max_step_tokens=alone.max_step_tokens,
+                kv_tokens_per_replica=alone.kv_tokens_per_replica,
+            )
+            for name, alone in engines.items()
+        },
+        memory_bytes={name: held for name, held in memory.items() if held},
+        secured=secured,
+    )  # fmt: skip
+
+
+def _stage(asked: Problem, whole: Allocation, made: Allocation, name: str, price: StagePrice) -> StagePlan:
+    work, replicas, use = asked.works[name], whole.replicas[name], whole.trial.played.stages[name]
+    times = whole.trial.stages[name]
+    count = len(whole.trial.played.due_s)
     calls_per_s = use.calls / count * asked.rate_per_s
+    spare = replicas - made.replicas[name]
     return StagePlan(
         stage=name,
         visits=use.visits / count,
@@ -158,30 +256,23 @@ def _stage(asked: Problem, made: Allocation, name: str, price: Price) -> StagePl
         utilisation=calls_per_s / work.capacity_per_s(replicas),
         latencies_s={stat: float(np.quantile(times, float(stat[1:]) / 100)) for stat in STATS} if len(times) else {},
         usd_per_hour=price.usd_per_h,
-        binds=_one_fewer(made.binds[name], replicas),
+        binds=f"the availability ({spare} to spare)" if spare else words.one_fewer(made.binds[name], replicas),
         provenance=work.provenance,
         source=work.source,
         profile=work.profile(),
     )
 
 
-def _one_fewer(key: Key | None, replicas: int) -> str:
-    if key is None:
-        return "load and headroom" if replicas > 1 else "the smallest fleet"
-    name, limit = key
-    return f"{slo.show_limit(limit)}" + (f" at {name}" if name else "")
-
-
-def _items(work: Work, replicas: int, price: Price) -> Iterator[FleetItem]:
+def _items(work: Work, replicas: int, price: StagePrice) -> Iterator[FleetItem]:
     stage = work.stage
     resources = stage.resources
     assert resources is not None
     if isinstance(work, Writer):
         own = work.alone.fleet[0]
-        name = f"{price.offer.provider} {price.offer.instance}" if price.offer else None
         yield dataclasses.replace(
-            own, stage=stage.name, replicas=replicas, instances=price.instances, instance=name, usd_per_hour=price.usd_per_h
-        )
+            own, stage=stage.name, replicas=replicas, instances=price.instances, instance=price.instance, usd_per_hour=price.usd_per_h,
+            devices=price.devices,
+        )  # fmt: skip
         return
     yield FleetItem(
         stage=stage.name,
@@ -191,75 +282,20 @@ def _items(work: Work, replicas: int, price: Price) -> Iterator[FleetItem]:
         pp=1,
         replicas=replicas * stage.shards,
         instances=price.instances,
-        instance=f"{resources.vcpu:g} vCPU" if resources.vcpu is not None else _instance(price.offer),
+        instance=f"{resources.vcpu:g} vCPU" if resources.vcpu is not None else price.instance,
         usd_per_hour=price.usd_per_h,
+        devices=price.devices,
     )
 
 
-def _instance(offer: Offer | None) -> str | None:
-    return f"{offer.provider} {offer.instance}" if offer else None
+def _binding(asked: Problem, made: Allocation, secured: StagesSecured | None, busiest: str) -> str:
+    if secured is not None and secured.binds != "peak":
+        from mlsys_bench.plan.graph import spares
 
-
-def _total(prices: Mapping[str, Price]) -> float | None:
-    found = [price.usd_per_h for price in prices.values()]
-    return None if any(usd is None for usd in found) else round(sum(usd for usd in found if usd is not None), 6)
-
-
-def _offers(prices: Mapping[str, Price], cost: Cost | None, fleet: tuple[FleetItem, ...]) -> tuple[Offer, ...]:
-    """Return the offers the fleet is rented by, that of a vCPU among them."""
-    found = [price.offer for price in prices.values() if price.offer is not None]
-    if cost is not None and any(item.gpu == "vcpu" for item in fleet):
-        found.append(
-            Offer(
-                provider="any", instance="1 vCPU", device="vcpu", devices=1, region="any", term="on-demand",
-                usd_per_h=cost.usd_per_vcpu_h, source=cost.source, date="", provenance=Provenance.ASSUMED,
-            )
-        )  # fmt: skip
-    return tuple(dict.fromkeys(found))
-
-
-# ---------------------------------------------------------------- how sure, how far
-
-
-def _intervals(asked: Problem, made: Allocation, predicted: Mapping[str, float], analytic: Mapping[str, float]) -> dict[str, Interval]:
-    """Return 90 % intervals: the spread between batches of the simulation, and how far theory lies from it, as if independent."""
-    batches = [batch.keys(asked.graph.slo) for batch in made.trial.batches]
-    found: dict[str, Interval] = {}
-    for key, value in predicted.items():
-        values = np.array([batch[key] for batch in batches if key in batch])
-        if len(values) < 2 or value <= 0:
-            continue
-        half = STUDENT * float(values.std(ddof=1)) / math.sqrt(len(values)) / value
-        if key == "goodput":
-            found[key] = (max(value * (1 - half), 0.0), min(value * (1 + half), 1.0))
-            continue
-        apart = math.log(analytic[key] / value) if analytic.get(key, 0.0) > 0 else 0.0
-        found[key] = (value * math.exp(-math.hypot(half, min(apart, 0.0))), value * math.exp(math.hypot(half, max(apart, 0.0))))
-    return found | _replicas_interval(asked, made, found, predicted)
-
-
-def _replicas_interval(
-    asked: Problem, made: Allocation, spans: Mapping[str, Interval], predicted: Mapping[str, float]
-) -> dict[str, Interval]:
-    """Return the replicas and the cost if the latencies were those at the ends of their intervals."""
-    fleets = [made.replicas]
-    for end in (0, 1):
-        corrections = dict(made.corrections)
-        for name, limit in asked.limits:
-            key = key_of(limit)
-            if name is None and key in spans and predicted.get(key, 0.0) > 0:
-                corrections[name, limit] = corrections.get((name, limit), 1.0) * spans[key][end] / predicted[key]
-        other = allocation.greedy(asked, allocation.fewest(asked), corrections)
-        if other is not None:
-            fleets.append(other)
-    counts = [sum(n * asked.works[name].stage.shards for name, n in fleet.items()) for fleet in fleets]
-    found: dict[str, Interval] = {"replicas": (float(min(counts)), float(max(counts)))}
-    costs = [_total({name: asked.works[name].price(n) for name, n in fleet.items()}) for fleet in fleets]
-    known = [usd for usd in costs if usd is not None]
-    if len(known) == len(costs):
-        found["usd_per_hour"] = (min(known), max(known))
-        found["usd_per_month"] = (pricing.usd_per_month(min(known)), pricing.usd_per_month(max(known)))
-    return found
+        limit = spares.promise(asked)
+        assert limit is not None
+        return spares.binding(secured, limit)
+    return words.binding(made, asked, busiest)
 
 
 def _headroom(asked: Problem, made: Allocation) -> float:
@@ -276,46 +312,3 @@ def _headroom(asked: Problem, made: Allocation) -> float:
         middle = (low + high) / 2
         low, high = (middle, high) if keeps(middle) else (low, middle)
     return low - 1
-
-
-def _binding(made: Allocation, asked: Problem, busiest: str) -> str:
-    """Return what keeps the dearest stage from having one replica fewer."""
-    stages = sorted(made.replicas, key=lambda name: -asked.usd_per_h(name, made.replicas[name]))
-    name = next((stage for stage in stages if made.binds[stage] is not None), None)
-    if name is not None:
-        return f"{_one_fewer(made.binds[name], made.replicas[name])} (one replica fewer of {name})"
-    more = next((stage for stage in stages if made.replicas[stage] > 1), None)
-    if more is None:
-        return f"the smallest fleet (1 replica a stage; {busiest} is the busiest)"
-    return f"{100 * asked.graph.headroom:g} % headroom over the load of {more}"
-
-
-def _assumptions(request: GraphRequest, asked: Problem) -> Iterator[str]:
-    graph = request.graph
-    if asked.graph.workload is not graph.workload:
-        peak, mean = asked.graph.workload.rate_per_s, graph.workload.rate_per_s
-        yield f"sized for the busiest time of day or stage: {peak:.4g}/s where the mean is {mean:.4g}/s"
-    yield "the replicas of a stage share one queue: a balancer that sends each request where there is room; at random they wait longer"
-    if any(isinstance(work, Writer) for work in asked.works.values()):
-        yield "a language model is simulated token by token at its share of the traffic; in the graph its visits are drawn from that run"
-        yield "the first token reaches the user as soon as the last language model visited writes it; stages after it pass tokens on"
-    for name, work in asked.works.items():
-        if work.provenance is Provenance.ASSUMED:
-            yield f"{name}: {units.show_s(work.service_s)} a visit, {' '.join(work.source.split())}"
-    cost = graph.cost or _usual_cost()
-    if cost is not None:
-        yield f"a vCPU costs {units.show_usd(cost.usd_per_vcpu_h)}/h, whole machines are filled: {' '.join(cost.source.split())}"
-
-
-def _notes(asked: Problem, made: Allocation) -> Iterator[str]:
-    failed = made.trial.failed
-    if failed > 0:
-        yield f"{100 * failed:.2g} % of the simulated requests got no answer: rejected, timed out or failed, with no retry or fallback left"
-    for name, use in made.trial.played.stages.items():
-        share = [(use.timed_out, "timed out"), (use.rejected, "were rejected"), (use.retried, "were retries"), (use.fell_back, "fell back")]
-        said = [f"{100 * n / use.calls:.2g} % {what}" for n, what in share if use.calls and n / use.calls > 1e-4]
-        if said:
-            yield f"{name}: of its calls {', '.join(said)}"
-    if any(limit.metric == "availability" for limit in asked.graph.slo):
-        yield "availability is not planned for here: the replicas hold the traffic, with none to spare for failures"
-    yield f"intervals hold for the stage times as given; {made.simulated} simulations of the whole graph chose the replicas"

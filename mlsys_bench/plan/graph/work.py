@@ -1,4 +1,4 @@
-"""What replicas of one stage can do: their capacity, price, the time of a visit by theory, and the station that a simulation gives them.
+"""What replicas of one stage can do: their capacity, the time of a visit by theory, and the station that a simulation gives them.
 
 Two kinds answer the same questions: `Served` works by a law of its service time, `Writer` is a language model sized token by token.
 `rate_per_s` is that of all calls to the stage, `purpose` names the random numbers of a visit.
@@ -14,34 +14,26 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from mlsys_bench import latency, pricing, record, simulate, workload
+from mlsys_bench import latency, record, simulate, workload
 from mlsys_bench.batching import Limits
 from mlsys_bench.errors import BadInput, Infeasible
 from mlsys_bench.latency import service as service_profiles
 from mlsys_bench.plan import agreement
 from mlsys_bench.plan.analytic import Replica
 from mlsys_bench.plan.graph.numbers import drawn, poisson, uniform
+from mlsys_bench.plan.graph.purse import Purse, Unit
 from mlsys_bench.plan.latencies import Latencies
 from mlsys_bench.plan.planner import plan as plan_engine
 from mlsys_bench.plan.request import Request
 from mlsys_bench.queueing import Law, erlang_c, parse_law
 from mlsys_bench.simulate.graph import Delay, Station
-from mlsys_bench.stages import Cost, Stage, StageGraph
-from mlsys_bench.types import SLO, LatencyProfile, Layout, Offer, Plan, Provenance, Workload
+from mlsys_bench.stages import Stage, StageGraph
+from mlsys_bench.types import SLO, LatencyProfile, Layout, Plan, Provenance, Workload
 
 Floats = npt.NDArray[np.float64]
 FULL = 0.98  # of capacity: closer to saturation no queue settles within a day
 _NAMES = {"constant": "det", "exponential": "exp", "lognormal": "logn", "gamma": "gamma", "uniform": "unif"}
 _TOKENS_BEFORE, _TOKENS_COUNTED = 400, 1600  # requests of one token-level run
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Price:
-    """What the replicas of a stage cost, and how they are rented; None where nobody names a price."""
-
-    usd_per_h: float | None
-    instances: int
-    offer: Offer | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,8 +58,6 @@ class Served:
     noise: Law
     provenance: Provenance
     source: str
-    cost: Cost | None
-    term: str
     measured: LatencyProfile | None = None
 
     @property
@@ -97,18 +87,15 @@ class Served:
         """Return the rate at which all servers are busy with full batches."""
         return self.servers(replicas) * self.max_batch / self.batch_s(self.max_batch)
 
-    def price(self, replicas: int) -> Price:
-        """Return the price of vCPUs at their rate, of GPUs by the cheapest instances that hold them; of all shards."""
-        resources, count = self.stage.resources, replicas * self.stage.shards
+    def unit(self, visits_per_s: float) -> Unit:
+        """Return what one replica stands on."""
+        resources = self.stage.resources
         assert resources is not None
-        if resources.vcpu is not None:
-            usd = None if self.cost is None else self.cost.usd_per_vcpu_h * resources.vcpu * count
-            return Price(usd_per_h=usd, instances=count)
-        chosen = pricing.choose(resources.gpu[0], resources.gpus, count, self.term)
-        if chosen is None:
-            return Price(usd_per_h=None, instances=count)
-        offer, instances = chosen
-        return Price(usd_per_h=round(offer.usd_per_h * instances, 6), instances=instances, offer=offer)
+        own = Unit(
+            stage=self.stage.name, device=resources.gpu[0] if resources.gpu else None, devices=resources.gpus, vcpus=resources.vcpu or 0.0,
+            shards=self.stage.shards,
+        )  # fmt: skip
+        return _with_beside(own, self.stage, visits_per_s)
 
     def visits(self, replicas: int, rate_per_s: float, arrival_scv: float, purpose: str) -> Visits:
         """Return wait + service; of shards the slowest."""
@@ -190,7 +177,17 @@ class Served:
         )  # fmt: skip
 
 
-def served(stage: Stage, profile: LatencyProfile | None, cost: Cost | None, term: str) -> Served:
+def _with_beside(unit: Unit, stage: Stage, visits_per_s: float) -> Unit:
+    """Return the unit with what a replica takes beside devices and vCPUs."""
+    resources = stage.resources
+    assert resources is not None
+    return replace(
+        unit, memory_bytes=resources.memory_bytes or 0.0, storage_bytes=resources.storage_bytes or 0.0,
+        egress_bytes_per_s=(stage.egress_bytes or 0.0) * visits_per_s,
+    )  # fmt: skip
+
+
+def served(stage: Stage, profile: LatencyProfile | None) -> Served:
     """Return the work of a stage by its assumed law, or by a profile."""
     assert stage.service is not None
     if profile is not None:
@@ -198,14 +195,14 @@ def served(stage: Stage, profile: LatencyProfile | None, cost: Cost | None, term
         name, _ = service_profiles.law(profile)
         return Served(
             stage=stage, fixed_s=fixed_s, per_item_s=per_item_s, noise=parse_law(name, 1.0), provenance=profile.provenance,
-            source=profile.note or "measured", cost=cost, term=term, measured=profile,
+            source=profile.note or "measured", measured=profile,
         )  # fmt: skip
     law = stage.service.assumed
     assert law is not None
     name = _NAMES[law.dist] + (f":{law.cv**2:.12g}" if law.cv is not None else "")
     return Served(
         stage=stage, fixed_s=law.mean_s, per_item_s=law.per_item_s, noise=parse_law(name, 1.0), provenance=Provenance.ASSUMED,
-        source=law.source, cost=cost, term=term,
+        source=law.source,
     )  # fmt: skip
 
 
@@ -244,8 +241,9 @@ class Writer:
     traffic: Workload  # of one second at the stage
     limits: Limits
     replica: Replica
-    term: str
+    promised: SLO  # what it must keep whatever the other stages take
     seed: int
+    least: int  # replicas that it needs alone
 
     @property
     def provenance(self) -> Provenance:
@@ -266,13 +264,11 @@ class Writer:
         """Return the rate at which the replicas saturate."""
         return replicas * self.replica.capacity_per_s
 
-    def price(self, replicas: int) -> Price:
-        """Return the cheapest instances that hold the replicas."""
-        item = self.alone.fleet[0]
-        chosen = pricing.choose(item.gpu, item.tp, replicas * item.pp, self.term)
-        if chosen is None:
-            return Price(usd_per_h=None, instances=replicas)
-        return Price(usd_per_h=round(chosen[0].usd_per_h * chosen[1], 6), instances=chosen[1], offer=chosen[0])
+    def unit(self, visits_per_s: float) -> Unit:
+        """Return what one replica stands on; stages of a pipeline may be nodes apart."""
+        item, devices = self.alone.fleet[0], self.alone.devices_per_replica
+        own = Unit(stage=self.stage.name, device=item.gpu, devices=devices // item.pp, nodes=item.pp)
+        return _with_beside(own, self.stage, visits_per_s)
 
     def visits(self, replicas: int, rate_per_s: float, arrival_scv: float, purpose: str) -> Visits:
         """Return the analytic answer of one replica at its share of the rate, as many samples as there are draws."""
@@ -281,7 +277,14 @@ class Writer:
         return Visits(e2e_s=found.e2e_s[at], ttft_s=found.ttft_s[at], tpot_s=found.tpot_s[at])
 
     def _predicted(self, each_per_s: float) -> Latencies:
-        return self.replica.predict(min(each_per_s, FULL * self.replica.capacity_per_s))
+        rate = min(each_per_s, FULL * self.replica.capacity_per_s)
+        if rate not in self._answers:
+            self._answers[rate] = self.replica.predict(rate)
+        return self._answers[rate]
+
+    @cached_property
+    def _answers(self) -> dict[float, Latencies]:
+        return {}
 
     def station(self, replicas: int, rate_per_s: float) -> Delay:
         """Return what requests met in a token-level run of one replica at its share of the rate; routed at random."""
@@ -310,7 +313,7 @@ class Writer:
         return self.alone.profile
 
 
-def writer(stage: Stage, graph: StageGraph, share: float, limits: SLO, profile: LatencyProfile | None, term: str, seed: int) -> Writer:
+def writer(stage: Stage, graph: StageGraph, share: float, limits: SLO, profile: LatencyProfile | None, purse: Purse, seed: int) -> Writer:
     """Return the language model of a stage on the layout that serves it alone for the least: `share` calls per request of the scenario."""
     engine, resources, whole = stage.engine, stage.resources, graph.workload
     assert engine is not None
@@ -323,7 +326,7 @@ def writer(stage: Stage, graph: StageGraph, share: float, limits: SLO, profile: 
     request = Request(
         model=engine.model, workload=traffic, slo=limits, gpus=() if profiles else resources.gpu,
         precisions=() if profiles else engine.precision, profiles=profiles, max_batch=engine.max_batch, headroom=graph.headroom,
-        term=term, seed=seed,
+        term=purse.term, market=purse.market, seed=seed,
     )  # fmt: skip
     try:
         alone = plan_engine(request)
@@ -331,7 +334,7 @@ def writer(stage: Stage, graph: StageGraph, share: float, limits: SLO, profile: 
         raise Infeasible(f"stage {stage.name}: {error}") from error
     held = _limits(alone)
     replica = agreement.of(alone.profile, held, traffic)
-    return Writer(stage=stage, alone=alone, traffic=traffic, limits=held, replica=replica, term=term, seed=seed)
+    return Writer(stage=stage, alone=alone, traffic=traffic, limits=held, replica=replica, promised=limits, seed=seed, least=alone.replicas)
 
 
 def _limits(alone: Plan) -> Limits:

@@ -1,0 +1,179 @@
+"""Intervals of plans: draws by how slow they are, two witnesses of a figure, even requests, replicas, and traces."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mlsys_bench import hardware, latency, models, slo, workload
+from mlsys_bench.plan import Request, candidates, confirm, demand, draws, evened, intervals, replays, sizing
+from mlsys_bench.plan.analytic import Replica
+from mlsys_bench.plan.sizing import Design
+from mlsys_bench.types import LatencyProfile
+from mlsys_bench.workload import Schedule
+
+STEP = (8.0, 1600.0, 64.0, 2048.0, 9.0)
+SMALL = workload.synthetic(12, prompt="uniform:96:0.4", output="uniform:8:0.4")
+ENGINE = {"max_batch": 8, "max_step_tokens": 256, "block_tokens": 16, "kv_tokens": 4096, "max_context": 1024}
+
+
+def profile(residual: float = 0.05, spread: float = 0.0) -> LatencyProfile:
+    """Return a small model on a slow core, its multipliers far from their floor."""
+    base = latency.roofline(models.find("small-160m"), hardware.find("cpu"), precision="fp32")
+    return dataclasses.replace(
+        base,
+        coefficients=tuple(c if name.endswith("_s") else 3 * c for name, c in zip(base.terms, base.coefficients, strict=True)),
+        covariance=tuple(tuple(row) for row in (np.eye(len(base.terms)) * spread**2).tolist()),
+        constants={**base.constants, **ENGINE},
+        residual_log_sd=residual,
+    )
+
+
+def request(**changes: object) -> Request:
+    base = Request(model="small-160m", workload=SMALL, slo=slo.parse("e2e_p95<20s"), profiles=(profile(),))
+    return dataclasses.replace(base, **changes)  # type: ignore[arg-type]
+
+
+def design(asked: Request, replicas: int) -> Design:
+    """Return so many replicas of the only candidate."""
+    (candidate,) = candidates.every(asked)[0]
+    traffic = demand.of(asked.workload) if asked.trace is None else demand.of_trace(asked.trace)
+    replica = Replica(candidate.profile, candidate.limits, traffic.fitting(candidate.limits))
+    rate = asked.workload.rate_per_s
+    least = sizing.fewest(replica.capacity_per_s, rate, asked.headroom)
+    return Design(candidate=candidate, replica=replica, rate_per_s=rate, replicas=replicas, fewest=least, binds=None, price=None)
+
+
+# ---------------------------------------------------------------- draws
+
+
+def test_a_few_draws_know_the_ends_of_a_normal_law() -> None:
+    """The residual alone is uncertain: a step's log time is then normal, ends at 1.645 of its sd."""
+    found = draws.of(profile(), STEP, intervals.SHARES, seed=3)
+    low, high = found.band(found.slowness.tolist())
+    assert high == pytest.approx(1.645 * 0.05, rel=0.12)
+    assert low == pytest.approx(-1.645 * 0.05, rel=0.12)
+
+
+def test_draws_come_from_fast_to_slow_and_their_steps_last_as_long_as_said() -> None:
+    base = profile(spread=0.1)
+    found = draws.of(base, STEP, intervals.SHARES, seed=1)
+    assert np.all(np.diff(found.slowness) >= 0)
+    ratios = [latency.step_s(p, STEP) / latency.step_s(base, STEP) for p in found.profiles]
+    assert np.log(ratios) == pytest.approx(found.slowness, abs=1e-9)
+
+
+def test_no_draw_is_faster_than_the_hardware() -> None:
+    base = dataclasses.replace(profile(residual=0.3), coefficients=latency.roofline(
+        models.find("small-160m"), hardware.find("cpu"), precision="fp32").coefficients)  # fmt: skip
+    for drawn in draws.of(base, STEP, intervals.SHARES, seed=0).profiles:
+        assert latency.check(drawn) is drawn
+
+
+# ---------------------------------------------------------------- even requests
+
+
+def test_even_requests_bring_the_load_asked_for_in_the_order_they_came() -> None:
+    asked = request(workload=workload.synthetic(12, prompt="lognormal:96:1.0:400", output="lognormal:16:1.0:100"))
+    replica = design(asked, 1).replica
+    drawn = workload.schedule(asked.workload, n=600, seed=5)
+    found = evened.evened(drawn, replica, 7.0)
+    work, usual = (evened.work_s(replica, s.prompt, s.output).mean() for s in (_lengths(found), replica.demand))
+    assert len(found) / found.scheduled_s[-1] * work == pytest.approx(7.0 * usual, rel=1e-9)
+    assert found.prompt_tokens.mean() == pytest.approx(replica.demand.mean_prompt, rel=0.01)
+    longer = np.argsort(drawn.output_tokens, kind="stable")
+    assert np.all(np.diff(found.output_tokens[longer]) >= 0)
+    assert np.diff(found.scheduled_s) / np.diff(drawn.scheduled_s) == pytest.approx(found.scheduled_s[-1] / drawn.scheduled_s[-1])
+
+
+def _lengths(found: Schedule) -> demand.Demand:
+    return demand.Demand(prompt=found.prompt_tokens.astype(float), output=found.output_tokens.astype(float))
+
+
+def test_the_work_of_requests_saturates_a_replica_at_its_capacity() -> None:
+    """Two ways to one figure: the mean work of a request is the time between two answers of a full replica."""
+    replica = design(request(), 1).replica
+    assert float(evened.work_s(replica, replica.demand.prompt, replica.demand.output).mean()) == pytest.approx(
+        1 / replica.capacity_per_s, rel=0.15
+    )
+
+
+# ---------------------------------------------------------------- two witnesses
+
+
+def test_two_witnesses_as_sure_as_each_other_meet_half_way() -> None:
+    half = 1.645 * intervals.THEORY["ttft"][1] / intervals.EVENED
+    found = intervals.centre("ttft_p95_s", 1.0, half, math.exp(0.06))
+    assert found.log == pytest.approx(0.03, rel=1e-6)
+    assert found.sd == pytest.approx(intervals.THEORY["ttft"][1] / math.sqrt(2), rel=1e-6)
+
+
+@given(apart=st.floats(-1.5, 1.5), half=st.floats(0.01, 0.5))
+def test_the_centre_lies_between_its_witnesses_and_contradiction_never_makes_it_surer(apart: float, half: float) -> None:
+    found = intervals.centre("chat:e2e_p99_s", 2.0, half, 2.0 * math.exp(apart))
+    assert min(0.0, apart) - 1e-9 <= found.log - math.log(2.0) <= max(0.0, apart) + 1e-9
+    assert found.sd >= intervals.centre("chat:e2e_p99_s", 2.0, half, 2.0).sd - 1e-12
+    assert intervals.centre("chat:e2e_p99_s", 2.0, half, None).sd == pytest.approx(intervals.EVENED * half / 1.645)
+
+
+# ---------------------------------------------------------------- replicas
+
+
+@functools.cache
+def capacity_per_s() -> float:
+    return design(request(), 1).replica.capacity_per_s
+
+
+@pytest.mark.parametrize(("needed", "inside"), [(4.99, (5.0, 6.0)), (4.02, (4.0, 5.0)), (4.5, (5.0, 5.0))])
+def test_one_replica_fewer_is_inside_unless_it_can_be_ruled_out(needed: float, inside: tuple[float, float]) -> None:
+    """Headroom binds; the engine is known to 1.645 x 2 % = 3.3 %, so 4.99 may be more than 5, 4.02 not more than 4, and 4.5 is 5."""
+    traffic = dataclasses.replace(SMALL, rate_per_s=needed * 0.8 * capacity_per_s())
+    asked = request(profiles=(profile(0.02),), workload=traffic, slo=slo.parse("e2e_p95<90s"))
+    planned = design(asked, 5)
+    assert intervals.of(planned, confirm.trial(asked, planned), {}, asked).intervals["replicas"] == inside
+
+
+def test_a_worse_known_engine_has_wider_intervals() -> None:
+    widths = []
+    for residual in (0.02, 0.1):
+        asked = request(profiles=(profile(residual),), workload=dataclasses.replace(SMALL, rate_per_s=3 * capacity_per_s()))
+        planned = design(asked, 5)
+        found = intervals.of(planned, confirm.trial(asked, planned), {}, asked).intervals
+        widths.append([math.log(found[key][1] / found[key][0]) for key in ("tpot_p50_s", "e2e_p95_s", "utilisation")])
+    assert np.all(np.array(widths[0]) < np.array(widths[1]))
+
+
+# ---------------------------------------------------------------- traces
+
+
+def test_the_busiest_stretch_is_where_the_work_comes_fastest() -> None:
+    rng = np.random.default_rng(0)
+    gaps = np.where((np.arange(6000) > 3000) & (np.arange(6000) < 4500), 0.01, 0.1)
+    trace = Schedule(
+        scheduled_s=np.cumsum(gaps), prompt_tokens=rng.integers(50, 100, 6000), output_tokens=rng.integers(90, 110, 6000)
+    )  # fmt: skip
+    found = replays.busiest(trace, design(request(), 1).replica)
+    assert int(found.output_tokens.sum()) == pytest.approx(replays.TOKENS, rel=0.01)
+    assert trace.scheduled_s[3000] < found.scheduled_s[0] < found.scheduled_s[-1] < trace.scheduled_s[4500]
+
+
+def test_a_trace_s_figures_have_intervals_from_its_replays() -> None:
+    rate = 2.2 * capacity_per_s()
+    trace = workload.schedule(dataclasses.replace(SMALL, rate_per_s=rate), n=400, seed=2)
+    asked = request(workload=dataclasses.replace(SMALL, rate_per_s=rate), trace=trace, headroom=0.0)
+    planned = design(asked, 3)
+    trial = confirm.once(planned, asked)
+    found = intervals.of(planned, trial, {}, asked)
+    assert found.draws == len(replays.SHARES)
+    for key, value in trial.keys(asked.slo).items():
+        low, high = found.intervals[key]
+        assert low <= value <= high, key
+    low, high = found.intervals["tpot_p50_s"]
+    assert 0.16 < math.log(high / low) < 0.8  # +- 1.645 x 5 % of the time a step takes, and more requests in it
+    assert found.intervals["replicas"][0] <= 3 <= found.intervals["replicas"][1] <= 4

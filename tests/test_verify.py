@@ -1,0 +1,119 @@
+"""verify: what a load test of one replica decides, and which servers it may be run against."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mlsys_bench import hardware, record
+from mlsys_bench.errors import NotComparable
+from mlsys_bench.journeys import verify
+from mlsys_bench.report import runs
+from mlsys_bench.types import Check, LatencySummary, Layout, LoadTest, Plan, Validity, Verification
+from tests.sample_records import plan, verification
+
+
+def outcome(result: Verification, inside: tuple[bool | None, ...], verdict: Any = "valid") -> Verification:
+    """Return the verification with these answers."""
+    checks = tuple(dataclasses.replace(result.checks[0], inside=answer) for answer in inside)
+    return dataclasses.replace(
+        result,
+        checks=checks,
+        holds=all(answer is not False for answer in inside) and verdict != "invalid",
+        measured=dataclasses.replace(result.measured, validity=Validity(verdict=verdict)),
+    )
+
+
+@pytest.mark.parametrize(
+    ("inside", "verdict", "status", "says"),
+    [
+        ((True, True), "valid", 0, "The plan holds: 2 of 2 figures"),
+        ((True, None), "degraded", 0, "The plan holds: 1 of 1 figure inside the 90 % interval, 1 not measured"),
+        ((True, False), "valid", 1, "The plan does not hold: 1 of 2"),
+        ((None, None), "valid", 3, "Undecided: too few answers"),
+        ((True, False), "invalid", 3, "Undecided: the load test cannot be believed"),
+    ],
+)
+def test_the_status_is_the_answer(inside: tuple[bool | None, ...], verdict: str, status: int, says: str) -> None:
+    result = outcome(verification(), inside, verdict)
+    assert verify.exit_status(result) == status
+    assert runs.verification(result)[0].lead.startswith(says)
+
+
+def test_a_prediction_holds_where_its_interval_meets_that_of_the_measurement() -> None:
+    """Predicted 100 to 200 ms: 190 to 250 ms meets it, 210 to 250 ms does not, and without an interval the value decides."""
+    asked = dataclasses.replace(plan(), predicted={"ttft_p50_s": 0.15}, intervals={"ttft_p50_s": (0.1, 0.2)})
+
+    def seen(value: float, interval: tuple[float, float] | None) -> Check:
+        found = LatencySummary(
+            count=100, mean=value, p50=value, p90=None, p95=None, p99=None, intervals={"p50": interval} if interval else {}
+        )
+        measured: LoadTest = dataclasses.replace(verification().measured, ttft_s=found)
+        return verify.checks(asked, measured)[0]
+
+    assert [seen(0.22, i).inside for i in ((0.19, 0.25), (0.21, 0.25), None)] == [True, False, False]
+    assert seen(0.15, None).error_percent == 0
+
+
+class Health(BaseHTTPRequestHandler):
+    """Says of itself what it is told."""
+
+    body: bytes = b""
+
+    def do_GET(self) -> None:
+        """Answer."""
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(self.body)
+
+    def log_message(self, *_: object) -> None:
+        """Say nothing."""
+
+
+@pytest.fixture
+def saying() -> Iterator[Any]:
+    """Start servers that say this at /health."""
+    running = []
+
+    def start(body: object) -> str:
+        server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (Health,), {"body": json.dumps(body).encode()}))
+        thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
+        thread.start()
+        running.append((server, thread))
+        return f"http://127.0.0.1:{server.server_port}"
+
+    yield start
+    for server, thread in running:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+def limits(asked: Plan, max_seqs: int) -> dict[str, int]:
+    return {"max_seqs": max_seqs, "max_step_tokens": 2048, "block_tokens": 1, "blocks": asked.kv_tokens_per_replica}
+
+
+def test_a_server_of_another_layout_is_refused_before_any_load(saying: Any, tmp_path: Path) -> None:
+    """What our own server says of itself counts; another kind of server is taken at its word."""
+    asked = plan()
+    record.write(tmp_path / "plan.json", asked, hardware.machine())
+    other = dataclasses.asdict(Layout(model="nano", precision="fp32", device="cpu"))
+    url = saying({"layout": other, "limits": limits(asked, 8)})
+    with pytest.raises(NotComparable, match=r"another layout: .*model"):
+        verify.verify(tmp_path / "plan.json", url, duration="1s", seed=0, out=None)
+    assert verify.of_ours(saying({"status": "ok"})) == {}
+    assert verify.of_ours("http://127.0.0.1:1") == {}
+
+
+def test_settings_that_are_not_the_plans_are_said(saying: Any) -> None:
+    asked = dataclasses.replace(plan(), max_batch=16, max_step_tokens=2048)
+    told = verify.of_ours(saying({"layout": {}, "limits": limits(asked, 8)}))
+    assert verify.settings(asked, told) == ("the server is not set as planned: max batch 8, planned 16",)
+    assert verify.settings(asked, {"limits": limits(asked, 16)}) == verify.settings(asked, {}) == ()
