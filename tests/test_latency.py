@@ -131,6 +131,39 @@ def test_a_mixture_reads_the_experts_that_are_hit() -> None:
         assert latency.floor_s(profile, (n, 0, 0, 0, n)) == pytest.approx(read_s)
 
 
+def test_copies_of_a_token_among_experts_are_moved_and_split_by_who_holds_what() -> None:
+    """Mixtral: 32 layers, 2 copies of 4,096 values, moved 5 times, of 14,336 moved 6 times, at 2 bytes, counted twice; 12 passes."""
+    a, h100 = models.find("mixtral-8x7b"), hardware.find("H100")
+    passes, hidden, inner = 12 * 32 * 4096 * 2, 2 * 32 * 2 * 5 * 4096 * 2, 2 * 32 * 2 * 6 * 14336 * 2
+    moved = {ep: latency.shares(a, h100, precision="fp8", tp=4, ep=ep)["activation_bytes_per_token"] for ep in (1, 4)}
+    assert moved[1] == pytest.approx(passes + hidden + inner / 4)  # each device has a quarter of every expert
+    assert moved[4] == pytest.approx(passes + hidden / 4 + inner / 4)  # each has a quarter of the experts
+    dense = latency.shares(models.find("llama-3-8b"), h100, precision="bf16")
+    assert dense["activation_bytes_per_token"] == passes  # the same shape without experts
+
+
+def test_thin_slices_of_experts_multiply_slower() -> None:
+    """Mixtral on 8 devices: two products sum over 4,096 values, one over 14,336, or an eighth of it in a slice."""
+    a, h100, depth = models.find("mixtral-8x7b"), hardware.find("H100"), learned()["expert_depth"]
+    for ep, inner in ((1, 14336 / 8), (8, 14336)):
+        profile = latency.roofline(a, h100, precision="fp8", tp=8, ep=ep)
+        found = dict(zip(profile.terms, profile.coefficients, strict=True))["expert_linear"]
+        slower = (2 * (1 + depth / 4096) + (1 + depth / inner)) / 3
+        assert found == pytest.approx(learned()["compute8"] * learned()["expert_compute"] * slower)
+
+
+def test_matrix_kernels_of_ampere_read_slower() -> None:
+    """1.23 of the time of the bytes on A100 and A40 (`proofs/operators.py`), 1.11 elsewhere: as assumed before rows were seen."""
+    a = models.find("llama-3-8b")
+    weights = {
+        name: dict(zip(p.terms, p.coefficients, strict=True))["weights"]
+        for name in ("A100-80GB-SXM", "A40", "H100", "L40S")
+        for p in [latency.roofline(a, hardware.find(name), precision="bf16")]
+    }
+    assert weights["A100-80GB-SXM"] == weights["A40"] == pytest.approx(1.11 * weights["H100"])
+    assert weights["L40S"] == weights["H100"]
+
+
 def test_tensor_parallelism_divides_the_bytes_and_adds_all_reduces() -> None:
     """Two devices: half the bytes, two rounds a layer; each token sends 2 x 80 layers x 8,192 x 2 bytes once over 450 GB/s."""
     a, h100 = models.find("llama-3-70b"), hardware.find("H100")

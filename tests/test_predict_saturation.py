@@ -133,6 +133,19 @@ def test_a_step_of_beams_takes_what_all_its_sequences_take() -> None:
     assert in_units == pytest.approx(in_tokens, rel=1e-9)
 
 
+def test_each_beam_reads_the_prompt_that_it_shares() -> None:
+    """4 beams over a cache of prompts alone: what one reads from memory, four read from the L2 cache at twice its rate."""
+    profile = profile_of(replace(SERVER, model="gpt-j-6b"))
+    empty, full = (0, 0, 0, 0, 0), (0, 1000, 0, 0, 0)
+
+    def read_s(prompt_share: float) -> float:
+        units = saturation.in_units(profile, 4, prompt_share)
+        return latency.step_s(units, full) - latency.step_s(units, empty)
+
+    assert read_s(1.0) == pytest.approx(4 / 2 * read_s(0.0))
+    assert read_s(0.5) == pytest.approx((read_s(0.0) + read_s(1.0)) / 2)
+
+
 def test_beams_of_a_mixture_hit_as_many_experts_as_their_tokens() -> None:
     profile = profile_of(replace(SERVER, model="mixtral-8x7b"))
     in_tokens, in_units = latency.step_s(profile, (4, 400, 0, 0, 4)), latency.step_s(saturation.in_units(profile, 4), (1, 100, 0, 0, 1))

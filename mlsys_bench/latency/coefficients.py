@@ -23,7 +23,7 @@ OPEN, CLOSED = "open", "closed"  # loads whose rows are learned from apart: thei
 ROOF_NORM = 1.4  # max(a, b) is smoothed to (a^p + b^p)^(1/p): reads and products overlap in part; fitted by `proofs/operators.py`
 
 LEARNED: dict[str, tuple[float, float]] = {
-    "memory": (1.23, 0.20),  # time of reading weights over bytes / bandwidth; 1.23 on A100 and A40 in `proofs/operators.py`
+    "memory": (1.11, 0.20),  # time of reading weights over bytes / bandwidth: a plain copy's, 0.90 of it; `shares.SLOWER_READS` beside
     "kv": (1.4, 0.40),  # the same of the cache: paged, shorter reads
     "compute16": (1.37, 0.30),  # matrix products over FLOPs / peak; 1.41 and 1.34 there
     "compute8": (1.8, 0.40),  # the same in 8 bit
@@ -32,6 +32,7 @@ LEARNED: dict[str, tuple[float, float]] = {
     "activation": (0.5, 0.60),  # reads and writes outside matrix kernels, in units of `shares.PASSES`
     "expert_memory": (1.0, 0.30),  # experts over other weights: fewer bytes a kernel, but uneven routing hits fewer of them
     "expert_compute": (1.5, 0.40),  # of experts over other matrix products: many smaller ones, uneven
+    "expert_depth": (512.0, 0.70),  # what start and end of a tile cost, in values of the dimension that its product sums over
     "expert_tile": (32.0, 0.70),  # rows that a hit expert's products are padded to: trtllm-gen 8 to 128, Triton 16 to 128, DeepGEMM 64
     "expert_tile16": (16.0, 0.70),  # the same where products are in 16 bit: 8 to 64 in Marlin
     "layer_s": (25e-6, 0.50),  # a layer's kernels that neither bytes nor FLOPs explain
@@ -90,15 +91,16 @@ def terms(c: Mapping[str, Any], k: Mapping[str, Any]) -> dict[str, Any]:
 
     host_s = c["step_s"] + c["layer_s"] * k["layers"] + c["moe_layer_s"] * k["moe_layers"] + c["round_s"] * k["rounds"]
     host_s = host_s + c["latent_layer_s"] * k["latent_layers"]
+    memory = c["memory"] * k.get("slower_reads", 1.0)
     return {
         "step_s": host_s + c["sampler"] * k["sampler_s"],
         "sequence_s": c["sequence_s"] / k.get("attention_dp", 1.0),  # each rank of data-parallel attention schedules its own
-        "weights": c["memory"],
+        "weights": memory,
         "linear": of("dense"),
         "attention_linear": of("attention"),
         "head_linear": c["compute16"],
-        "experts": c["memory"] * c["expert_memory"],
-        "expert_linear": of("experts") * c["expert_compute"],
+        "experts": memory * c["expert_memory"],
+        "expert_linear": of("experts") * c["expert_compute"] * (1 + c["expert_depth"] * k["expert_per_depth"]),
         "expert_tile": c["expert_tile"] + (c["expert_tile16"] - c["expert_tile"]) * k["experts_is_16"],
         "kv": c["kv"],
         "attention": c["attention"],

@@ -26,6 +26,8 @@ PCIE_BYTES_PER_S = 25e9  # a PCIe 4.0 x16 slot in one direction, less protocol: 
 NETWORK_BYTES_PER_S = 50e9  # 400 Gbit/s for each device, between boards that their own link does not join
 NETWORK_ROUNDS = 7  # that one between boards takes as long as: 8.5 against 1.25 us in the table of NCCL's tuning (trees, LL128)
 FP8_CACHE = ("trtllm", "sglang", "atom")  # engines that are run with an fp8 cache beside fp8 and fp4 weights; vLLM keeps 16 bit
+ROUTED_HIDDEN, ROUTED_INNER = 10, 12  # the same of each copy of a token among experts, in hidden values and in inner ones: `_routed`
+SLOWER_READS = {"Ampere": 1.11}  # of matrix kernels, over those of others: 1.23 (A100 and A40 in `proofs/operators.py`) over 1.11
 _FORMS = {"fp32": "fp32", "bf16": "bf16", "fp16": "bf16", "fp8": "fp8", "int8": "int8", "fp4": "fp4", "nvfp4": "fp4", "mxfp4": "fp4"}
 
 
@@ -78,14 +80,27 @@ def shares(
         "head_flops": flops_of["head"],
         "head_peak_flops_per_s": _peak(device, kept["head"]),
         "bandwidth_bytes_per_s": device.bandwidth_bytes_per_s,
+        "slower_reads": SLOWER_READS.get(device.arch, 1.0),
         **_attention(arch, device, precision, kv_precision, tp, attention_dp),
-        "activation_bytes_per_token": PASSES * arch.layers * arch.hidden * 2.0 / attention_dp,
+        "activation_bytes_per_token": PASSES * arch.layers * arch.hidden * 2.0 / attention_dp + _routed(arch, devices, ep),
         "attention_dp": float(attention_dp),
         "layers": float(arch.layers),
         "moe_layers": float(arch.moe_layers),
+        "expert_per_depth": (2 / arch.hidden + max(devices // ep, 1) / arch.ffn) / 3,
         "latent_layers": float(arch.layers if arch.kv_lora_rank else 0),
         **_links(arch, device, devices, pp, attention_dp),
     }
+
+
+def _routed(arch: models.Architecture, devices: int, ep: int) -> float:
+    """Return the bytes of copies of a token on their way through its experts, on one of so many devices.
+
+    Hidden values are read and written when copies are gathered and added up again, read by the first product and written by the second:
+    5 times, whole on each device that splits an expert.  Inner values, which those devices share: gate and up written, read, their product
+    written and read: 6 times.  Counted twice, for the coefficient `activation` is assumed to be a half.
+    """
+    hidden, inner = ROUTED_HIDDEN * arch.hidden / ep, ROUTED_INNER * arch.ffn / devices
+    return arch.moe_layers * arch.experts_per_token * 2.0 * (hidden + inner)
 
 
 def kv_format(engine: str, precision: str) -> str | None:

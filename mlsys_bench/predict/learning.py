@@ -32,6 +32,8 @@ _Z90_RESIDUAL = 0.05  # sd of log(time) that no coefficient explains: the smooth
 _NONE = np.zeros(0, dtype=np.int64)
 _RELINEARISED = 3
 _FITTED = {"all": 1e-3, "client": 1e-3}  # scales of what the coefficients of all hold, where these were fitted: nothing is left to deviate
+_KEPT = (*_FITTED, "ttft", "noise ttft")  # scales that are not learned from many rows: of these times per token say nothing
+_STEPS, _FEWER_STEPS = 40, 12  # of the search for scales: of few rows, and of many, where one takes seconds
 _LEFT_OUT = ("layout", "served", "device", "model")  # groups left out in turn, to see how far the field reaches
 _MANY = 200  # rows from which on the coefficients of all are fitted first, and figures taken as linear around them
 
@@ -351,14 +353,17 @@ def _provenance(e: Experiment, part: Part) -> Provenance:
 
 
 def scaled(rows: Sequence[Experiment], mean: Array, scales: dict[str, float], rounds: int = 2) -> dict[str, float]:
-    """Return the scales that make the rows most likely, each held within about a factor of e of `field.SCALES`."""
+    """Return the scales that make the rows most likely, each held within about a factor of e of `field.SCALES`.
+
+    Many rows say so by their times per token; what only TTFT could say, and what the coefficients of all hold there, is kept as given.
+    """
     from scipy.optimize import minimize
 
     start = np.log(list(field.SCALES.values()))
     for _ in range(rounds):
         part = learn_part(rows, mean, scales)
-        points, misfit, trust = part.given.points, part.given.misfit, part.given.trust
-        held = np.array([part.linear and name in _FITTED for name in field.SCALES])
+        points, misfit, trust = part.further.points, part.further.misfit, part.further.trust
+        held = np.array([part.linear and name in _KEPT for name in field.SCALES])
         fixed = np.log([part.scales[name] for name in field.SCALES])
 
         def cost(
@@ -373,6 +378,7 @@ def scaled(rows: Sequence[Experiment], mean: Array, scales: dict[str, float], ro
             away = np.where(held, 0.0, logs - start)
             return value + 0.5 * float(np.sum(away**2)), np.where(held, 0.0, gradient) + away
 
-        found = minimize(cost, np.log(list(scales.values())), jac=True, method="L-BFGS-B", options={"maxiter": 40})
-        scales = dict(zip(field.SCALES, np.exp(found.x).tolist(), strict=True))
+        begin, most = np.log([scales[name] for name in field.SCALES]), _FEWER_STEPS if part.linear else _STEPS
+        found = np.exp(minimize(cost, begin, jac=True, method="L-BFGS-B", options={"maxiter": most}).x)
+        scales = {name: scales[name] if keep else float(value) for name, keep, value in zip(field.SCALES, held, found, strict=True)}
     return scales

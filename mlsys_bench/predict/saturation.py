@@ -12,7 +12,8 @@ Whoever submits a highest rate tunes for it: TensorRT-LLM then reserves no room 
 (`max_util`, the default of NVIDIA's harness for MLPerf 4.1).
 
 With beams, b sequences of a request decode beside each other and share its prompt.  They are simulated as one sequence in units of b
-tokens, with all work per token b times as long: a prompt of P tokens is then P / b units, and reads and memory come to P + b x answer.
+tokens, with all work per token b times as long: a prompt of P tokens is then P / b units, and memory comes to P + b x answer.  Each beam
+reads the prompt for itself, all but the first from the L2 cache at `CACHED` times the memory's rate: reads come to max(1, b / CACHED) P.
 """
 
 from __future__ import annotations
@@ -44,6 +45,7 @@ BEGINNING = 10  # one request of so many is the run's beginning, which is left o
 HALVINGS, BISECTIONS = 8, 6  # to a rate that is kept; then to 1 %
 ABOVE = 1.25  # times the rate of the mean field: mostly more than can be kept
 SETTLES = 1.05  # times the throughput: at more the queue never settles, however late a loose limit shows it in a run that ends
+CACHED = 2.0  # times the rate of memory, at which beams find a shared prompt in L2 (assumed): Hopper has 9.7 TB/s there beside 3.35 to 4.8
 TURNS = 8  # replicas that take turns; more would hardly make arrivals more even
 Z90, Z99 = 1.645, 2.326
 UNKNOWN_SD = 0.3  # of log(rate) beside the coefficients: how a submission was tuned, its power limit, lengths nobody published; assumed
@@ -135,14 +137,18 @@ def saturation(e: Experiment, profile: LatencyProfile) -> Saturation | None:
     return Saturation(rate_per_s=e.replicas * found.rate_per_s, figures=found.figures) if found else None
 
 
-def in_units(profile: LatencyProfile, beams: int) -> LatencyProfile:
-    """Return the profile of steps that are counted in units of so many tokens, decoded by as many beams."""
+def in_units(profile: LatencyProfile, beams: int, prompt_share: float = 0.0) -> LatencyProfile:
+    """Return the profile of steps that are counted in units of so many tokens, decoded by as many beams.
+
+    `prompt_share`: of the units in the cache, those of prompts, which each beam reads.
+    """
     if beams == 1:
         return profile
     k, c = profile.constants, step.coefficients(profile)
     missed = (1 - k["experts_per_token"] / k["experts"]) ** beams if k["experts"] else 0.0
     more = {name: k[name] * beams for name in PER_UNIT if name in k} | {name: k[name] * beams**2 for name in PER_PAIR_OF_UNITS if name in k}
     c["sequence_s"] *= beams
+    c["kv"] *= 1 + prompt_share * (max(beams / CACHED, 1.0) - 1)
     if missed and "expert_tile" in c:  # as many tiles for each expert that is hit
         c["expert_tile"] *= (1 - missed) * k["experts"] / (k["experts_per_token"] * beams)
     return replace(profile, coefficients=tuple(c.values()), constants=k | more | {"experts_per_token": k["experts"] * (1 - missed)})
@@ -236,7 +242,7 @@ def _figures(tracks: core.Tracks, outside_s: float) -> dict[str, float]:
 
 
 def _replica(e: Experiment, profile: LatencyProfile) -> _Replica:
-    counted = in_units(profile, e.beams)
+    counted = in_units(profile, e.beams, e.prompt_tokens.mean / e.beams / _context_units(e))
     return _Replica(
         table=tuple(latency.table(counted).tolist()), profile=counted, limits=_limits(e), policy=_policy(e.engine), prompt=e.prompt_tokens,
         output=e.output_tokens, beams=e.beams, turns=min(e.replicas, TURNS), slo=e.slo,
