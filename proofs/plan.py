@@ -2,7 +2,7 @@
 
 Brute force tries replica counts one after another in long simulations of its own: stations by Kiefer and Wolfowitz's recursion on services
 and gaps drawn here, engines token by token.  Arguments choose parts: `stations`, `engines`, `trace`, `speed`, `disaggregated`,
-`intervals`; none is all.
+`intervals`, `roofline`; none is all.
 """
 
 from __future__ import annotations
@@ -19,9 +19,10 @@ from pathlib import Path
 import _one_thread  # noqa: F401
 import numpy as np
 import plan_intervals
+import plan_rooflines
 from scipy import stats
 
-from mlsys_bench import hardware, plan, queueing, slo, workload
+from mlsys_bench import hardware, latency, plan, queueing, slo, workload
 from mlsys_bench.plan import candidates, confirm, search, sizing
 from mlsys_bench.plan.demand import of as demand_of
 from mlsys_bench.plan.disaggregated.pairs import Pair
@@ -65,7 +66,7 @@ class Sheet:
 def main() -> int:
     """Print each figure beside its bar; return 1 when one is missed."""
     sheet, parts = Sheet(), {"stations": stations, "engines": engines, "trace": trace, "speed": speed, "disaggregated": disaggregated}
-    parts["intervals"] = intervals
+    parts |= {"intervals": intervals, "roofline": roofline}
     for name, part in parts.items():
         if not sys.argv[1:] or name in sys.argv[1:]:
             started = time.perf_counter()
@@ -78,6 +79,11 @@ def main() -> int:
 def intervals(sheet: Sheet) -> None:
     """Hold the 90 % intervals of plans against worlds whose truth is known."""
     sheet.missed += plan_intervals.main()
+
+
+def roofline(sheet: Sheet) -> None:
+    """Hold the intervals of plans whose hardware nobody measured against measured rows."""
+    sheet.missed += plan_rooflines.main()
 
 
 # ---------------------------------------------------------------- stations
@@ -215,8 +221,8 @@ def _keeps(request: plan.Request, candidate: plan.Candidate, replicas: int) -> b
     tracks = core.play(
         schedule, candidate.limits, profile=candidate.profile, replicas=part, routing=request.routing, seed=SEED, keep_tokens=True
     )
-    back_s = candidate.profile.constants.get("request_overhead_s", 0.0) + candidate.profile.constants.get("token_overhead_s", 0.0)
-    kept = of_tracks(tracks, schedule, [(int(WARM * len(schedule)), int(0.97 * len(schedule)))], part, back_s)
+    outside = latency.overhead(candidate.profile)
+    kept = of_tracks(tracks, schedule, [(int(WARM * len(schedule)), int(0.97 * len(schedule)))], part, outside)
     return all(excess < 1 for excess, _ in kept.all.excesses(request.slo))
 
 
@@ -373,9 +379,8 @@ def _pair_keeps(request: plan.Request, pair: Pair) -> bool:
         return False
     everyone = np.ones(len(schedule), dtype=bool)
     tracks = played.decoded(pair.decode.candidate, first, everyone, pair.decode.replicas, request.routing, SEED + 1)
-    constants = pair.decode.candidate.profile.constants
-    back_s = constants.get("request_overhead_s", 0.0) + constants.get("token_overhead_s", 0.0)
-    kept = of_tracks(tracks, schedule, [(counted.start, counted.stop)], pair.decode.replicas, back_s)
+    outside = replace(latency.overhead(pair.decode.candidate.profile), planned_steps=0.0)
+    kept = of_tracks(tracks, schedule, [(counted.start, counted.stop)], pair.decode.replicas, outside)
     return all(excess < 1 for excess, _ in kept.all.excesses(request.slo))
 
 

@@ -43,6 +43,7 @@ TRAFFIC = (
     ("lognormal:2500:0.7:8000", "lognormal:350:0.8:1500"), ("lognormal:300:0.6:2000", "lognormal:500:0.7:2000"),
 )  # fmt: skip
 FLEETS, HEADROOMS = (1.5, 4.0, 12.0, 40.0, 150.0), (0.2, 0.1, 0.05, 0.2)  # replicas, about
+ABOVE_IDLE = 1.5  # of the value without traffic: a limit is at least so much, as people set them
 ARRIVALS = ("poisson", "poisson", "gamma:2")
 
 
@@ -153,11 +154,11 @@ def made_up(i: int) -> World:
     )  # fmt: skip
     usual = next(c for c in candidates.every(asked)[0] if (c.tp, c.layout.pp, c.layout.ep) == (tp, 1, 1))
     drawn = latency.draw(usual.profile, rng)
-    engine = replace(drawn, constants={name: value for name, value in drawn.constants.items() if name != "request_overhead_s"})
+    engine = latency.engine_only(drawn)
     fitted = latency.fit(measured(engine, usual.limits, rng))
     rough = Replica(fitted, usual.limits, demand.of(traffic).fitting(usual.limits))
     load = rng.uniform(0.45, 0.85)
-    limits = _limits(i % 4, rough.predict(load * rough.capacity_per_s))
+    limits = _limits(i % 4, rough.predict(load * rough.capacity_per_s), rough.predict(sizing.IDLE * rough.capacity_per_s))
     rate = FLEETS[i % 5] * rng.uniform(0.8, 1.2) * load * rough.capacity_per_s
     arrivals, headroom = ARRIVALS[i % 3], HEADROOMS[(i // 3) % 4]
     return World(
@@ -171,11 +172,15 @@ def made_up(i: int) -> World:
     )  # fmt: skip
 
 
-def _limits(kind: int, at: Latencies) -> str:
-    """Return limits that bind at this load, by kind; the last leaves the capacity to bind."""
+def _limits(kind: int, at: Latencies, idle: Latencies) -> str:
+    """Return limits that bind at this load, by kind; the last leaves the capacity to bind.
+
+    None is less than `ABOVE_IDLE` of what an idle replica does: so close to it fleets of half and of double the size look alike.
+    """
 
     def ms(metric: str, stat: str, times: float = 1.0) -> str:
-        return f"{metric}_{stat}<{1e3 * times * (at.value(metric, stat) or 0.0):.4g}ms"
+        least = ABOVE_IDLE * (idle.value(metric, stat) or 0.0)
+        return f"{metric}_{stat}<{1e3 * max(times * (at.value(metric, stat) or 0.0), least):.4g}ms"
 
     if kind == 0:
         return ms("ttft", "p95")

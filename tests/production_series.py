@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mlsys_bench import workload
+from mlsys_bench import latency, workload
 from mlsys_bench.batching import Limits
 from mlsys_bench.simulate import core
 from mlsys_bench.types import Plan, Workload
@@ -41,10 +41,9 @@ def limits(plan: Plan) -> Limits:
 def _replica(plan: Plan, traffic: Workload, seconds: float, slower: float, seed: int, labels: dict[str, str]) -> list[Series]:
     schedule = workload.schedule(traffic, duration_s=seconds, seed=seed)
     tracks = core.play(schedule, limits(plan), profile=plan.profile)
-    first_s, last_s = (
-        tracks.arrived_s + slower * (tracks.first_s - tracks.arrived_s),
-        tracks.arrived_s + slower * (tracks.last_s - tracks.arrived_s),
-    )
+    inside = dataclasses.replace(latency.overhead(plan.profile), prompt_token_s=0.0)  # of what comes on top, steps planned ahead
+    ahead_s = tracks.late_s(schedule.prompt_tokens, inside) - tracks.arrived_s
+    first_s, last_s = (tracks.arrived_s + slower * (made_s + ahead_s) for made_s in (tracks.first_s, tracks.last_s))
     several = tracks.tokens > 1
     tpot_s = (last_s - first_s)[several] / (tracks.tokens[several] - 1)
     ends = (

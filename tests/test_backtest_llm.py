@@ -38,7 +38,7 @@ def known_physics(monkeypatch: pytest.MonkeyPatch) -> list[Experiment]:
     """Give the journey a law that is easily checked, 10 ms a token and a millisecond per user, and return what it was taught."""
     taught: list[Experiment] = []
 
-    def learn(experiments: Sequence[Experiment]) -> float:
+    def learn(experiments: Sequence[Experiment], **_: object) -> float:
         taught.extend(experiments)
         return 0.010
 
@@ -55,7 +55,7 @@ def known_physics(monkeypatch: pytest.MonkeyPatch) -> list[Experiment]:
         )
 
     monkeypatch.setattr(predict, "learn", learn, raising=False)
-    monkeypatch.setattr(predict, "predict", lambda experiments, knowledge: [said(e, knowledge) for e in experiments], raising=False)
+    monkeypatch.setattr(predict, "predict", lambda experiments, knowledge, **_: [said(e, knowledge) for e in experiments], raising=False)
     return taught
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import subprocess
 import sys
 
@@ -55,3 +56,43 @@ def test_what_is_wrong_with_an_option_is_said(
         main.run()
     assert end.value.code == 2
     assert said in capsys.readouterr().err
+
+
+def end_of(words: list[str], monkeypatch: pytest.MonkeyPatch) -> object:
+    monkeypatch.setattr(sys, "argv", ["mlsys", *words])
+    with pytest.raises(SystemExit) as end:
+        main.run()
+    return end.value.code
+
+
+def test_ctrl_c_is_said(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def by_hand(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("mlsys_bench.journeys.doctor.examine", by_hand)
+    assert end_of(["doctor"], monkeypatch) == main.INTERRUPTED
+    assert capsys.readouterr().err == "mlsys: interrupted\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("plan llm-chat --diff old.json new.json", "scenario does nothing beside --diff"),
+        ("plan --diff old.json new.json -o out.json", "--out does nothing beside --diff"),
+        ("plan llm-chat --export k9s", "unknown export 'k9s'"),
+        ("plan chat-fleet --export k8s", "export each scenario of the fleet by itself"),
+        ("plan rag-support-bot --from-deployment 'vllm serve x'", "plan that model alone"),
+        ("plan llm-chat --disaggregate never,link=50GB/s", "leave one of them out"),
+        ("cost plan.json --cached 30%", "--cached belongs to --api"),
+        ("cost plan.json --floor 2", "--floor belongs to --hours"),
+        ("cost plan.json --small llama-3-8b", "--small belongs to --what-if"),
+    ],
+)
+def test_nothing_is_planned_before_what_would_be_passed_over_is_refused(
+    words: str, said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In a moment, not after a minute of planning; and never in silence."""
+    monkeypatch.setattr("mlsys_bench.journeys.planning.answer", None)
+    assert end_of(shlex.split(words), monkeypatch) == 2
+    shown = capsys.readouterr()
+    assert (shown.out, said in shown.err, shown.err.count("\n")) == ("", True, 1)

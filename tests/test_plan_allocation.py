@@ -155,3 +155,18 @@ def test_what_is_missing_is_enough_and_one_less_is_not(problem: tuple[tuple[Ask,
     assert as_good(worth(asks, kinds, allocate(asks, kinds, {**pool, gpu: pool[gpu] + missing})), whole)
     if missing:
         assert not as_good(worth(asks, kinds, allocate(asks, kinds, {**pool, gpu: pool[gpu] + missing - 1})), whole)
+
+
+def test_a_program_that_the_solver_stumbles_over_is_solved_all_the_same() -> None:
+    """HiGHS 1.x ends this third level with a solve error when it presolves: the share kept for the first lies at its tolerance.
+
+    By hand: two H100 and an L40S are the least for a (38.4 + 5.7 of 40/s), and what is left is all for b.
+    """
+    asks = [Ask(name=name, priority=p, rate_per_s=r) for p, (name, r) in enumerate((("a", 40), ("b", 31.034482758620772), ("c", 10)), 1)]
+    each = {"a": (19.1999808, 5.686727714281538), "b": (7.998721200445555, 1.2438036507266346), "c": (12.95367445098606, 5.686727714281538)}
+    kinds = [
+        Kind(name=name, gpu=gpu, devices=1, each_per_s=rate, usd_per_h=usd)
+        for name, rates in each.items()
+        for gpu, rate, usd in zip(("H100-SXM", "L40S"), rates, (2.95, 1.5484), strict=True)
+    ]
+    assert allocate(asks, kinds, {"H100-SXM": 4, "L40S": 2}) == (2, 1, 2, 1, 0, 0)

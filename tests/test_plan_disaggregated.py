@@ -66,7 +66,7 @@ def test_prompts_that_fill_whole_steps_are_the_queue_m_d_1(one: plan.Candidate, 
     pool = Prefill(one.profile, one.limits._replace(max_step_tokens=budget), demand)
     seen = pool.predict(load * pool.capacity_per_s)
     service_s = steps * pool.full_s
-    overhead_s = sum(one.profile.constants.get(name, 0.0) for name in ("request_overhead_s", "token_overhead_s"))
+    overhead_s = latency.overhead(one.profile).seconds(steps * budget)
     queue = mdc(load / service_s, service_s, 1)
     for p in (0.5, 0.95, 0.99):
         found = seen.value("ttft", f"p{100 * p:g}")
@@ -176,12 +176,13 @@ def test_pools_played_one_after_the_other_are_those_played_event_by_event(routin
     )
     prefilled = played.prefilled(first, schedule, over, 3, routing, 7)
     tracks = played.decoded(second, prefilled, np.ones(250, dtype=bool), 2, "least_loaded", 7)
-    back_s = sum(second.profile.constants.get(name, 0.0) for name in ("request_overhead_s", "token_overhead_s"))
+    outside = latency.overhead(second.profile)
     assert tracks.token_s is not None
     assert tracks.token_at is not None
     for r in sorted(seen.requests, key=lambda r: r.index):
         at = tracks.token_at[r.index]
-        assert np.array(r.token_s) - back_s == pytest.approx(tracks.token_s[at : at + tracks.tokens[r.index]], abs=1e-9)
+        made_s = np.array(r.token_s) - outside.seconds(r.prompt_tokens or 0)
+        assert made_s == pytest.approx(tracks.token_s[at : at + tracks.tokens[r.index]], abs=1e-9)
 
 
 @pytest.mark.parametrize(

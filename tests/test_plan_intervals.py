@@ -12,9 +12,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mlsys_bench import hardware, latency, models, slo, workload
-from mlsys_bench.plan import Request, candidates, confirm, demand, draws, evened, intervals, replays, sizing
+from mlsys_bench.plan import Request, candidates, confirm, demand, draws, evened, intervals, replays, sizing, words
 from mlsys_bench.plan.analytic import Replica
+from mlsys_bench.plan.latencies import Latencies
 from mlsys_bench.plan.sizing import Design
+from mlsys_bench.plan.trial import Trial
+from mlsys_bench.pricing import Shelf, published
 from mlsys_bench.types import LatencyProfile
 from mlsys_bench.workload import Schedule
 
@@ -59,6 +62,48 @@ def test_a_few_draws_know_the_ends_of_a_normal_law() -> None:
     low, high = found.band(found.slowness.tolist())
     assert high == pytest.approx(1.645 * 0.05, rel=0.12)
     assert low == pytest.approx(-1.645 * 0.05, rel=0.12)
+    assert found.average == pytest.approx(draws.COMMON**0.5, rel=0.05), "of the residual half the variance averages out"
+
+
+def test_what_is_sure_of_coefficients_does_not_average_out() -> None:
+    assert draws.of(profile(spread=0.1, residual=1e-4), STEP, intervals.SHARES, seed=3).average == pytest.approx(1.0, abs=0.001)
+
+
+def seen(ttft_s: list[float]) -> Trial:
+    each = [Latencies(ttft_s=np.full(9, t), tpot_s=np.full(9, 0.02), e2e_s=np.full(9, t + 1), itl_s=np.full(9, 0.02)) for t in ttft_s]
+    return Trial(batches=tuple(each), tokens_per_s=(1.0,) * 4, requests_per_s=(1.0,) * 4, preempted=0.0)
+
+
+def test_a_queue_that_grows_from_batch_to_batch_is_not_taken_for_stable() -> None:
+    assert confirm.growing(seen([1.0, 2.0, 3.0, 4.0]))
+    assert not confirm.growing(seen([1.0, 1.1, 1.2, 1.9])), "chance does as much"
+    assert not confirm.growing(seen([1.0, 5.0, 2.0, 3.0])), "it went down again"
+
+
+def test_no_fleet_is_planned_whose_queue_grows_though_all_limits_are_kept() -> None:
+    five = design(request(), 5)
+    five = dataclasses.replace(five, rate_per_s=5 * 0.95 * five.replica.capacity_per_s)
+    efforts = []
+
+    def play(fleet: Design, effort: int) -> Trial:
+        efforts.append((fleet.replicas, effort))
+        return seen([1.0, 2.0, 3.0, 4.0])
+
+    found = confirm.fewest(five, slo.parse("ttft_p95<100s"), Shelf(market=published()), play, 7)
+    assert found is not None
+    assert found[0].replicas == 6, "five are busy to 95 %; six to 79 %, where theory is sure"
+    assert (5, confirm.LONGER) in efforts, "a longer run decides"
+
+
+def test_a_plan_says_that_its_limit_is_one_that_an_idle_replica_all_but_misses() -> None:
+    four = design(request(), 4)
+    idle_s = four.replica.predict(sizing.IDLE * four.replica.capacity_per_s).value("ttft", "p95")
+    assert idle_s is not None
+    tight, ample = (request(slo=slo.parse(f"ttft_p95<{1e3 * times * idle_s:.6g}ms")) for times in (1.2, 2.0))
+    (said,) = words._near_idle(tight, dataclasses.replace(four, fewest=1))
+    assert "is 1.20 times what an idle replica takes" in said
+    assert not list(words._near_idle(ample, dataclasses.replace(four, fewest=1)))
+    assert not list(words._near_idle(tight, dataclasses.replace(four, fewest=4))), "there capacity binds, not the limit"
 
 
 def test_draws_come_from_fast_to_slow_and_their_steps_last_as_long_as_said() -> None:

@@ -160,7 +160,7 @@ def test_the_fleet_of_a_trace_serves_it_and_one_replica_fewer_does_not() -> None
 def test_a_router_that_looks_at_load_needs_no_more_replicas_than_chance() -> None:
     """16 seats and a limit that chance breaks first."""
     tight = request(
-        gpus=("h100-sxm",), precisions=("bf16",), max_batch=16, max_step_tokens=2048, headroom=0.0, slo=slo.parse("ttft_p99<300ms"),
+        gpus=("h100-sxm",), precisions=("bf16",), max_batch=16, max_step_tokens=2048, headroom=0.0, slo=slo.parse("ttft_p99<250ms"),
         workload=dataclasses.replace(CHAT, rate_per_s=20.0),
     )  # fmt: skip
     chance, loads = (plan(dataclasses.replace(tight, routing=routing)).replicas for routing in ("random", "least_loaded"))
@@ -178,7 +178,7 @@ def test_what_a_trial_says_is_what_the_records_of_the_same_run_say() -> None:
     limits = Limits(32, 1024, 16, 4000, 16_384)
     tracks = core.play(schedule, limits, profile=profile, replicas=3, routing="random", seed=1, keep_tokens=True)
     run = simulate.run(schedule, profile, limits, replicas=3, routing="random", seed=1)
-    found = of_tracks(tracks, schedule, [(0, 300), (300, 700)], 3, profile.constants["request_overhead_s"])
+    found = of_tracks(tracks, schedule, [(0, 300), (300, 700)], 3, latency.overhead(profile))
     gaps = [b - a for r in run.requests[300:] for a, b in itertools.pairwise(r.token_s)]
     assert np.sort(found.batches[1].itl_s) == pytest.approx(np.sort(gaps), abs=1e-9)
     assert found.batches[0].ttft_s == pytest.approx([summary.ttft_s(r) for r in run.requests[:300]], abs=1e-9)

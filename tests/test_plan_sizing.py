@@ -94,6 +94,6 @@ def test_candidates_screened_together_are_as_those_screened_alone() -> None:
         prompt = CHAT.prompt[:1]
         if prompt[0] <= its.max_step_tokens:
             step_s = latency.step_s(one, (0.0, 0.0, float(prompt[0]), float(prompt[0]) ** 2 / 2, 1.0))
-            overhead_s = one.constants["request_overhead_s"]
+            overhead_s = latency.overhead(one).seconds(float(prompt[0]))
             assert together.ttft_s[0] == pytest.approx(step_s + overhead_s, rel=1e-9)
     assert np.isfinite([x for one in clocks.alone(limits, CHAT) for x in one.ttft_s]).all()

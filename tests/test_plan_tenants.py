@@ -16,6 +16,7 @@ from mlsys_bench.batching import Limits
 from mlsys_bench.errors import BadInput, Infeasible, ScenarioError, UnknownName
 from mlsys_bench.plan import Request, confirm, demand, plan, sizing, tenants
 from mlsys_bench.plan.analytic import Replica
+from mlsys_bench.plan.trial import after_s
 from mlsys_bench.report import content
 from mlsys_bench.simulate import core
 from mlsys_bench.types import Plan, RequestRecord, Tenant, Validity, Workload
@@ -178,12 +179,11 @@ def test_each_tenant_has_a_row_with_its_own_figures_and_the_plan_those_of_all() 
 
 def seen_by(met: workload.Schedule, name: str) -> dict[str, np.ndarray]:
     """Return TTFT and E2E of one tenant's requests on one replica."""
-    tracks, back_s = core.play(met, REPLICA_LIMITS, profile=replica().profile), 0.0
-    constants = replica().profile.constants
-    back_s += sum(constants.get(part, 0.0) for part in ("request_overhead_s", "token_overhead_s"))
+    tracks = core.play(met, REPLICA_LIMITS, profile=replica().profile)
+    back_s = after_s(tracks, met, latency.overhead(replica().profile))
     assert met.tenant is not None
     mine = np.flatnonzero((met.tenant == met.tenants.index(name)) & (tracks.fate == 200))[30:-30]
-    return {key: times[mine] - met.scheduled_s[mine] + back_s for key, times in (("ttft", tracks.first_s), ("e2e", tracks.last_s))}
+    return {key: times[mine] - met.scheduled_s[mine] + back_s[mine] for key, times in (("ttft", tracks.first_s), ("e2e", tracks.last_s))}
 
 
 def test_a_mixture_is_two_independent_streams_that_meet_in_one_replica() -> None:

@@ -165,7 +165,8 @@ def test_a_fleet_that_does_what_the_plan_says_verifies_it(plan: Plan, tmp_path: 
     assert (found.as_planned, found.replicas, found.verdict) == (True, plan.replicas, "holds")
     judged = [c for c in words.deciding(found) if c.measured is not None]
     assert {"ttft_p95_s", "tpot_p95_s", "e2e_p95_s", "ttft_mean_s", "e2e_mean_s", "requests_in_flight"} <= {c.key for c in judged}
-    assert sum(c.inside is True for c in judged) == len(judged)
+    assert [c.key for c in judged if c.inside is not True] == ["ttft_p99_s"]  # beside an edge of its histogram: nobody can tell
+    assert [c.key for c in judged if c.inside is False] == []
     assert all(limit.kept is not False for limit in found.limits)
     assert "TTFT mean" in said.output
     assert set(json.loads(out.read_text())["inputs"]) == {"plan.json", "metrics.json"}

@@ -135,7 +135,7 @@ def test_the_clock_is_the_profile_unless_another_is_given() -> None:
     (r,) = simulate.run(requests((0.0, 100, 2)), roofline, limits).requests
     prefill = latency.step_s(roofline, StepFeatures(0, 0, 100, 100 * 50.0, 1))
     decode = latency.step_s(roofline, StepFeatures(1, 101, 0, 0.0, 1))
-    ways_s = sum(roofline.constants.get(name, 0.0) for name in ("request_overhead_s", "token_overhead_s"))
+    ways_s = latency.overhead(roofline).seconds(100)
     assert r.token_s == pytest.approx((ways_s + prefill, ways_s + prefill + decode))
 
 

@@ -9,7 +9,7 @@ import typer
 
 from mlsys_cli.grouped import grouped
 from mlsys_cli.options import AsJson, Html, Markdown, Out
-from mlsys_cli.show import show
+from mlsys_cli.show import show, together
 
 GROUPS: dict[str, tuple[str, ...]] = {
     "Beside devices": ("vectors", "egress", "vcpus", "qps"),
@@ -52,6 +52,12 @@ def cost(
     as_json: AsJson = False,
 ) -> None:
     """Price a plan: per request and token, energy, terms, against an API and against a baseline."""
+    if not api:
+        together("--api", {"--cached": cached, "--batched": batched, "--least": least - 1})
+    if hours is None:
+        together("--hours", {"--floor": floor is not None, "--spot": spot})
+    if not what_if:
+        together("--what-if", {"--small": small})
     from mlsys_bench.journeys import costing
 
     found = costing.cost(

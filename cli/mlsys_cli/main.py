@@ -16,6 +16,7 @@ from mlsys_cli import claims, cost, guard, look, measure, model, traffic
 from mlsys_cli.lean import Door, Group
 
 BUG = 70  # sysexits.h: an internal software error
+INTERRUPTED = 130  # a shell's status of what SIGINT ended; typer makes Ctrl-C this status, and says nothing
 
 # typer carries a click of its own, older ones use click itself: this is the base of all usage errors in both
 USAGE_ERROR: type[Exception] = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")
@@ -53,6 +54,8 @@ def run() -> None:
     gc.set_threshold(50_000)  # modules and records stay: looking through them every 700 objects costs 3 % of a plan
     try:
         status = app(prog_name="mlsys", standalone_mode=False)
+        if status == INTERRUPTED:
+            complain("interrupted", INTERRUPTED)
         sys.stdout.flush()  # here, where a reader who left or a full disk can still be told
     except MlsysError as error:
         status = complain(str(error), error.exit_status)
@@ -64,7 +67,7 @@ def run() -> None:
         hint = f" (see `{context.command_path} --help`)" if context is not None else ""
         status = complain(f"{error.format_message()}{hint}", 2)  # type: ignore[attr-defined]
     except (typer.Abort, KeyboardInterrupt):
-        status = complain("interrupted", 130)
+        status = complain("interrupted", INTERRUPTED)
     except BrokenPipeError:
         status = forget_output(0)  # the reader of our pipe left; that is its right
     except OSError as error:

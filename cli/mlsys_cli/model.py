@@ -11,7 +11,7 @@ import typer
 from mlsys_cli.fit import fit
 from mlsys_cli.grouped import grouped
 from mlsys_cli.options import Arrivals, AsJson, Cluster, From, Html, Markdown, Model, Out, OutputTokens, PromptTokens, Qps, Seed, Slo
-from mlsys_cli.show import show, together
+from mlsys_cli.show import alone, show, together
 from mlsys_cli.simulate import GROUPS, simulate
 
 
@@ -33,6 +33,7 @@ def one_blas_thread() -> None:
 
 
 def plan(
+    ctx: typer.Context,
     scenario: Annotated[str | None, typer.Argument(help="A scenario; flags override it.")] = None,
     qps: Qps = None,
     measured: From = None,
@@ -83,6 +84,7 @@ def plan(
     if diff is not None:
         from mlsys_bench.journeys import deploying
 
+        alone("--diff", ctx, ("diff", "as_json"))
         print(deploying.explained(diff, as_json))
         return
     from mlsys_bench.journeys import comparing, planning
@@ -94,6 +96,10 @@ def plan(
         availability=availability, zones=zones, survive=survive, autoscale=autoscale, growth=growth, mixed=mixed,
         disaggregate=disaggregate,
     )  # fmt: skip
+    if export is not None or from_deployment is not None:
+        from mlsys_bench.journeys import deploying
+
+        deploying.check(asked, export, from_deployment)
     made = comparing.planned(asked, cluster=cluster, baseline=baseline, changes=sensitivity, small=small, quiet=as_json)
     files = [*map(planning.measured_file, measured or []), *[given for given in (trace, prices, baseline) if given]]
     show(made, as_json, out, html, md, inputs=files)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mlsys_bench.errors import BadInput, NotBuilt
 
 if TYPE_CHECKING:
+    import typer
+
     from mlsys_bench.record import Record
 
 
@@ -57,3 +59,10 @@ def together(needed: str, given: Mapping[str, object]) -> None:
     for option, value in given.items():
         if value:
             raise BadInput(f"{option} belongs to {needed}; give both")
+
+
+def alone(option: str, ctx: typer.Context, beside: Collection[str]) -> None:
+    """Raise for whatever else was given beside an option that needs none of it."""
+    for param in ctx.command.params:
+        if param.name not in beside and ctx.params.get(param.name or "") not in (param.default, None, ()):
+            raise BadInput(f"{param.opts[0]} does nothing beside {option}; leave it out")

@@ -83,7 +83,8 @@ def _work_per_s(m: Measurement, median_s: float) -> tuple[float | None, float | 
     tokens = d + prefill
     missed = (1 - k["experts_per_token"] / k["experts"]) ** tokens if k["experts"] else 0.0
     moved = k["dense_bytes"] + k["expert_bytes"] * (1 - missed) + kv * k["kv_bytes_per_token"]
-    computed = tokens * k["flops_per_token"] + sampled * k["head_flops"] + (kv + pairs) * k["attention_flops_per_pair"]
+    products = tokens * (k["flops_per_token"] + k["expert_flops_per_token"]) + sampled * k["head_flops"]
+    computed = products + (kv + pairs) * k["attention_flops_per_pair"]
     return moved / median_s, computed / median_s
 
 

@@ -11,10 +11,27 @@ from pathlib import Path
 
 from mlsys_bench import plan as planner
 from mlsys_bench import record, slo, workers
-from mlsys_bench.errors import BadInput, Infeasible
+from mlsys_bench.errors import BadInput, Infeasible, unknown
 from mlsys_bench.plan import command, difference, manifests
 from mlsys_bench.plan.difference import Difference, Figures, Inputs
 from mlsys_bench.types import Plan
+
+ONE_ENGINE = "--from-deployment: one engine is compared with the plan of one model; plan that model alone"
+
+
+def check(asked: object, export: str | None, today: str | None) -> None:
+    """Raise, before a minute of planning, for what no plan of this request could be written as or set beside."""
+    from mlsys_bench.plan.export import KINDS
+    from mlsys_bench.plan.fleets import FleetRequest
+
+    if export is not None and (kind := export.partition(":")[0]) not in KINDS:
+        raise unknown("export", kind, KINDS)
+    if export is not None and isinstance(asked, FleetRequest):
+        raise BadInput(f"--export {export}: manifests are of one scenario; export each scenario of the fleet by itself")
+    if today is not None and not isinstance(asked, planner.Request):
+        raise BadInput(ONE_ENGINE)
+    if today is not None:
+        manifests.read(today)
 
 
 def told(plan: object, asked: str | None, today: str | None) -> str:
@@ -40,7 +57,7 @@ def exported(plan: object, asked: str, engine: str = "vllm") -> str:
 def beside(plan: object, text: str) -> list[str]:
     """Return the plan's own command line, what of today's was not understood, and the difference of the two, a line each."""
     if not isinstance(plan, Plan) or plan.stages:
-        raise BadInput("--from-deployment: one engine is compared with the plan of one model; plan that stage's model alone")
+        raise BadInput(ONE_ENGINE)
     lines = []
     for today in manifests.read(text):
         if plan.apart:

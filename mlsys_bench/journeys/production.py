@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from mlsys_bench import record, slo, units, workload
+from mlsys_bench import latency, record, slo, units, workload
 from mlsys_bench.errors import BadInput, MeasurementFailed
 from mlsys_bench.journeys import traffic
 from mlsys_bench.journeys.verify import check_testable, rate_per_replica
@@ -266,7 +266,7 @@ def _checks(
     predicted: Mapping[str, float], around: Mapping[str, tuple[float, float]], figures: Mapping[str, Estimate], plan: Plan
 ) -> Iterator[Check]:
     """Yield each prediction beside what production shows.  The rate is no prediction: it is the traffic."""
-    outside_s = sum(plan.profile.constants.get(name, 0.0) for name in ("request_overhead_s", "token_overhead_s"))
+    outside_s = latency.overhead(plan.profile).seconds(plan.workload.prompt_tokens.mean)
     order = [key for key in predicted if key in around and key != "request_rate_per_s" and not key.startswith("goodput")]
     for key in order:
         low, high = around[key]

@@ -26,6 +26,8 @@ def pools_apart(text: str) -> dict[str, Any]:
     """Return the fields of a request that `--disaggregate auto|never|only[,link=50GB/s]` fills."""
     known: dict[str, settings.Parse] = {"way": lambda way, _: way, "link": settings.bandwidth}
     found = settings.parse(text, "--disaggregate", known, main="way")
+    if found.get("way") == "never" and "link" in found:
+        raise BadInput(f"--disaggregate {text}: no link is crossed where pools are never weighed; leave one of them out")
     return {"disaggregate": found.get("way", "auto"), "link_bytes_per_s": found.get("link")}
 
 

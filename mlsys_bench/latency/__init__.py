@@ -46,9 +46,10 @@ from mlsys_bench.latency.step import (
     table,
     tables,
 )
+from mlsys_bench.latency.ways import Overhead, engine_only, overhead
 
 __all__ = [
-    "FEATURES", "MULTIPLIERS", "TERMS", "Features", "Residual", "Spread", "check", "check_layout", "clock", "draw", "entries", "fit",
-    "floor_s", "formats", "kv_format", "layouts", "many", "outside", "residuals", "roofline", "rooflines", "seconds", "shares", "step_s",
-    "table", "tables",
+    "FEATURES", "MULTIPLIERS", "TERMS", "Features", "Overhead", "Residual", "Spread", "check", "check_layout", "clock", "draw",
+    "engine_only", "entries", "fit", "floor_s", "formats", "kv_format", "layouts", "many", "outside", "overhead", "residuals", "roofline",
+    "rooflines", "seconds", "shares", "step_s", "table", "tables",
 ]  # fmt: skip

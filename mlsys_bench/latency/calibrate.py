@@ -50,9 +50,9 @@ def fit(bench: Bench, *, layout: Layout | None = None) -> LatencyProfile:
     rows = cells(steps)
     _demand_coverage(rows, layout)
     constants, note = _ceilings(bench, layout, rows)
-    constants, held_out_logs = best_shape(rows, constants)
-    logs, covariance, vague = solve(rows, constants)
-    held_out = np.abs(np.expm1(held_out_logs))
+    shape = best_shape(rows, constants)
+    logs, covariance, vague = solve(rows, shape)
+    held_out = np.abs(np.expm1(shape.held_out_logs))
     notes = [
         f"fitted to {len({r.key for r in rows})} cells of {max(len(m.launches) for m in steps)} launch(es)",
         f"held-out cells are off by {100 * np.median(held_out):.1f} % (median), {100 * held_out.max():.1f} % (worst)",
@@ -68,8 +68,8 @@ def fit(bench: Bench, *, layout: Layout | None = None) -> LatencyProfile:
             terms=FITTED,
             coefficients=tuple(np.exp(logs).tolist()),
             covariance=tuple(tuple(row) for row in covariance.tolist()),
-            constants=constants | _limits(steps[0]),
-            residual_log_sd=float(np.sqrt(np.mean(held_out_logs**2))),
+            constants=shape.constants | _limits(steps[0]),
+            residual_log_sd=float(np.sqrt(np.mean(shape.held_out_logs**2))),
             valid=_valid(rows),
             provenance=Provenance.CALIBRATED,
             note="; ".join(notes),

@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from mlsys_bench import hardware, models
 from mlsys_bench.errors import BadInput
-from mlsys_bench.latency import coefficients, step
+from mlsys_bench.latency import coefficients, step, ways
 from mlsys_bench.latency.shares import formats, shares
 from mlsys_bench.types import LatencyProfile, Layout, Provenance
 
@@ -68,9 +68,9 @@ def rooflines(arch: models.Architecture, wanted: Sequence[tuple[hardware.Device,
     logs, own = coefficients.learned_log(), np.diag(coefficients.spread_log() ** 2)
     found, slopes = _terms_and_slopes(logs, {name: np.array([k[name] for k in constants])[:, None] for name in constants[0]})
     values = np.array(list(found.values())).T.tolist()
-    overhead = {"request_overhead_s": math.exp(logs[coefficients.NAMES.index("first_s")])}
+    outside = ways.constants(logs, coefficients.spread_log())
     return [
-        _profile(arch, device, spread, dict(zip(found, own_values, strict=True)), slope @ own @ slope.T, k | overhead)
+        _profile(arch, device, spread, dict(zip(found, own_values, strict=True)), slope @ own @ slope.T, k | outside)
         for (device, spread), own_values, slope, k in zip(wanted, values, slopes, constants, strict=True)
     ]
 
@@ -126,13 +126,15 @@ def constants_of(arch: models.Architecture, precision: str, tp: int = 1) -> dict
         raise BadInput(f"tp is {tp}; tensor parallelism takes at least 1 device")
     one, all_experts = (models.step_weight_bytes(arch, precision, tokens) for tokens in (1, math.inf))
     expert_bytes = (all_experts - one) / (1 - arch.experts_per_token / arch.experts) if arch.experts > arch.experts_per_token else 0.0
+    expert_flops = 2.0 * sum(part.active for part in models.parts(arch) if part.group == "experts") if expert_bytes else 0.0
     kv_shards = min(tp, arch.kv_heads) if not arch.attention.startswith("mla") else 1  # a latent cache is held whole on every device
     return {
         "dense_bytes": (all_experts - expert_bytes) / tp,
         "expert_bytes": expert_bytes / tp,
         "experts": float(arch.experts),
         "experts_per_token": float(arch.experts_per_token),
-        "flops_per_token": models.linear_flops_per_token(arch) / tp,
+        "flops_per_token": (models.linear_flops_per_token(arch) - expert_flops) / tp,
+        "expert_flops_per_token": expert_flops / tp,
         "head_flops": models.head_flops(arch) / tp,
         "kv_bytes_per_token": models.kv_bytes_per_token(arch, precision) / kv_shards,
         "attention_flops_per_pair": models.attention_flops_per_pair(arch) / tp,

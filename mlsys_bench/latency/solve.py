@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -18,7 +17,9 @@ _FINALISTS = 3  # shapes that fit best; of these, leave-one-out picks
 _ROBUST = 2.0  # standard deviations from which on a cell counts by its misfit, not by its square
 _FAR = 3.0  # standard deviations at which a width is held against the true misfit
 _NARROWER, _NARROW = 0.9, 1e-2  # factor per try, and where to stop
+_NUDGE = 1e-6  # of a log-coefficient, for slopes
 _FORM_SD = 0.03  # of log(time): what so short a formula misses even without noise; keeps one quiet cell from ruling
+_LEAST_FORM_SD = 0.003  # where the cells show that it misses less
 _PRIOR_MULTIPLIER = (1.5, 1.2)  # median and sd of the logarithm: 0.15 to 16 within two sd, cut at 1
 _PRIOR_SHARES = {"step_s": (0.3, 1.5), "sequence_s": (0.03, 2.0), "pack_s": (0.2, 1.5)}  # the same, as shares of the shortest step
 Array = npt.NDArray[np.float64]
@@ -34,12 +35,30 @@ class Cell:
     log_se: float
 
 
-def best_shape(rows: list[Cell], constants: dict[str, float]) -> tuple[dict[str, float], Array]:
-    """Return the constants with the shape that predicts held-out cells best, and those cells' log(measured / predicted)."""
-    fits = [(k, least(rows, k)) for k in (constants | shape for shape in _shapes(rows))]
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Shape:
+    """Constants that the cells chose for the form, how well it then predicts held-out cells, and how far it may miss those it has."""
+
+    constants: dict[str, float]
+    held_out_logs: Array  # log(measured / predicted)
+    form_sd: float
+
+
+def best_shape(rows: list[Cell], constants: dict[str, float]) -> Shape:
+    """Return the shape that predicts held-out cells best.
+
+    Where they show that the form misses far less than is allowed for, it is looked for again with what they show: the prior bends less.
+    """
+    found = _best_shape(rows, constants, _FORM_SD)
+    shown = float(np.sqrt(np.mean(np.square(found.held_out_logs))))
+    return found if shown > _FORM_SD / 2 else _best_shape(rows, constants, max(shown, _LEAST_FORM_SD))
+
+
+def _best_shape(rows: list[Cell], constants: dict[str, float], form_sd: float) -> Shape:
+    fits = [(k, least(rows, k, form_sd=form_sd)) for k in (constants | shape for shape in _shapes(rows))]
     fits.sort(key=lambda fit: float(np.abs(_misses(rows, fit[1], fit[0])).mean()))
-    scored = [(k, _leave_one_out(rows, k, logs)) for k, logs in fits[:_FINALISTS]]
-    return min(scored, key=lambda pair: float(np.abs(pair[1]).mean()))
+    scored = [Shape(constants=k, held_out_logs=_leave_one_out(rows, k, logs, form_sd), form_sd=form_sd) for k, logs in fits[:_FINALISTS]]
+    return min(scored, key=lambda shape: float(np.abs(shape.held_out_logs).mean()))
 
 
 def _shapes(rows: list[Cell]) -> list[dict[str, float]]:
@@ -51,57 +70,56 @@ def _shapes(rows: list[Cell]) -> list[dict[str, float]]:
 
 def _misses(rows: list[Cell], logs: Array, k: dict[str, float]) -> Array:
     """Return log(measured / predicted) of every row."""
-    predicted, _ = _predict(logs, list(np.array([r.features for r in rows]).T), k)
-    return np.asarray(np.log([r.median_s for r in rows]) - predicted)
+    return np.asarray(np.log([r.median_s for r in rows]) - predicted(logs, np.array([r.features for r in rows]).T, k))
 
 
-def _predict(logs: Array, features: Sequence[Array], k: dict[str, float]) -> tuple[Array, Array]:
-    """Return log of the predicted times, and its derivatives by the log-coefficients.  The same formula as `step.step_s`."""
-    host, sequence, weights, linear, kv, attention, pack = np.exp(logs)
-    D, K, P, Q, S = features
-    read_s, copied_s = weights * step.weights_s(k, D + P), pack * step.packed(k, D + P)
-    memory_s, compute_s = read_s + copied_s, linear * step.linear_s(k, D + P, S)
-    norm = k.get("roof_norm")
-    matrices_s = step.roof(memory_s, compute_s, norm)
-    by_memory, by_compute = ((s >= matrices_s) * 1.0 if norm is None else (s / matrices_s) ** (norm - 1) for s in (memory_s, compute_s))
-    others = [np.full_like(D, host), sequence * S, kv * K * step.kv_s(k), attention * Q * step.pair_s(k)]
-    total_s = matrices_s + sum(others)
-    by_term = [*others[:2], by_memory * read_s, by_compute * compute_s, *others[2:], by_memory * copied_s]
-    return np.asarray(np.log(total_s)), np.asarray(np.array(by_term) / total_s).T
+def predicted(logs: Array, features: Array, k: dict[str, float]) -> Array:
+    """Return log of the times that `step.step_s` gives steps, features [5, n], under log-coefficients in the order of `FITTED`.
+
+    It goes through `step.entries` and `step.many` itself, so that what is fitted is what a profile then says.
+    """
+    return np.asarray(np.log(step.many(step.entries(dict(zip(FITTED, np.exp(logs), strict=True)), k), features)))
 
 
-def solve(rows: list[Cell], k: dict[str, float], start: Array | None = None) -> tuple[Array, Array, list[str]]:
+def _slopes(logs: Array, features: Array, k: dict[str, float]) -> Array:
+    """Return its derivatives [n, coefficients]: all coefficients moved at once, each in a row of its own."""
+    moved = np.vstack([logs, logs + _NUDGE * np.eye(len(logs))])
+    found = predicted(moved.T[..., None], features, k)
+    return np.asarray((found[1:] - found[0]).T / _NUDGE)
+
+
+def solve(rows: list[Cell], shape: Shape) -> tuple[Array, Array, list[str]]:
     """Return the log-coefficients, their covariance, and the names that the cells leave open."""
-    problem = _Problem(rows, k)
-    logs = problem.least(start)
+    problem = _Problem(rows, shape.constants, shape.form_sd)
+    logs = problem.least()
     covariance = problem.covariance(logs)
     spread = np.sqrt(np.diag(covariance))
     return logs, covariance, [name for name, sd, wide in zip(FITTED, spread, problem.width, strict=True) if sd > 0.5 * wide]
 
 
-def least(rows: list[Cell], k: dict[str, float], start: Array | None = None) -> Array:
+def least(rows: list[Cell], k: dict[str, float], start: Array | None = None, form_sd: float = _FORM_SD) -> Array:
     """Return the log-coefficients alone."""
-    return _Problem(rows, k).least(start)
+    return _Problem(rows, k, form_sd).least(start)
 
 
 class _Problem:
     """Cells and prior: how far coefficients are off, each misfit in standard deviations."""
 
-    def __init__(self, rows: list[Cell], k: dict[str, float]) -> None:
+    def __init__(self, rows: list[Cell], k: dict[str, float], form_sd: float) -> None:
         self.k, self.count = k, len(rows)
-        self.features = list(np.array([r.features for r in rows]).T)
+        self.features = np.array([r.features for r in rows]).T
         self.measured = np.log([r.median_s for r in rows])
-        self.sigma = np.hypot([r.log_se for r in rows], _FORM_SD)
+        self.sigma = np.hypot([r.log_se for r in rows], form_sd)
         self.centre, self.width = _prior(min(r.median_s for r in rows))
         self.low = np.array([0.0 if name in step.MULTIPLIERS else -np.inf for name in FITTED])
 
     def misfit(self, logs: Array) -> Array:
         """Return the misfit of every cell, then of the prior."""
-        return np.concatenate([(_predict(logs, self.features, self.k)[0] - self.measured) / self.sigma, (logs - self.centre) / self.width])
+        return np.concatenate([(predicted(logs, self.features, self.k) - self.measured) / self.sigma, (logs - self.centre) / self.width])
 
     def slope(self, logs: Array) -> Array:
         """Return its derivatives."""
-        return np.concatenate([_predict(logs, self.features, self.k)[1] / self.sigma[:, None], np.diag(1 / self.width)])
+        return np.concatenate([_slopes(logs, self.features, self.k) / self.sigma[:, None], np.diag(1 / self.width)])
 
     def least(self, start: Array | None = None) -> Array:
         """Return the log-coefficients of least misfit."""
@@ -148,10 +166,10 @@ def _prior(shortest_s: float) -> tuple[Array, Array]:
     return np.log([median for median, _ in pairs]), np.array([sd for _, sd in pairs])
 
 
-def _leave_one_out(rows: list[Cell], k: dict[str, float], whole: Array) -> Array:
+def _leave_one_out(rows: list[Cell], k: dict[str, float], whole: Array, form_sd: float) -> Array:
     """Return log(measured / predicted) of each cell by a fit, begun at that of all, that has not seen it in any launch."""
     found: list[float] = []
     for key in dict.fromkeys(r.key for r in rows):
-        logs = least([r for r in rows if r.key != key], k, whole)
+        logs = least([r for r in rows if r.key != key], k, whole, form_sd)
         found.extend(_misses([r for r in rows if r.key == key], logs, k))
     return np.array(found)

@@ -158,9 +158,7 @@ def floor_s(profile: LatencyProfile, features: Sequence[float] | Sequence[Array]
         K * k["kv_bytes_per_token"] + np.minimum(K, window * D) * k.get("window_kv_bytes_per_token", 0.0) + D * k.get("state_bytes", 0.0)
     )
     moved_s = weights_s(k, n) + apart + cached / bandwidth
-    more = (k.get("attention_flops_per_token", 0.0), "attention"), (k.get("expert_flops_per_token", 0.0), "expert")
-    computed_s = linear_s(k, n, S) + Q * pair_s(k) + sum(n * flops / k.get(f"{name}_peak_flops_per_s", 1.0) for flops, name in more)
-    least_s: float | Array = roof(moved_s, computed_s, None)
+    least_s: float | Array = roof(moved_s, linear_s(k, n, S) + Q * pair_s(k), None)
     return float(least_s) if _scalar(features) else least_s
 
 
@@ -238,21 +236,13 @@ def weights_s(constants: dict[str, float], tokens: Any) -> Any:
     return touched / constants["bandwidth_bytes_per_s"]
 
 
-def packed(constants: dict[str, float], tokens: Any) -> Any:
-    """Return 1 where a step has more tokens than the kernels for a few take, `pack_tokens`, else 0."""
-    return np.asarray(tokens, dtype=float) > constants.get("pack_tokens", 1.0)
-
-
 def linear_s(constants: dict[str, float], tokens: Any, sampled: Any) -> Any:
-    """Return the time of the matrix products and of the output head at full peak."""
+    """Return the time of all matrix products, experts' and the output head's among them, at full peak."""
     peak = constants["peak_flops_per_s"]
-    return tokens * constants["flops_per_token"] / peak + sampled * constants["head_flops"] / constants.get("head_peak_flops_per_s", peak)
-
-
-def kv_s(constants: dict[str, float]) -> float:
-    """Return the time decode attention takes per cached token at full speed: reading it, or its FLOPs."""
-    read_s = constants["kv_bytes_per_token"] / constants["bandwidth_bytes_per_s"]
-    return max(read_s, pair_s(constants))
+    of_token_s = constants["flops_per_token"] / peak
+    for group in ("attention", "expert"):
+        of_token_s += constants.get(f"{group}_flops_per_token", 0.0) / constants.get(f"{group}_peak_flops_per_s", peak)
+    return tokens * of_token_s + sampled * constants["head_flops"] / constants.get("head_peak_flops_per_s", peak)
 
 
 def pair_s(constants: dict[str, float]) -> float:

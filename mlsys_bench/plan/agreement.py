@@ -13,10 +13,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
-from mlsys_bench import workload
+from mlsys_bench import latency, workload
 from mlsys_bench.batching import Limits
 from mlsys_bench.plan import demand
 from mlsys_bench.plan.analytic import Replica
+from mlsys_bench.plan.trial import after_s
 from mlsys_bench.simulate import core
 from mlsys_bench.types import LatencyProfile, Workload
 
@@ -113,8 +114,8 @@ def simulated(profile: LatencyProfile, limits: Limits, traffic: Workload, n: int
     schedule = workload.schedule(traffic, n=n, seed=seed)
     first, last = int(n * _WARM), n - int(n * _LAST)
     tracks = core.play(schedule, limits, profile=profile, gaps_from_s=float(schedule.scheduled_s[first]))
-    back_s = sum(profile.constants.get(name, 0.0) for name in ("request_overhead_s", "token_overhead_s"))
     kept = np.arange(n)[first:last][tracks.fate[first:last] == 200]
+    back_s = after_s(tracks, schedule, latency.overhead(profile))[kept]
     ttft, e2e = (times[kept] - schedule.scheduled_s[kept] + back_s for times in (tracks.first_s, tracks.last_s))
     gaps = schedule.output_tokens[kept] - 1
     some = gaps > 0

@@ -24,6 +24,8 @@ import numpy.typing as npt
 
 Floats = npt.NDArray[np.float64]
 WHOLE = 1e-6  # of the traffic: a share that near to 1 is all of it; the solver's own tolerance
+_GAVE_UP = 4  # scipy's status of a program that HiGHS stumbled over: one in a thousand, where a kept level touches that tolerance
+_TRIES = tuple((slack, presolve) for slack in (0.0, WHOLE / 2, WHOLE) for presolve in (True, False))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -157,8 +159,11 @@ class _Program:
         whole[self.count : 2 * self.count] = 0
         top = np.full(self.width, np.inf)
         top[2 * self.count] = self.most_added
-        found: Any = milp(
-            objective, integrality=whole, bounds=Bounds(0.0, top), constraints=LinearConstraint(np.array(self.rows), self.low, self.high),
-            options={"mip_rel_gap": 0.0},
-        )  # fmt: skip
+        for slack, presolve in _TRIES:
+            found: Any = milp(
+                objective, integrality=whole, bounds=Bounds(0.0, top), options={"mip_rel_gap": 0.0, "presolve": presolve},
+                constraints=LinearConstraint(np.array(self.rows), np.array(self.low) - slack, self.high),
+            )  # fmt: skip
+            if found.status != _GAVE_UP:
+                break
         return None if found.x is None else tuple(round(float(n)) for n in found.x[: self.count])

@@ -10,7 +10,9 @@ Three chains, each solved for its stationary law, no random number drawn:
 From them come, on a fixed sample of requests, the same for every rate and candidate:
 
     TTFT = wait for a slot, or else for the step in progress, as met by chance (long steps are met more often)
+           + the steps that are planned by then (`latency.overhead`), unless the replica is idle
            + the steps until its own last prompt token, those that came before it first
+           + the time outside the engine
     ITL  = T(n, W), as often as tokens meet it
     TPOT = the mean of ITL over a life: n as averaged over it, and a gamma law for the prefills met
     E2E  = TTFT + (output tokens - 1) x TPOT
@@ -19,7 +21,9 @@ The wait, given that all slots are taken, is the rest of the shortest of B servi
 chance, B times as fast (the law of M/G/c of Tijms, van Hoorn and Federgruen 1981, Adv. Appl. Prob. 13, 186-206).  Service is the time
 that a request takes of the replica: long answers hold more KV too.
 
-Approximate: arrivals are taken as Poisson and preemption as absent.  Where `binds` is not "slots", simulate; the plan always does.
+Of a replica whose memory is full `plan.crowded` tells how many are seated, and how much is read again: that is in its capacity.
+
+Approximate: arrivals are taken as Poisson and preemption below saturation as absent.  Where `binds` is not "slots", simulate, as plans do.
 """
 
 from __future__ import annotations
@@ -34,6 +38,7 @@ import numpy.typing as npt
 
 from mlsys_bench import latency
 from mlsys_bench.batching import Limits
+from mlsys_bench.plan import crowded
 from mlsys_bench.plan.demand import SAMPLES, Demand, Floats
 from mlsys_bench.plan.latencies import Latencies
 from mlsys_bench.queueing.backlog import Parcels, flooded, settled
@@ -44,6 +49,7 @@ Ints = npt.NDArray[np.int64]
 Binding = Literal["slots", "memory", "budget"]
 _FINE, _COARSE = (256, 9), (128, 3)  # points of the lattice of backlogs, batch sizes it is solved at; the second for small samples
 _STAGES = 60  # steps that one prompt may take
+_CROWDED = 1.25  # times as many as may be seated find memory on average: with fewer, chance fills it at times
 _SLACK = 0.85  # of the full budget: closer to it the queue is one of prompt tokens as much as of slots
 
 
@@ -92,19 +98,24 @@ class Replica:
         self._table = latency.table(profile).tolist()
         self.randoms = randoms(samples if demand.tenant is None or samples < SAMPLES else max(samples, len(demand.prompt)))
         self.context_tokens = demand.held_tokens[0]
-        self._overhead_s = profile.constants.get("request_overhead_s", 0.0) + profile.constants.get("token_overhead_s", 0.0)
+        self._overhead = latency.overhead(profile)
         self.memory_slots = memory_slots(limits, demand)
-        self.slots = max(1, min(limits.max_seqs, self.memory_slots))
+        self.slots, again = max(1, min(limits.max_seqs, self.memory_slots)), 0.0
         self.steps_per_request = demand.mean_output - 1 + float(np.ceil(demand.prompt / limits.max_step_tokens).mean())
         self.admitted_per_step = self.slots / self.steps_per_request  # of a full replica
+        if self.memory_slots < _CROWDED * limits.max_seqs:
+            crowd = crowded.of(limits, demand)
+            self.slots, self.admitted_per_step = max(1, round(crowd.seats)), crowd.answered_per_step
+            again = crowd.again_tokens / demand.mean_prompt
+        self.read_per_step = self.admitted_per_step * (1 + again)  # prompts, with those whose cache was lost
         cells, nodes = _FINE if samples >= SAMPLES else _COARSE
         self.nodes = np.array(sorted({float(round(1 + (self.slots - 1) * (i / (nodes - 1)) ** 1.5)) for i in range(nodes)}))
-        self.parcels = Parcels(demand.prompt, _reach(limits, demand, self.admitted_per_step), cells)
+        self.parcels = Parcels(demand.prompt, _reach(limits, demand, self.read_per_step), cells)
         n = np.arange(self.slots + 1, dtype=np.float64)
         self.decode_s = np.where(n > 0, self._time_s(n, 0 * n, 0 * n, n), 0.0)
         self.full = self._full()
         self.full_s = float(self.full.law[0] @ self.full.step_s[0])
-        by_slots, by_budget = self.slots / (self.steps_per_request * self.full_s), self._full_budget_per_s()
+        by_slots, by_budget = self.admitted_per_step / self.full_s, self._full_budget_per_s()
         self.capacity_per_s = min(by_slots, by_budget)
         self.binds: Binding = self._binding(by_slots, by_budget)
         self.rest_mean, self.rest_scv = self._rest_of_service()
@@ -137,13 +148,13 @@ class Replica:
 
     def _full(self) -> Steps:
         """Return the steps of a replica with all slots taken and requests waiting: each that ends admits one, whatever time it took."""
-        steps = self._by_backlog(np.array([float(self.slots)]), np.array([self.admitted_per_step]), is_full=True)
-        return replace(steps, law=flooded(self.parcels, self.admitted_per_step, steps.room))
+        steps = self._by_backlog(np.array([float(self.slots)]), np.array([self.read_per_step]), is_full=True)
+        return replace(steps, law=flooded(self.parcels, self.read_per_step, steps.room))
 
     def _steps(self, rate_per_s: float) -> Steps:
         """Return the steps at a rate, by number of decodes."""
         decode_s = self.decode_s[self.nodes.astype(np.int64)]
-        each_s = (self.full_s - self.decode_s[-1]) / self.admitted_per_step
+        each_s = (self.full_s - self.decode_s[-1]) / self.read_per_step
         mean_s = decode_s / max(1 - rate_per_s * each_s, 0.05)  # a first guess: prefill takes rate x each_s of the time
         steps = self._by_backlog(self.nodes, rate_per_s * mean_s)
         return replace(steps, law=settled(self.parcels, rate_per_s, steps.step_s, steps.room, steps.law))
@@ -256,7 +267,9 @@ class Replica:
         left = np.where(idle | waits, 0.0, np.maximum(self.parcels.at[cell] - steps.room[node, cell], 0.0))
         decodes = np.where(idle, 0.0, np.where(waits, slots - 1.0, steps.decodes[node, cell]))
         mine_s = self._prefill_s(rate, decodes, left + ahead, prompt, behind)
-        return self._waited_s(seats) + rest_s + mine_s + self._overhead_s
+        usual_s = (steps.law * steps.step_s).sum(axis=1)[node]
+        planned_s = self._overhead.planned_steps * np.where(idle, 0.0, np.where(waits, self.full_s, usual_s))
+        return np.asarray(self._waited_s(seats) + rest_s + planned_s + mine_s + self._overhead.seconds(prompt))
 
     def _waited_s(self, chain: Clustered) -> Floats:
         """Return the wait for a slot: until the first completion, and for each request ahead until one more."""

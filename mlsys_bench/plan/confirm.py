@@ -14,7 +14,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from mlsys_bench import workload
+from mlsys_bench import latency, workload
 from mlsys_bench.plan.evened import evened
 from mlsys_bench.plan.request import Request
 from mlsys_bench.plan.sizing import Design, resized
@@ -30,11 +30,14 @@ SAMPLE = 4
 _LEAST_REQUESTS = 40
 _TRIALS = 7  # replica counts tried for one candidate
 _TRIALS_OF_A_TRACE = 12
+_GROWN = 2.0  # times the wait of the first batch
 _HALVINGS = 4  # of a trace's headroom
 _BEFORE, _AFTER = 1.5, 1.0  # mean stays in the system that are simulated before and after those counted
 
 CLOSE = 0.3  # of the logarithm of value / limit: nearer to a limit, a short run decides nothing
 MOST_FOR_TENANTS = 4
+BUSY = 0.85  # of capacity: from there on a queue that grows within the run is one that may never end
+CROWDED = 2  # times as long is every run of a replica whose memory is full: crowds are rare, and last
 LONGER = 6  # times as long is the run that then decides
 Play = Callable[[Design, int], Trial]  # a fleet, and how many times as long as usual
 
@@ -60,13 +63,17 @@ def fewest(design: Design, limits: SLO, shelf: Shelf, play: Play, trials: int) -
     Starts from the analytic answer.  Goes down while the headroom lasts, or up, with doubling steps, and then halves the bracket.
     """
     tried: dict[int, Trial] = {}
+    unstable: set[int] = set()
 
     def meets(replicas: int) -> bool:
         if replicas not in tried:
             tried[replicas] = play(resized(design, replicas, shelf), 1)
-            if abs(math.log(max(worst(tried[replicas], limits), 1e-9))) < CLOSE:
+            busy = design.replica.utilisation(design.rate_per_s / replicas) > BUSY
+            if abs(math.log(max(worst(tried[replicas], limits), 1e-9))) < CLOSE or (busy and growing(tried[replicas])):
                 tried[replicas] = play(resized(design, replicas, shelf), LONGER)
-        return worst(tried[replicas], limits) < 1
+            if busy and growing(tried[replicas]):
+                unstable.add(replicas)
+        return replicas not in unstable and worst(tried[replicas], limits) < 1
 
     low, high = _bracket(design, meets, trials)
     if high is None:
@@ -96,6 +103,12 @@ def _bracket(design: Design, meets: Callable[[int], bool], trials: int) -> tuple
     return low, None
 
 
+def growing(found: Trial) -> bool:
+    """Say whether first tokens come later from batch to batch, at the end twice as late as at first: a queue without end looks so."""
+    usual = [float(np.median(batch.ttft_s)) for batch in found.batches if len(batch.ttft_s)]
+    return len(usual) == BATCHES and sorted(set(usual)) == usual and usual[-1] > _GROWN * usual[0]
+
+
 def worst(found: Trial, limits: SLO) -> float:
     """Return the largest value / limit of a simulation: below 1 all limits are kept."""
     return max((excess for excess, _ in found.all.excesses(limits)), default=0.0)
@@ -110,7 +123,8 @@ def trial(request: Request, design: Design, effort: int = 1) -> Trial:
     One long run rather than several: the empty start and the last long answers cost as many steps as 300 requests.
     """
     sample = 1 if request.routing == "random" else min(design.replicas, SAMPLE)
-    before, counted, after = (sample * n for n in lengths(design, sample, effort * times(request.workload)))
+    effort *= times(request.workload) * (CROWDED if design.replica.binds == "memory" else 1)
+    before, counted, after = (sample * n for n in lengths(design, sample, effort))
     drawn = of_sample(design, request.workload, sample, before + BATCHES * counted + after, request.seed)
     schedule = evened(drawn, design.replica, sample * design.each_per_s)
     batches = [(first, first + counted) for first in range(before, before + BATCHES * counted, counted)]
@@ -149,9 +163,7 @@ def _played(design: Design, schedule: Schedule, batches: list[tuple[int, int]], 
     tracks = core.play(
         schedule, candidate.limits, profile=candidate.profile, replicas=replicas, routing=routing, seed=seed, keep_tokens=True
     )
-    constants = candidate.profile.constants
-    back_s = sum(constants.get(name, 0.0) for name in ("request_overhead_s", "token_overhead_s"))
-    return of_tracks(tracks, schedule, batches, replicas, back_s)
+    return of_tracks(tracks, schedule, batches, replicas, latency.overhead(candidate.profile))
 
 
 def lengths(design: Design, sample: int, effort: int) -> tuple[int, int, int]:

@@ -8,6 +8,7 @@ the ends of that.  Draws at random would have to be many: the 5 % point of a doz
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -20,6 +21,7 @@ from mlsys_bench.types import LatencyProfile
 Floats = npt.NDArray[np.float64]
 TAILS = (0.05, 0.95)
 POOL = 1024
+COMMON = 0.5  # of the residual's variance: what is left of it in the mean of the many kinds of steps of a replica (ADR 0014)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,6 +33,7 @@ class Draws:
     profiles: tuple[LatencyProfile, ...]
     shares: tuple[float, ...]
     slowness: Floats
+    average: float  # sd of the log of a mean of all kinds of steps, over that of one kind
 
     def band(self, values: Sequence[float]) -> tuple[float, float]:
         """Return the 5 % and 95 % points of a figure that has these values with the profiles drawn."""
@@ -52,6 +55,7 @@ def of(profile: LatencyProfile, usual: latency.Features, shares: Sequence[float]
         profiles=tuple(dataclasses.replace(profile, coefficients=coefficients) for coefficients in profiles),
         shares=tuple(shares),
         slowness=pool[chosen],
+        average=math.sqrt(max(1 - (1 - COMMON) * profile.residual_log_sd**2 / max(float(pool.var()), 1e-12), COMMON)),
     )
 
 

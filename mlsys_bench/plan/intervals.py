@@ -5,11 +5,14 @@ A figure is what many such engines would show on average over hours, not what on
     centre   simulation and, where it applies, theory as two witnesses, each weighed by its own uncertainty: of the simulation the spread of
              batches (`EVENED`), of theory what was measured against long simulations (`THEORY`).  Where they contradict each other by
              more than both allow, both are believed less
+    outside  what a profile that was not measured on a server is unsure of outside a request's own steps (`latency.overhead`)
     profile  theory with profiles drawn from the profile's uncertainty (`plan.draws`); it is asymmetric
-    both     squares of log distances added
+    all      squares of log distances added
 
 Replicas: the rate that one carries within limits and headroom, for each draw, and as far as the simulation of the binding limit is
-uncertain.  A smaller fleet that may be enough is inside the interval.  Of a trace theory knows the mean only: `plan.replays`.
+uncertain.  A percentile follows from one kind of step, a rate from the mean of all kinds, in which part of the residual of a profile's form
+averages out (`Draws.average`).  A smaller fleet that may be enough is inside the interval.  Of a trace theory knows the mean only:
+`plan.replays`.
 """
 
 from __future__ import annotations
@@ -20,7 +23,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mlsys_bench import slo, workload
+from mlsys_bench import latency, slo, workload
 from mlsys_bench.plan import draws
 from mlsys_bench.plan.analytic import Replica
 from mlsys_bench.plan.draws import TAILS, Draws
@@ -41,7 +44,7 @@ _SENSIBLE = 10  # times the replicas planned; a draw that asks for more says no 
 _RATES = ("throughput_tokens_per_s", "request_rate_per_s")  # set by the traffic while the replicas are stable
 _Z = 1.645
 EVENED = 0.7  # a run of even requests (`plan.evened`) differs from the next that much as its batches do; 0.3 to 1.1, measured over seeds
-_HALVINGS = 5
+_HALVINGS = 7  # of the highest rate with a drawn profile: to a percent
 _ALIKE = 0.1  # of the SCV of gaps from 1
 Interval = tuple[float, float]
 
@@ -84,12 +87,13 @@ def of(design: Design, trial: Trial, analytic: Mapping[str, float], request: Req
     predicted, sampled = trial.keys(limits), trial.spread(limits)
     trusted = _applies(design, request)
     centres = {
-        key: centre(key, value, sampled[key], analytic.get(key) if trusted else None)
+        key: centre(key, value, sampled[key], analytic.get(key) if trusted else None, outside_sd(key, design, predicted))
         for key, value in predicted.items()
         if value > 0 and key in sampled
     }
     scaling = _scaling(centres, analytic, limits)
     central, *drawn = [_with(p, design, request, scaling) for p in (profile, *found.profiles)]
+    crowds = _of_crowds(design, central, limits)
     feasible = [d for d in drawn if d.most_per_s * _SENSIBLE > central.most_per_s > 0]
     replicas = _replicas(design, request, found, central, drawn if len(feasible) == len(drawn) else [], centres, scaling)
     intervals = {"replicas": replicas, "utilisation": _utilisation(design, found, drawn)} | costs(design, replicas, request.shelf)
@@ -99,7 +103,9 @@ def of(design: Design, trial: Trial, analytic: Mapping[str, float], request: Req
         elif key in _RATES or key not in centres:
             intervals[key] = (value * (1 - sampled.get(key, 0.0)), value * (1 + sampled.get(key, 0.0)))
         else:
-            intervals[key] = around(value, centres[key].log, _Z * centres[key].sd, _band(key, found, central, drawn))
+            low, high = _band(key, found, central, drawn)
+            high = math.hypot(max(high, 0.0), _Z * crowds.get(key, 0.0))
+            intervals[key] = around(value, centres[key].log, _Z * centres[key].sd, (low, high))
     overloaded = sum(d.capacity_per_s * MOST < design.each_per_s for d in drawn)
     return Spread(intervals=intervals, overloaded=overloaded, infeasible=len(drawn) - len(feasible))
 
@@ -107,9 +113,9 @@ def of(design: Design, trial: Trial, analytic: Mapping[str, float], request: Req
 def usual_step(replica: Replica) -> tuple[float, ...]:
     """Return the features of the average step of a full replica: what decides how many requests it answers."""
     demand, admitted = replica.demand, replica.admitted_per_step
-    decodes = admitted * (demand.mean_output - 1)
-    pairs = admitted * float((demand.prompt**2).mean()) / 2
-    return decodes, decodes * replica.context_tokens, admitted * demand.mean_prompt, pairs, decodes + admitted
+    decodes, read = admitted * (demand.mean_output - 1), replica.read_per_step
+    pairs = read * float((demand.prompt**2).mean()) / 2
+    return decodes, decodes * replica.context_tokens, read * demand.mean_prompt, pairs, decodes + read
 
 
 def _applies(design: Design, request: Request) -> bool:
@@ -137,14 +143,25 @@ def _rough(profile: LatencyProfile, design: Design) -> Replica:
 # ---------------------------------------------------------------- two witnesses
 
 
-def centre(key: str, simulated: float, half: float, analytic: float | None) -> Centre:
-    """Return the mean of simulation and theory weighed by their precision; contradictions widen it (Birge 1932, Phys. Rev. 40, 207)."""
+def centre(key: str, simulated: float, half: float, analytic: float | None, unseen: float = 0.0) -> Centre:
+    """Return the mean of simulation and theory weighed by their precision; contradictions widen it (Birge 1932, Phys. Rev. 40, 207).
+
+    `unseen`: sd of the log of what both took from the profile as it is, and neither can know better.
+    """
     sampled, theory = max(EVENED * half, 1e-3) / _Z, _theory_sd(key)
     if analytic is None or analytic <= 0 or theory is None:
-        return Centre(log=math.log(simulated), sd=sampled)
+        return Centre(log=math.log(simulated), sd=math.hypot(sampled, unseen))
     apart, both = math.log(analytic / simulated), math.hypot(sampled, theory)
     sd = sampled * theory / both * max(1.0, abs(apart) / (_Z * both))
-    return Centre(log=math.log(simulated) + apart * sampled**2 / both**2, sd=sd)
+    return Centre(log=math.log(simulated) + apart * sampled**2 / both**2, sd=math.hypot(sd, unseen))
+
+
+def outside_sd(key: str, design: Design, predicted: Mapping[str, float]) -> float:
+    """Return the sd of the log of a TTFT or E2E for what is uncertain of the time outside a request's own steps, else 0."""
+    if key.rpartition(":")[2].partition("_")[0] not in ("ttft", "e2e"):
+        return 0.0
+    outside = latency.overhead(design.candidate.profile)
+    return outside.spread_s(design.replica.demand.mean_prompt, predicted.get("itl_p50_s", 0.0)) / predicted[key]
 
 
 def _theory_sd(key: str) -> float | None:
@@ -154,6 +171,21 @@ def _theory_sd(key: str) -> float | None:
         return None
     stat = rest.removesuffix("_s")
     return float(np.interp(float(stat[1:]) if stat.startswith("p") else 50.0, (50.0, 95.0, 99.0), THEORY[metric]))
+
+
+def _of_crowds(design: Design, central: _Drawn, limits: SLO) -> dict[str, float]:
+    """Return by how much the log of each TTFT may lie higher as requests now and then hold more memory than usual.
+
+    A pool that runs full stays so for long, and a short run hardly meets it: theory at a load one sd of what the seated hold higher.
+    """
+    replica = design.replica
+    if replica.binds != "memory":
+        return {}
+    mean, sd = replica.demand.held_tokens
+    rate = min(design.each_per_s * (1 + sd / mean / math.sqrt(replica.slots)), MOST * replica.capacity_per_s)
+    seen = _rough(design.candidate.profile, design).predict(rate).keys(limits)
+    late = {key: central.keys[key] for key in seen if key.rpartition(":")[2].startswith("ttft") and central.keys.get(key, 0.0) > 0}
+    return {key: max(math.log(seen[key] / value), 0.0) for key, value in late.items() if seen[key] > 0}
 
 
 def _scaling(centres: Mapping[str, Centre], analytic: Mapping[str, float], limits: SLO) -> dict[str, float]:
@@ -203,7 +235,7 @@ def _replicas(
     rough = _rough(design.candidate.profile, design)
     ends = (_carried(rough, request, _moved(scaling, centres, way)) for way in (-_Z, _Z))
     less, more = (abs(math.log(usual / end)) if end > 0 else math.log(_SENSIBLE) for end in ends)
-    band = found.band([math.log(usual / d.most_per_s) for d in drawn])
+    band = [found.average * end for end in found.band([math.log(usual / d.most_per_s) for d in drawn])]
     needed = math.log(design.rate_per_s / carried)
     low, high = needed - math.hypot(less, min(band[0], 0.0)), needed + math.hypot(more, max(band[1], 0.0))
     return min(max(1.0, float(math.ceil(math.exp(low) - 1e-9))), at), max(float(math.ceil(math.exp(high) - 1e-9)), at)

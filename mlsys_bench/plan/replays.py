@@ -38,13 +38,14 @@ def of(design: Design, trial: Trial, request: Request) -> Spread:
     usual, again = (_played(design, profile, stretch, request, request.seed + luck) for luck in (0, 1))
     drawn = [_played(design, p, stretch, request, request.seed) for p in found.profiles]
     made: dict[str, Interval] = {}
-    for key, value in trial.keys(request.slo).items():
+    predicted = trial.keys(request.slo)
+    for key, value in predicted.items():
         seen = [usual.get(key, 0.0), again.get(key, 0.0), *(d.get(key, 0.0) for d in drawn)]
         if value <= 0 or min(seen) <= 0:
             made[key] = (value, value)
             continue
         logs = np.log(np.array(seen) / seen[0])
-        luck = _Z * abs(float(logs[1])) / math.sqrt(2)
+        luck = _Z * math.hypot(float(logs[1]) / math.sqrt(2), intervals.outside_sd(key, design, predicted))
         made[key] = intervals.around(value, math.log(value), luck, found.band(logs[2:].tolist()))
         if key.endswith("goodput"):
             made[key] = made[key][0], min(made[key][1], 1.0)

@@ -23,7 +23,6 @@ from mlsys_bench.plan.latencies import Floats, Latencies
 from mlsys_bench.types import LatencyProfile
 
 SLACK = 1.12
-_OVERHEADS = ("request_overhead_s", "token_overhead_s")  # of an engine, before and after its steps
 _SAMPLES = 256  # requests whose latencies alone are worked out
 
 
@@ -32,9 +31,7 @@ class Clocks:
 
     def __init__(self, profiles: Sequence[LatencyProfile]) -> None:
         self.table = latency.tables(profiles)  # one candidate in each column
-        self.overhead_s = np.array(
-            [sum(p.constants.get(name, 0.0) for name in ("request_overhead_s", "token_overhead_s")) for p in profiles]
-        )
+        self.overheads = [latency.overhead(p) for p in profiles]
 
     def most_per_s(self, limits: Sequence[Limits], demand: Demand) -> Floats:
         """Return rates that single replicas cannot exceed, whatever their latencies.  The demand fits all limits."""
@@ -64,7 +61,7 @@ class Clocks:
         prompt, output = demand.prompt[:_SAMPLES], demand.output[:_SAMPLES]
         table, budget = self.table[:, :, None], np.array([[float(each.max_step_tokens)] for each in limits])
         token_s = latency.many(table, _of_one(prompt + output / 2))
-        ttft = np.broadcast_to(self.overhead_s[:, None], token_s.shape)
+        ttft = np.array([over.seconds(prompt) for over in self.overheads])
         past = np.zeros_like(budget)
         while (past < prompt.max()).any():
             chunk = np.clip(prompt - past, 0.0, budget)

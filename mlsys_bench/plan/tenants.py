@@ -35,6 +35,8 @@ PlanOne = Callable[[Request], Judged]
 def resolved(limits: SLO, names: Sequence[str]) -> SLO:
     """Return limits that each name a tenant: its own, or those of all where it has none; an availability is that of the fleet."""
     for limit in limits:
+        if limit.tenant is not None and not names:
+            raise BadInput(f"SLO {slo.show_limit(limit)}: the traffic has no tenants; name them in a scenario, or drop {limit.tenant}:")
         if limit.tenant is not None and limit.tenant not in names:
             raise unknown("tenant", limit.tenant, names, f"SLO {slo.show_limit(limit)}")
     common = [limit for limit in limits if limit.tenant is None and limit.metric != "availability"]

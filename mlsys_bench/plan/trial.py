@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
-from mlsys_bench import slo
+from mlsys_bench import latency, slo
 from mlsys_bench.plan.latencies import Floats, Latencies
 from mlsys_bench.simulate.core import Tracks
 from mlsys_bench.types import SLO
@@ -74,14 +74,15 @@ def _tail(seen: Latencies, key: str) -> float:
     return float(high - low) / 2 / float(value) if value > 0 else 0.0
 
 
-def of_tracks(tracks: Tracks, schedule: Schedule, batches: Sequence[tuple[int, int]], replicas: int, back_s: float) -> Trial:
-    """Return what the requests of each batch saw, rows [first, end) of the schedule, `back_s` being added to every time."""
+def of_tracks(tracks: Tracks, schedule: Schedule, batches: Sequence[tuple[int, int]], replicas: int, overhead: latency.Overhead) -> Trial:
+    """Return what the requests of each batch saw, rows [first, end) of the schedule, the time outside the engine included."""
+    back_s = after_s(tracks, schedule, overhead)
     served = tracks.fate == ANSWERED
     borders_s = [float(schedule.scheduled_s[first]) for first, _ in batches] + [float(schedule.scheduled_s[batches[-1][1] - 1])]
     seconds = np.maximum(np.diff(borders_s), 1e-9) * replicas
-    done_s = np.sort(tracks.last_s[served]) + back_s
+    done_s = np.sort(tracks.last_s[served] + back_s[served])
     assert tracks.token_s is not None
-    token_s = np.sort(tracks.token_s[_valid(tracks)]) + back_s
+    token_s = np.sort(tracks.token_s[_valid(tracks)]) + float(back_s[served].mean() if served.any() else 0.0)
     tokens, requests = (np.diff(np.searchsorted(times, borders_s)) / seconds for times in (token_s, done_s))
     return Trial(
         batches=tuple(_latencies(tracks, schedule, first, end, back_s) for first, end in batches),
@@ -101,10 +102,15 @@ def _valid(tracks: Tracks) -> npt.NDArray[np.bool_]:
     return np.cumsum(change[:-1]) > 0
 
 
-def _latencies(tracks: Tracks, schedule: Schedule, first: int, end: int, back_s: float) -> Latencies:
+def after_s(tracks: Tracks, schedule: Schedule, overhead: latency.Overhead) -> Floats:
+    """Return by request what passes beside its steps: outside the engine, and until a first step that was not planned before it came."""
+    return overhead.there_s + overhead.back_s + tracks.late_s(schedule.prompt_tokens, overhead)
+
+
+def _latencies(tracks: Tracks, schedule: Schedule, first: int, end: int, back_s: Floats) -> Latencies:
     rows = np.arange(first, end)[tracks.fate[first:end] == ANSWERED]
     due_s, tokens = schedule.scheduled_s[rows], tracks.tokens[rows]
-    first_s, last_s = tracks.first_s[rows] + back_s, tracks.last_s[rows] + back_s
+    first_s, last_s = tracks.first_s[rows] + back_s[rows], tracks.last_s[rows] + back_s[rows]
     tpot: Floats = np.where(tokens > 1, (last_s - first_s) / np.maximum(tokens - 1, 1), np.nan)
     found = Latencies(ttft_s=first_s - due_s, tpot_s=tpot, e2e_s=last_s - due_s, itl_s=_gaps(tracks, rows))
     if schedule.tenant is None:

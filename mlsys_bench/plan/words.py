@@ -18,6 +18,7 @@ from mlsys_bench.pricing import Fleet, Shelf
 from mlsys_bench.types import SLO, Alternative, Limit, Provenance
 
 LISTED = 12  # alternatives in a plan
+NEAR_IDLE = 1.5  # times the latency without traffic: a limit below that hardly depends on the load
 
 
 def alternatives(request: Request, search: Search, best: Design) -> Iterator[Alternative]:
@@ -160,6 +161,7 @@ def notes(request: Request, search: Search, design: Design, trial: Trial, spread
     low, high = spread.intervals["replicas"]
     if low < design.replicas:
         yield f"{low:g} replicas may be enough and {high:g} may be needed: the profile and the simulation do not say more closely"
+    yield from _near_idle(request, design)
     if spread.overloaded:
         share_of_draws = f"in {spread.overloaded} of {spread.draws} draws of the profile"
         yield f"{share_of_draws} these replicas are overloaded: upper ends are those at {sizing.MOST:.0%} load"
@@ -173,6 +175,17 @@ def notes(request: Request, search: Search, design: Design, trial: Trial, spread
     hidden = _count_hidden(search) - LISTED
     if hidden > 0:
         yield f"{hidden} more alternatives are not listed"
+
+
+def _near_idle(request: Request, design: Design) -> Iterator[str]:
+    """Yield the limit that an idle replica all but misses: more replicas hardly help to keep it, so their number is hardly known."""
+    if request.trace is not None or design.replicas == design.fewest:
+        return
+    at_rest = design.replica.predict(sizing.IDLE * design.replica.capacity_per_s)
+    excess, limit = sizing.worst(at_rest, request.slo)
+    if limit is not None and excess * NEAR_IDLE > 1:
+        times = f"{1 / excess:.2f} times what an idle replica takes"
+        yield f"{slo.show_limit(limit)} is {times}: a few percent of it are many replicas; a looser limit makes a surer and cheaper plan"
 
 
 def _bought(fleet: Fleet) -> Iterator[str]:

@@ -9,6 +9,10 @@ from mlsys_bench.billing import Bill, BreakEven, Comparison, Costs, Energy, Mix,
 from mlsys_bench.report.parts import Cell, Column, Fact, Section, Table, Tone, digits, joined, percent, scalar, usd_span
 
 LESS: dict[bool, Tone] = {True: "good", False: "bad"}
+_NAMES = {
+    "usd_per_hour": "$/h", "usd_per_month": "$ a month", "usd_per_request": "$ a request",
+    "usd_per_million_tokens": "$ per 1M output tokens", "gpus": "GPUs", "requests_per_s": "requests/s",
+}  # fmt: skip
 
 
 def costs(record: Costs) -> Section:
@@ -115,7 +119,7 @@ def comparison_table(rows: tuple[Comparison, ...], title: str = "Beside the base
     columns = (Column(""), Column("baseline", right=True), Column("plan", right=True), Column("change", right=True))
     cells = tuple(
         (
-            Cell(row.what.replace("_", " "), "strong"),
+            Cell(_NAMES.get(row.what, row.what.replace("_", " ")), "strong"),
             Cell(_figure(row.what, row.baseline)),
             Cell(_figure(row.what, row.plan)),
             Cell("—" if row.change is None else percent(100 * row.change, signed=True)),

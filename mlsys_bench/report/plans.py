@@ -59,7 +59,8 @@ def lead(record: Plan) -> str:
     fleet = " + ".join(_fleet(item) + (f" for {item.stage}" if record.apart else "") for item in record.fleet)
     cost = "unpriced" if record.usd_per_hour is None else f"{units.show_usd(record.usd_per_hour)} an hour"
     carry = "carries" if record.replicas == 1 else "carry"
-    return f"{fleet} {carry} {traffic.requests(record.workload.rate_per_s)} for {cost}; {record.binding_constraint} binds."
+    bind = "bind" if record.apart else "binds"
+    return f"{fleet} {carry} {traffic.requests(record.workload.rate_per_s)} for {cost}; {record.binding_constraint} {bind}."
 
 
 def _fleet(item: FleetItem) -> str:

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from mlsys_bench.batching import Limits, Policy, misfit
+from mlsys_bench.latency import Overhead
 from mlsys_bench.simulate.conditions import Autoscaling, Conditions, Disaggregation, uniform
 from mlsys_bench.simulate.member import Life, Member
 from mlsys_bench.simulate.replica import Clock, Job, Replica
@@ -80,14 +81,13 @@ class Coordinator:
         seed: int,
         queue_limit: int | None,
         stop_s: float,
-        there_s: float,
-        back_s: float,
+        overhead: Overhead,
         conditions: Conditions,
         prefill_clock: Clock | None = None,
     ) -> None:
         """Start with replicas that are ready."""
         self.traffic, self.requests = traffic, traffic.requests
-        self.seed, self.queue_limit, self.stop_s, self.there_s, self.back_s = seed, queue_limit, stop_s, there_s, back_s
+        self.seed, self.queue_limit, self.stop_s, self.overhead, self.there_s = seed, queue_limit, stop_s, overhead, overhead.there_s
         self.conditions, self.policy = conditions, policy
         self.now_s, self.numbers, self.heap = 0.0, 0, list[tuple[float, int, Callable[[], None]]]()
         self.fates = [Fate() for _ in self.requests.prompt_tokens]
@@ -212,11 +212,23 @@ class Coordinator:
         else:
             attempt.member = None
             assert job.done_s is not None
-            at_s = job.done_s + self.back_s
+            at_s = job.done_s + self.back_s(attempt)
             if at_s > self.stop_s:  # computed in time, and only on its way back
                 self._answered(attempt, at_s)
             else:
                 self._at(at_s, lambda: self._answered(attempt, at_s))
+
+    def back_s(self, attempt: Attempt) -> float:
+        """Return what comes on top of an attempt's steps: `core.Tracks.late_s`, and the way back.  Of pools apart no plans are known."""
+        outside_s = self.overhead.back_s + self.overhead.prompt_token_s * self.requests.prompt_tokens[attempt.request]
+        if not self.overhead.planned_steps or self.conditions.disaggregation:
+            return outside_s
+        job, tokens = attempt.jobs[-1], self.requests.output_tokens[attempt.request]
+        if job.first_s is None or job.started_s is None or job.started_s <= job.arrived_s:
+            return outside_s
+        several = tokens > 1 and job.done_s is not None
+        step_s = (job.done_s - job.first_s) / (tokens - 1) if several and job.done_s else job.first_s - job.started_s
+        return outside_s + self.overhead.planned_steps * step_s
 
     def _transfer(self, attempt: Attempt, apart: Disaggregation) -> None:
         """Send the cache of a prompt to where it is decoded, after those that wait for the same link."""

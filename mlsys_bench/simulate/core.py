@@ -100,6 +100,18 @@ class Tracks:
     asked_tokens: int
     replica: Ints | None = None  # which one took the request
 
+    def late_s(self, prompt_tokens: Ints, overhead: latency.Overhead) -> Floats:
+        """Return by request what comes on top of its steps: its prompt outside the engine, and steps planned before it came.
+
+        It waits for those if it found the engine busy; each is as long as the steps it decodes in, or its own prefill where there are none.
+        """
+        outside_s = np.asarray(overhead.prompt_token_s * prompt_tokens, dtype=np.float64)
+        if not overhead.planned_steps:
+            return outside_s
+        ended_s, several = np.nan_to_num(self.last_s), self.tokens > 1
+        step_s = np.where(several & (ended_s > 0), (ended_s - self.first_s) / np.maximum(self.tokens - 1, 1), self.first_s - self.started_s)
+        return np.asarray(outside_s + np.where(self.started_s > self.arrived_s, overhead.planned_steps * np.nan_to_num(step_s), 0.0))
+
     def gap_quantile_s(self, p: float) -> float:
         """Return a quantile of the gaps between tokens, to 0.2 %; nan where there was none."""
         total = np.cumsum(self.gaps)

@@ -52,7 +52,8 @@ def run(
     fits the context or the KV cache answers 400.  `until_s` stops the run there: what is not done is unfinished.
     Requests scheduled before `warmup_s` (by default the first tenth of all) are not `in_window`.  `clock` replaces the profile's;
     for one and the same batch it must not fall when the cache grows.
-    Of the profile's constants, `request_overhead_s` delays the way to the engine and `token_overhead_s` the way back of every token.
+    Of the profile's constants (`latency.overhead`), `request_overhead_s` delays the way to the engine and `token_overhead_s` the way back
+    of every token; what its prompt takes outside the engine, and steps planned before it came, delay all tokens of a request.
     `conditions`: timeouts, retries, failures, autoscaling, disaggregation; `replicas` is then the number at the start, or of those that
     decode.  Turns of a session that wait for an answer get their `scheduled_s` when it is there.
     """
@@ -137,14 +138,13 @@ def play(
 ) -> Simulation:
     """Return the same for any traffic, event by event.  `counted` says which of the times of sending are in the window."""
     apart = conditions.disaggregation
-    there_s, back_s = _ways_s(profile)
     events = Coordinator(
         traffic, limits, clock or latency.clock(profile), policy, replicas=replicas, routing=routing, seed=seed, queue_limit=queue_limit,
-        stop_s=math.inf if until_s is None else until_s, there_s=there_s, back_s=back_s, conditions=conditions,
+        stop_s=math.inf if until_s is None else until_s, overhead=latency.overhead(profile), conditions=conditions,
         prefill_clock=latency.clock(apart.profile) if apart and apart.profile else None,
     )  # fmt: skip
     events.go()
-    return of_events(events, replicas + (apart.prefill_replicas if apart else 0), until_s, counted, back_s)
+    return of_events(events, replicas + (apart.prefill_replicas if apart else 0), until_s, counted)
 
 
 def _checked(
@@ -174,33 +174,31 @@ def _plain(
     warmup_s: float | None,
 ) -> Simulation:
     """Return a run in which requests arrive, are routed once, and nothing else happens."""
-    there_s, back_s = _ways_s(profile)
+    outside = latency.overhead(profile)
     stop_s = math.inf if until_s is None else until_s
     scheduled_s: list[float] = schedule.scheduled_s.tolist()
     counted = _counted(scheduled_s, warmup_s)
     tracks = core.play(
         schedule, limits, profile=None if clock else profile, clock=clock, policy=policy, replicas=replicas, routing=routing, seed=seed,
-        queue_limit=queue_limit, stop_s=stop_s, delay_s=there_s, gaps_from_s=_from_s(scheduled_s, counted), keep_tokens=_keeps(schedule),
+        queue_limit=queue_limit, stop_s=stop_s, delay_s=outside.there_s, gaps_from_s=_from_s(scheduled_s, counted),
+        keep_tokens=_keeps(schedule),
     )  # fmt: skip
-    return of_tracks(tracks, schedule, limits, scheduled_s, counted, back_s, replicas, stop_s)
+    back_s = outside.back_s + tracks.late_s(schedule.prompt_tokens, outside)
+    return of_tracks(tracks, schedule, limits, scheduled_s, counted, back_s.tolist(), replicas, stop_s)
 
 
 def _circle(
     schedule: Schedule, profile: LatencyProfile, limits: Limits, clock: Clock | None, policy: Policy, users: int, counted: list[bool]
 ) -> Simulation:
-    """Return a closed loop on one replica whose users do not think."""
-    there_s, back_s = _ways_s(profile)
+    """Return a closed loop on one replica whose users do not think.  What was learned of open loops beyond the two ways is left out."""
+    outside = latency.overhead(profile)
+    there_s, back_s = outside.there_s, outside.back_s
     started = dataclasses.replace(schedule, scheduled_s=np.nan_to_num(schedule.scheduled_s) + there_s)
     tracks = core.circulate(
         started, limits, users=users, profile=None if clock else profile, clock=clock, policy=policy, pause_s=there_s + back_s,
         keep_tokens=_keeps(schedule),
     )  # fmt: skip
-    return of_tracks(tracks, schedule, limits, (tracks.arrived_s - there_s).tolist(), counted, back_s, 1)
-
-
-def _ways_s(profile: LatencyProfile) -> tuple[float, float]:
-    """Return how long a request travels to the engine, and a token back."""
-    return profile.constants.get("request_overhead_s", 0.0), profile.constants.get("token_overhead_s", 0.0)
+    return of_tracks(tracks, schedule, limits, (tracks.arrived_s - there_s).tolist(), counted, [back_s] * len(schedule), 1)
 
 
 def _keeps(schedule: Schedule) -> bool:

@@ -45,6 +45,13 @@ class Job:
     row: int = -1  # in the replica that has it
     begun_s: list[float] = field(default_factory=list, repr=False)  # that replica's, by row; negative before the first step
 
+    came_s: list[float] = field(default_factory=list, repr=False)  # likewise first tokens; 0 before
+
+    @property
+    def first_s(self) -> float | None:
+        """When its first token came."""
+        return self.came_s[self.row] if self.came_s and self.came_s[self.row] > 0 else None
+
     @property
     def started_s(self) -> float | None:
         """When its first step began."""
@@ -155,7 +162,7 @@ class Replica:
         kernel.offer(s, row, job.arrived_s, prompt_tokens, output_tokens, cached_tokens)
         s.a.rows[KNOWN][row] += known_tokens
         s.books[kernel.LAST_S][row] = job.arrived_s
-        job.row, job.begun_s, self.jobs[row] = row, s.books[kernel.STARTED], job
+        job.row, job.begun_s, job.came_s, self.jobs[row] = row, s.books[kernel.STARTED], s.books[kernel.FIRST_S], job
         self._all.append(job)
         self._known.append(known_tokens)
 

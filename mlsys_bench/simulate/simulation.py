@@ -72,11 +72,11 @@ def of_tracks(
     limits: Limits,
     scheduled_s: Sequence[float],
     counted: Sequence[bool],
-    back_s: float,
+    back_s: Sequence[float],
     replicas: int,
     stop_s: float = math.inf,
 ) -> Simulation:
-    """Return a run that was played in one call."""
+    """Return a run that was played in one call.  `back_s`: what comes on top of the steps of each request, on the way back."""
     requests = requests_of(schedule)
     fates = np.where(tracks.arrived_s <= stop_s, tracks.fate, kernel.NEVER)  # impossible ones are known before they come
     return Simulation(
@@ -103,14 +103,14 @@ def _records(
     requests: Requests,
     scheduled_s: Sequence[float],
     counted: Sequence[bool],
-    back_s: float,
+    back_s: Sequence[float],
     stop_s: float,
 ) -> Iterator[RequestRecord]:
     """Yield the record of each request.  Where token times were not kept, one event carries all tokens after the first."""
     started_s = tracks.started_s - tracks.arrived_s
     rows = zip(fates, started_s.tolist(), tracks.last_s.tolist(), tracks.tokens.tolist(), strict=True)
     for i, (fate, queue_s, last_s, tokens) in enumerate(rows):
-        when, counts = _events(tracks, i, tokens, back_s, stop_s)
+        when, counts = _events(tracks, i, tokens, back_s[i], stop_s)
         outcome = _OUTCOMES.get(fate, "unfinished")
         yield RequestRecord(
             index=i,
@@ -118,7 +118,7 @@ def _records(
             sent_s=None if fate == kernel.NEVER else scheduled_s[i],
             token_s=when,
             tokens_per_event=counts,
-            done_s=last_s + back_s if outcome == "ok" else scheduled_s[i] if outcome == "rejected" else None,
+            done_s=last_s + back_s[i] if outcome == "ok" else scheduled_s[i] if outcome == "rejected" else None,
             prompt_tokens=requests.prompt_tokens[i],
             output_tokens=sum(counts),
             token_source="simulated",  # noqa: S106  no secret
@@ -143,9 +143,7 @@ def _events(tracks: core.Tracks, i: int, tokens: int, back_s: float, stop_s: flo
     return tuple(t for t, _ in events), tuple(k for _, k in events)
 
 
-def of_events(
-    events: Coordinator, replicas: int, until_s: float | None, counted: Callable[[Sequence[float]], list[bool]], back_s: float
-) -> Simulation:
+def of_events(events: Coordinator, replicas: int, until_s: float | None, counted: Callable[[Sequence[float]], list[bool]]) -> Simulation:
     """Return a run that was played event by event.  `counted` says which of the times of sending are in the window."""
     stop_s = math.inf if until_s is None else until_s
     members = [member for pool in events.pools.values() for member in pool.everyone]
@@ -155,7 +153,7 @@ def of_events(
     inside = counted([_due_s(events.fates[i], stop_s) for i in order])
     limits = events.entry.limits
     return Simulation(
-        requests=tuple(_settled(i, events, token_s, stop_s, back_s, counts) for i, counts in zip(order, inside, strict=True)),
+        requests=tuple(_settled(i, events, token_s, stop_s, counts) for i, counts in zip(order, inside, strict=True)),
         replicas=replicas,
         end_s=max((e.at_s for e in engines if e.steps), default=0.0),
         busy_s=sum(m.engine.busy_s - m.lost_s for m in members),
@@ -173,13 +171,11 @@ def of_events(
     )
 
 
-def _settled(
-    index: int, events: Coordinator, token_s: Sequence[list[float]], stop_s: float, back_s: float, in_window: bool
-) -> RequestRecord:
+def _settled(index: int, events: Coordinator, token_s: Sequence[list[float]], stop_s: float, in_window: bool) -> RequestRecord:
     """Return the record of one request: tokens and times of its last attempt, latency from when it was first due."""
     fate, requests = events.fates[index], events.requests
     attempt = fate.last
-    when_s = _came_s(events, fate, token_s, back_s)
+    when_s = _came_s(events, fate, token_s)
     return RequestRecord(
         index=index,
         scheduled_s=_due_s(fate, stop_s),
@@ -200,7 +196,7 @@ def _settled(
     )
 
 
-def _came_s(events: Coordinator, fate: Fate, token_s: Sequence[list[float]], back_s: float) -> tuple[float, ...]:
+def _came_s(events: Coordinator, fate: Fate, token_s: Sequence[list[float]]) -> tuple[float, ...]:
     """Return when the tokens of a request's last attempt came back, as far as they were computed in time and somebody waited for them."""
     attempt = fate.last
     if attempt is None or not attempt.jobs:
@@ -211,6 +207,7 @@ def _came_s(events: Coordinator, fate: Fate, token_s: Sequence[list[float]], bac
     elif events.conditions.disaggregation is not None and events.requests.output_tokens[attempt.request] > 1:  # or is still on its way
         return ()
     until_s = math.inf if fate.done_s is None else fate.done_s
+    back_s = events.back_s(attempt)
     return tuple(t + back_s for t in made_s if t + back_s <= until_s)
 
 

@@ -125,7 +125,7 @@ def _of_whole(made: Plan, pair: Pair) -> Alternative:
 
 def _against(other: Alternative, pair: Pair) -> Alternative:
     """Return an alternative to whole replicas as one to a pair: what it costs more."""
-    found = re.match(r"(at least )?\$\S+/h more", other.why_not)
+    found = re.match(r"(at least )?(?:\$\S+/h more|as dear, (?:not better|more devices))", other.why_not)
     return other if found is None else dataclasses.replace(
         other, why_not=f"{found[1] or ''}{answer.dearer(other.usd_per_hour, pair.usd_per_h)}{other.why_not[found.end() :]}"
     )  # fmt: skip

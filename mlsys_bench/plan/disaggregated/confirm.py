@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from mlsys_bench import workload
+from mlsys_bench import latency, workload
 from mlsys_bench.plan import confirm as whole
 from mlsys_bench.plan.confirm import SAMPLE
 from mlsys_bench.plan.disaggregated.pairs import Pair, of_both, of_prefill
@@ -106,14 +106,14 @@ def played(pair: Pair, request: Request, effort: int = 1) -> Trial:
     play = _play(pair, request, effort)
     first = _first(pair, play, request)
     tracks = decoded(pair.decode.candidate, first, play.kept, play.receivers, request.routing, request.seed + 1)
-    return of_tracks(tracks, workload.take(play.schedule, play.kept), play.batches, play.receivers, _back_s(pair))
+    return of_tracks(tracks, workload.take(play.schedule, play.kept), play.batches, play.receivers, _overhead(pair))
 
 
 def first_tokens(pair: Pair, request: Request, effort: int = 1) -> Trial:
     """Simulate the prefill pool alone: of the times only those of first tokens mean anything."""
     play = _play(pair, request, effort)
     first = _first(pair, play, request)
-    after_s = first.handed_s - play.schedule.scheduled_s + _back_s(pair)
+    after_s = first.handed_s - play.schedule.scheduled_s + _overhead(pair).seconds(play.schedule.prompt_tokens)
     rows = np.flatnonzero(play.kept)
     at = [(rows[a], rows[b - 1] + 1) for a, b in play.batches]
     return Trial(
@@ -138,9 +138,9 @@ def _first(pair: Pair, play: _Play, request: Request) -> Prefilled:
     return prefilled(pair.prefill.candidate, play.schedule, pair.link, play.senders, request.routing, request.seed)
 
 
-def _back_s(pair: Pair) -> float:
-    constants = pair.decode.candidate.profile.constants
-    return sum(constants.get(name, 0.0) for name in ("request_overhead_s", "token_overhead_s"))
+def _overhead(pair: Pair) -> latency.Overhead:
+    """Return the time outside both engines; of steps planned ahead by a pool of its own nothing is known."""
+    return dataclasses.replace(latency.overhead(pair.decode.candidate.profile), planned_steps=0.0)
 
 
 def _play(pair: Pair, request: Request, effort: int) -> _Play:

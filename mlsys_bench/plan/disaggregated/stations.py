@@ -68,7 +68,7 @@ class Prefill:
         each = self.room / self.mean  # prompts of a full step
         self.full_s = float(self._time_s(np.array(self.room), np.array(each * self._halves), np.array(each)))
         self.capacity_per_s = each / self.full_s
-        self._overhead_s = profile.constants.get("request_overhead_s", 0.0) + profile.constants.get("token_overhead_s", 0.0)
+        self._overhead_s = latency.overhead(profile).seconds(self.prompt)
         self._cells = _CELLS if samples >= SAMPLES else _ROUGH_CELLS
 
     def utilisation(self, rate_per_s: float) -> float:
@@ -219,12 +219,11 @@ class Decode:
         self.demand, self.limits, self.profile = demand, limits, profile
         several = decoding(demand)
         self.share = several.share / demand.share
-        self.inner = Replica(profile, limits, several, samples=samples)
+        self.inner = Replica(latency.engine_only(profile), limits, several, samples=samples)
         rows = np.arange(samples) % len(demand.output)
         self.output = demand.output[rows]
         self.slots, self.step_s = self.inner.slots, self.inner.step_s
         self.capacity_per_s = self.inner.capacity_per_s / self.share
-        self._overhead_s = profile.constants.get("request_overhead_s", 0.0) + profile.constants.get("token_overhead_s", 0.0)
 
     def utilisation(self, rate_per_s: float) -> float:
         """Return offered load over capacity."""
@@ -236,13 +235,12 @@ class Decode:
         seen = self.inner.predict(own_per_s)
         several = self.output > 1
         after = np.zeros(len(self.output))
-        after[several] = seen.e2e_s[: int(several.sum())] - self._overhead_s  # both go through the requests in the same order
+        after[several] = seen.e2e_s[: int(several.sum())]  # both go through the requests in the same order
         tpot = np.where(several, after / np.maximum(self.output - 1, 1), np.nan)
-        waited = seen.ttft_s - self._overhead_s
         gaps, weights = self._gaps(own_per_s)
         return Latencies(
-            ttft_s=np.zeros(len(self.output)), tpot_s=tpot, e2e_s=after, itl_s=np.concatenate([gaps, waited]),
-            itl_weights=np.concatenate([weights, np.full(len(waited), 1 / len(waited))]),
+            ttft_s=np.zeros(len(self.output)), tpot_s=tpot, e2e_s=after, itl_s=np.concatenate([gaps, seen.ttft_s]),
+            itl_weights=np.concatenate([weights, np.full(len(seen.ttft_s), 1 / len(seen.ttft_s))]),
         )  # fmt: skip
 
     def _gaps(self, rate_per_s: float) -> tuple[Floats, Floats]:

@@ -332,6 +332,8 @@ def writer(stage: Stage, graph: StageGraph, share: float, limits: SLO, profile: 
         alone = plan_engine(request)
     except Infeasible as error:
         raise Infeasible(f"stage {stage.name}: {error}") from error
+    except BadInput as error:  # such as a limit below its physics floor: one that the whole's limits leave to those who come here
+        raise BadInput(f"stage {stage.name}, called {share:.3g} times a request: {error}") from error
     held = _limits(alone)
     replica = agreement.of(alone.profile, held, traffic)
     return Writer(stage=stage, alone=alone, traffic=traffic, limits=held, replica=replica, promised=limits, seed=seed, least=alone.replicas)
