@@ -405,6 +405,19 @@ class Alternative:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class FrontierPoint:
+    """A fleet that keeps all limits and that no other undercuts in price without being slower; `figure` such as 'ttft_p95_s', by theory."""
+
+    gpu: str
+    precision: str
+    devices_per_replica: int
+    replicas: int
+    usd_per_hour: float
+    figure: str
+    latency_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class StagePlan:
     """One stage of a planned stage graph.  `latencies_s` are of its visits, wait included, as simulated: p50, p95 and p99."""
 
@@ -469,6 +482,7 @@ class Plan:
     tenancy: Tenancy | None = None
     baseline: Beside | None = None
     sensitivity: tuple[Sensitivity, ...] = ()
+    frontier: tuple[FrontierPoint, ...] = ()  # cost against latency
 
 
 # ---------------------------------------------------------------- checks

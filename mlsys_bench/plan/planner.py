@@ -10,7 +10,7 @@ from concurrent.futures import Executor
 
 from mlsys_bench import models, pricing, slo
 from mlsys_bench.errors import Infeasible
-from mlsys_bench.plan import candidates, confirm, demand, floors, intervals, search, sizing, words
+from mlsys_bench.plan import candidates, confirm, demand, floors, frontier, intervals, search, sizing, words
 from mlsys_bench.plan.ahead import Ahead
 from mlsys_bench.plan.candidates import Misfit
 from mlsys_bench.plan.latencies import Latencies
@@ -161,6 +161,7 @@ def _assemble(request: Request, found: Search, design: Design, trial: Trial) -> 
         intervals=_with_cost_per_token(spread.intervals, design),
         analytic=analytic,
         alternatives=tuple(words.alternatives(request, found, design)),
+        frontier=frontier.of(request, found, design, predicted),
         profile=candidate.profile,
         capacity_per_replica_per_s=design.replica.capacity_per_s,
         max_batch=candidate.limits.max_seqs,

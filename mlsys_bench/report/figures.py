@@ -222,6 +222,29 @@ def _bar_text(panel: Axes, at: int, length: float, longest: float, text: str, bo
 
 
 @_styled
+def frontier(plan: Plan, subtitle: str) -> Figure | None:
+    """Draw cost against latency, a step from each fleet to the next faster one; None where there is nothing to choose."""
+    if len(plan.frontier) < 2:
+        return None
+    points, name = plan.frontier, latencies.name(plan.frontier[0].figure)
+    page = _page(f"What a shorter {name} costs", subtitle, HEAD + 4.4)
+    panel = page.subplots()
+    cost, ms = [p.usd_per_hour for p in points], [1e3 * p.latency_s for p in points]
+    panel.step(ms, cost, where="post", color="#B8C4D0", linewidth=2)
+    panel.scatter(ms, cost, color=[BLUE, *["#5C6B7A"] * (len(points) - 1)], s=64, zorder=3)
+    for i, (point, x) in enumerate(zip(points, ms, strict=True)):
+        devices = f" ×{point.devices_per_replica}" if point.devices_per_replica > 1 else ""
+        said = f"{point.replicas} × {point.gpu}{devices} {point.precision}, ${point.usd_per_hour:,.2f}"
+        crowded = i > 0 and point.usd_per_hour - cost[i - 1] < 0.06 * max(cost)
+        panel.annotate(_plain(said), (x, point.usd_per_hour), (7, -15 if crowded else 6), textcoords="offset points", fontsize=10)
+    panel.set_xlim(0, 1.35 * max(ms))
+    panel.set_ylim(0, 1.12 * max(cost))
+    panel.set_xlabel(f"{name}, milliseconds: theory, scaled to the simulation of the plan")
+    panel.set_ylabel("cost, US dollars an hour")
+    return page
+
+
+@_styled
 def tornado(plan: Plan, subtitle: str) -> Figure | None:
     """Draw what each change saves, to the left, or costs, to the right, the largest on top; None where none has a price."""
     from matplotlib.ticker import MaxNLocator

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 COST = "Cost of the chosen design and of its alternatives; hatched ones do not hold the limits."
 BUCKETS = "Production's percentiles lie between edges of its histogram's buckets: the whiskers."
 POOL = "GPUs in use, by scenario and hour; the frame is the pool, and a red bar on top says that an hour is short of GPUs."
+FRONTIER = "Fleets of which none is both cheaper and faster than another; each keeps all limits."
 CHANGES = "What each change saves or costs; pale bars end within the plan's own 90 % interval."
 MISSING = "Pictures need matplotlib: python -m pip install 'mlsys-bench[plot]'"
 
@@ -65,6 +66,7 @@ def _every(records: Sequence[Record]) -> Iterator[tuple[str, str, Figure | None]
     for each in plans:
         priced = f"{each.model}, {each.workload.rate_per_s:g} requests/s, {each.slo}; {each.provenance}"
         yield "plan", COST, figures.alternatives(each, priced)
+        yield "plan", FRONTIER, figures.frontier(each, priced)
         yield "sensitivity", CHANGES, figures.tornado(each, priced)
     yield from _fits(records, plan)
     for requests in (r for r in records if isinstance(r, Requests)):

@@ -39,7 +39,7 @@ def plan(record: Plan) -> Section:
     """Return the plan as about ten lines for a manager, then its details."""
     tables = (
         latencies.predicted(record), *tenants.tables(record), _other_limits(record), latencies.two_ways(record),
-        _alternatives(record), _prices(record.prices),
+        _alternatives(record), _frontier(record), _prices(record.prices),
     )  # fmt: skip
     return Section(
         kind="plan",
@@ -244,6 +244,26 @@ def _alternatives(p: Plan) -> Table | None:
         Column("why not", flexible=True),
     )  # fmt: skip
     return Table(title="What else was considered", columns=columns, rows=rows, detail=True) if rows else None
+
+
+def _frontier(p: Plan) -> Table | None:
+    """Return cost against latency: what faster answers would cost."""
+    rows = tuple(
+        (
+            Cell(f"{point.replicas} x {point.gpu}" + (f" x{point.devices_per_replica}" if point.devices_per_replica > 1 else "")),
+            Cell(point.precision),
+            Cell(units.show_usd(point.usd_per_hour)),
+            Cell(time(point.latency_s)),
+        )
+        for point in p.frontier
+    )
+    if len(rows) < 2:
+        return None
+    name = latencies.name(p.frontier[0].figure)
+    columns = (Column("fleet"), Column("precision"), Column("$/h", right=True), Column(name, right=True))
+    return Table(
+        title=f"What a shorter {name} costs: theory, scaled to the simulation of the plan", columns=columns, rows=rows, detail=True
+    )
 
 
 def _prices(prices: tuple[Offer, ...]) -> Table | None:

@@ -1,0 +1,80 @@
+"""Cost against latency: no point is beaten, all keep the limits, the plan is the cheapest, and brute force finds no better one."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mlsys_bench import plan as planner
+from mlsys_bench import slo, workload
+from mlsys_bench.plan import candidates, demand, sizing
+from mlsys_bench.plan.analytic import Replica
+from mlsys_bench.plan.frontier import frontier
+from mlsys_bench.types import FrontierPoint, Plan
+
+REQUEST = planner.Request(
+    model="llama-3-8b",
+    workload=workload.synthetic(120, prompt="lognormal:512:1.0:4096", output="lognormal:128:1.0:1024"),
+    slo=slo.parse("ttft_p95<500ms,tpot_p99<50ms"),
+    gpus=("h100-sxm", "l4"),
+    precisions=("fp8",),
+    max_batch=128,
+    max_step_tokens=2048,
+)
+
+
+def point(usd: float, latency_s: float) -> FrontierPoint:
+    return FrontierPoint(
+        gpu="H100-SXM", precision="fp8", devices_per_replica=1, replicas=1, usd_per_hour=usd, figure="ttft_p95_s", latency_s=latency_s
+    )
+
+
+@pytest.fixture(scope="module")
+def made() -> Plan:
+    return planner.plan(REQUEST)
+
+
+@given(st.lists(st.tuples(st.integers(1, 40), st.integers(1, 40)), max_size=30))
+def test_what_is_kept_is_not_beaten_and_what_is_dropped_is(drawn: list[tuple[int, int]]) -> None:
+    """A dropped point costs no less than one kept, which is as fast but for 3 %."""
+    kept = frontier([point(usd, ms / 1e3) for usd, ms in drawn])
+    for i, a in enumerate(kept):
+        assert all(b.usd_per_hour > a.usd_per_hour and b.latency_s < a.latency_s for b in kept[i + 1 :])
+    for usd, ms in drawn:
+        assert any(a.usd_per_hour <= usd and a.latency_s <= ms / 1e3 / 0.97 + 1e-12 for a in kept)
+
+
+def test_the_plan_is_where_the_frontier_begins(made: Plan) -> None:
+    first = made.frontier[0]
+    assert (first.usd_per_hour, first.replicas) == (made.usd_per_hour, made.replicas)
+    assert first.latency_s == pytest.approx(made.predicted[first.figure])  # as simulated
+    assert len(made.frontier) > 2
+
+
+def test_no_fleet_of_one_kind_beats_it(made: Plan) -> None:
+    """Every number of replicas of every candidate, by theory: none cheaper and faster by more than a step of the fleets looked at."""
+    metric, stat, _ = made.frontier[0].figure.split("_")
+    theory = made.analytic[made.frontier[0].figure] / made.predicted[made.frontier[0].figure]
+    served = demand.of(REQUEST.workload)
+    for candidate in candidates.every(REQUEST)[0]:
+        replica = Replica(candidate.profile, candidate.limits, served, samples=256)
+        least = sizing.fewest(replica.capacity_per_s, REQUEST.workload.rate_per_s, REQUEST.headroom)
+        for replicas in range(least, 3 * least + 1, max(1, least // 4)):
+            price = sizing.price(candidate, replicas, REQUEST.shelf)
+            seen = replica.predict(REQUEST.workload.rate_per_s / replicas)
+            latency_s = seen.value(metric, stat)
+            dear = price is None or price.usd_per_h > 3 * made.frontier[0].usd_per_hour
+            if dear or price is None or latency_s is None or any(excess >= 1 for excess, _ in seen.excesses(REQUEST.slo)):
+                continue
+            affordable = [p.latency_s * theory for p in made.frontier if p.usd_per_hour <= 1.5 * price.usd_per_h]
+            assert min(affordable, default=0.0) <= latency_s * 1.1, (candidate.name, replicas)
+
+
+def test_a_trace_has_none(made: Plan) -> None:
+    """Theory knows a trace's mean rate only, which says nothing of its tail."""
+    calm = workload.schedule(replace(REQUEST.workload, rate_per_s=4.0), n=400, seed=1)
+    assert planner.plan(replace(REQUEST, trace=calm, gpus=("h100-sxm",))).frontier == ()
+    assert made.frontier
