@@ -18,7 +18,7 @@ from mlsys_bench.report import content
 from mlsys_bench.types import Plan
 from tests import sample_records
 
-LIMITS = slo.parse("ttft_p95<1s,tpot_p95<50ms")
+LIMITS = slo.parse("ttft_p95<1s,tpot_p95<100ms")
 TRAFFIC = workload.synthetic(30.0, arrivals="poisson", prompt="lognormal:1000:2:30000", output="lognormal:200:1:1024")
 
 
