@@ -63,13 +63,13 @@ def test_json_is_the_record_and_nothing_else(mlsys: Cli) -> None:
 
 
 def test_ctrl_c_keeps_what_is_done(mlsys: Cli) -> None:
-    """The interrupt comes when the live line names a system that takes a simulation; rows before it have their answers."""
+    """The interrupt comes when the live line has counted what formulas solve: the nine simulations left are called off."""
     (mlsys.folder / "t.csv").write_text(TABLE + SLOW)
     ours, its = pty.openpty()
     with mlsys.start("backtest", "queueing", "t.csv", "-o", "out.csv", "--budget", "60s", stderr=its) as process:
         os.close(its)
         seen = b""
-        while b"policy=jsq" not in seen:
+        while b"4 of 13 systems" not in seen:
             seen += os.read(ours, 4096)
         process.send_signal(signal.SIGINT)
         out, _ = process.communicate(timeout=PATIENCE_S)
