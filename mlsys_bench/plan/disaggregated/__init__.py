@@ -56,6 +56,8 @@ def weighed(request: Request, bounds: Sequence[Bound], traffic: Demand, whole: C
         pair, seen = found.confirmed
         return answer.plan(request, pair, seen, (), (f"no fleet of whole replicas will do: {error}",)), pair.decode, seen
     found = look(request, bounds, traffic, _below(design))
+    if found.confirmed is not None and found.confirmed[0].link.is_guess:
+        return _offered(made, *found.confirmed, request), design, trial
     if found.confirmed is not None:
         pair, seen = found.confirmed
         others = (_of_whole(made, pair), *(_against(other, pair) for other in made.alternatives))
@@ -129,6 +131,17 @@ def _against(other: Alternative, pair: Pair) -> Alternative:
     return other if found is None else dataclasses.replace(
         other, why_not=f"{found[1] or ''}{answer.dearer(other.usd_per_hour, pair.usd_per_h)}{other.why_not[found.end() :]}"
     )  # fmt: skip
+
+
+def _offered(made: Plan, pair: Pair, seen: Trial, request: Request) -> Plan:
+    """Return the plan of whole replicas with a cheaper pair beside it, which is planned only once its link is known."""
+    saved = f"{answer.dearer(made.usd_per_hour, pair.usd_per_h).replace(' more', ' less')}, over a network nobody named"
+    note = (
+        f"prefill and decode apart, {answer.in_words(pair)}, would cost {saved}: "
+        "say what it carries with --disaggregate auto,link=10GB/s, or plan it with --disaggregate only"
+    )
+    other = answer.alternative(pair, seen, request, saved)
+    return dataclasses.replace(made, alternatives=(other, *made.alternatives), notes=(*made.notes, note))
 
 
 def _beside(made: Plan, found: Looked, request: Request) -> Plan:

@@ -16,7 +16,8 @@ from mlsys_bench.plan.demand import Floats
 from mlsys_bench.provenance import Provenance
 
 NETWORK_BYTES_PER_S = 12.5e9  # 100 Gb/s a device: what clouds give each GPU of an instance with NVLink at least
-PLAIN_BYTES_PER_S = 3.125e9  # 25 Gb/s: instances of GPUs without
+PLAIN_BYTES_PER_S = 1.25e9  # 10 Gb/s: instances of GPUs without
+PLAIN = "the network between small instances (assumed)"
 LATENCY_S = 0.002  # to set up a transfer and to tell both schedulers
 
 
@@ -31,6 +32,11 @@ class Link:
     model: str
     precision: str
     shards: tuple[tuple[int, int], ...]  # tensor and pipeline degree of either pool
+
+    @property
+    def is_guess(self) -> bool:
+        """Whether nothing is known of it: small instances differ by ten times in what their network carries, and share it."""
+        return self.source == PLAIN
 
     def bytes_of(self, prompt_tokens: Floats) -> Floats:
         """Return the bytes of each prompt's cache on the device that holds most of it."""
@@ -66,4 +72,6 @@ def _named(first: hardware.Device | None, second: hardware.Device | None, given:
     if len(racks) == 2 and racks[0] == racks[1]:
         return racks[0].interconnect_bytes_per_s, f"the interconnect of {racks[0].id} (catalogue)", Provenance.ROOFLINE
     joined = all(d is not None and d.interconnect_bytes_per_s > 0 for d in (first, second))
-    return (NETWORK_BYTES_PER_S if joined else PLAIN_BYTES_PER_S), "the network between instances (assumed)", Provenance.ASSUMED
+    if not joined:
+        return PLAIN_BYTES_PER_S, PLAIN, Provenance.ASSUMED
+    return NETWORK_BYTES_PER_S, "the network between instances (assumed)", Provenance.ASSUMED
