@@ -7,25 +7,21 @@ from typing import Literal
 
 import msgspec
 
-from mlsys_bench.loadtest import Progress
+from mlsys_bench.loadtest import Progress, endpoints, payloads
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
-    """Everything the worker needs to know.  Lists go request by request; a closed loop walks through the lengths again and again."""
+    """Everything the worker needs to know."""
 
     scheme: Literal["http", "https"]
     host: str  # as in the URL
     address: str  # numeric: no resolver on the way of a request
     port: int
-    path: str  # of the endpoint
-    is_chat: bool
-    model: str
+    endpoint: endpoints.Spec
+    payload: payloads.Spec
     api_key: str | None
-    ignore_eos: bool
     scheduled_s: list[float]  # empty in a closed loop
-    prompt_chars: list[int]
-    output_tokens: list[int]
     users: int | None
     think_s: float
     duration_s: float

@@ -23,7 +23,7 @@ import numpy as np
 
 from mlsys_bench import summary, units, workload
 from mlsys_bench.errors import BadInput, MeasurementFailed
-from mlsys_bench.loadtest import Options, Progress, job, target, validity
+from mlsys_bench.loadtest import Options, Progress, endpoints, job, payloads, target, validity
 from mlsys_bench.types import LoadTest, RequestRecord, Requests, Workload
 
 if TYPE_CHECKING:
@@ -139,14 +139,14 @@ def _job(options: Options, plan: Schedule, found: target.Target, rows: Path) -> 
         host=found.host,
         address=found.address,
         port=found.port,
-        path=found.path,
-        is_chat=options.endpoint == "chat",
-        model=found.model,
+        endpoint=endpoints.Spec(name=options.endpoint, path=found.path, model=found.model, ignore_eos=found.ignore_eos),
+        payload=payloads.Spec(
+            prompt_chars=[found.chars(int(n)) for n in plan.prompt_tokens],
+            output_tokens=[int(n) for n in plan.output_tokens],
+            seed=options.seed,
+        ),
         api_key=options.api_key,
-        ignore_eos=found.ignore_eos,
         scheduled_s=[] if options.users else plan.scheduled_s.tolist(),
-        prompt_chars=[found.chars(int(n)) for n in plan.prompt_tokens],
-        output_tokens=[int(n) for n in plan.output_tokens],
         users=options.users,
         think_s=options.think_s,
         duration_s=_duration_s(options),

@@ -29,7 +29,7 @@ from gevent.hub import Waiter
 from gevent.pool import Group
 from locust.env import Environment
 
-from mlsys_bench.loadtest import Progress, answers, job, prompts, wire
+from mlsys_bench.loadtest import Progress, answers, endpoints, job, payloads, wire
 from mlsys_bench.types import Outcome, RequestRecord
 
 _clock = time.monotonic
@@ -137,9 +137,9 @@ class Requester:
     def __init__(self, work: job.Job, environment: Environment, rows: IO[bytes]) -> None:
         self._work, self._rows = work, rows
         self._fire: Callable[..., None] = environment.events.request.fire
-        self._text = prompts.Text(work.seed)
+        self._endpoint, self._payload = endpoints.make(work.endpoint), payloads.make(work.payload)
         self._encode = msgspec.json.Encoder().encode
-        self._head, self._body = _templates(work)
+        self._head = _head(work)
         self.connections = Connections(work)
         self.flying = Group()
         self.t0 = self.t0_unix_s = 0.0
@@ -156,9 +156,7 @@ class Requester:
 
     def prepare(self, index: int, scheduled_s: float) -> Flight:
         """Return a request that only waits for its moment: bytes built, connection chosen."""
-        row = index % len(self._work.prompt_chars)
-        text = self._text.prompt(index, self._work.prompt_chars[row]).encode()
-        body = self._body % (self._work.output_tokens[row], text)
+        body = self._endpoint.body(self._payload.ask(index))
         request = self._head % (self.t0_unix_s + scheduled_s, len(body)) + body
         return Flight(index, scheduled_s, request, self.connections.idle())
 
@@ -231,7 +229,7 @@ class Requester:
         response = flight.response
         answer = None
         try:
-            answer = answers.read(response.pieces) if response.status == 200 else None
+            answer = self._endpoint.read(response) if response.status == 200 else None
         except wire.WireError:
             outcome = "bad_response" if outcome == "ok" else outcome
         if outcome == "ok":
@@ -260,7 +258,7 @@ class Requester:
         self.failed += not good
         self._fire(
             request_type="POST",
-            name=self._work.path,
+            name=self._work.endpoint.path,
             response_time=1e3 * ((record.done_s or 0.0) - record.scheduled_s),
             response_length=record.output_tokens or 0,
             exception=None if good else EndedError(record.outcome),
@@ -268,23 +266,18 @@ class Requester:
         )
 
 
-def _templates(work: job.Job) -> tuple[bytes, bytes]:
-    """Return head and body of a request as byte templates: (due, length) and (max_tokens, text) are all that changes."""
+def _head(work: job.Job) -> bytes:
+    """Return the head of a request as a template: (due, length) is all that changes."""
     head = [
-        f"POST {work.path} HTTP/1.1",
+        f"POST {work.endpoint.path} HTTP/1.1",
         f"Host: {f'[{work.host}]' if ':' in work.host else work.host}:{work.port}",
         "Content-Type: application/json",
-        "Accept: text/event-stream",
+        f"Accept: {'text/event-stream' if work.endpoint.streams else 'application/json'}",
         "User-Agent: mlsys-loadtest",
         *([f"Authorization: Bearer {work.api_key}"] if work.api_key else []),
     ]
-    fixed: dict[str, Any] = {"model": work.model, "stream": True, "stream_options": {"include_usage": True}, "temperature": 0}
-    if work.ignore_eos:
-        fixed["ignore_eos"] = True
-    open_end = msgspec.json.encode(fixed)[:-1].replace(b"%", b"%%")
-    prompt = b'"messages":[{"role":"user","content":"%b"}]' if work.is_chat else b'"prompt":"%b"'
     lines = "\r\n".join(head).encode().replace(b"%", b"%%")
-    return lines + b"\r\nx-mlsys-sched: %.6f\r\nContent-Length: %d\r\n\r\n", open_end + b',"max_tokens":%d,' + prompt + b"}"
+    return lines + b"\r\nx-mlsys-sched: %.6f\r\nContent-Length: %d\r\n\r\n"
 
 
 def _send_rest(sock: socket.socket, flight: Flight) -> None:

@@ -1,0 +1,64 @@
+"""What requests look like to each kind of server and how its answers are read: bytes out, bytes in.  No socket and no clock in here.
+
+A kind of server is a file beside this one with an `Endpoint`; `make` finds it by the name a person writes (`--endpoint chat`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from mlsys_bench import errors
+from mlsys_bench.loadtest.answers import Answer
+from mlsys_bench.loadtest.wire import Response
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ask:
+    """What one request asks, whatever the API."""
+
+    text: str
+    output_tokens: int
+    messages: tuple[Mapping[str, Any], ...] = ()  # a conversation so far; empty: `text` is all there is
+    images: tuple[str, ...] = ()  # data URLs
+    row: Mapping[str, Any] = field(default_factory=dict)  # of a data set, for templates
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Spec:
+    """One endpoint of one server, as parent and worker agree on it."""
+
+    name: str
+    path: str
+    model: str
+    streams: bool = True
+    ignore_eos: bool = True
+    settings: dict[str, Any] = field(default_factory=dict)  # of this kind of endpoint alone
+
+
+class Endpoint(Protocol):
+    """How requests are written and answers read."""
+
+    def body(self, ask: Ask) -> bytes:
+        """Return the body of a request."""
+        ...
+
+    def read(self, response: Response) -> Answer:
+        """Return what a whole or cut answer of status 200 said.  Raises WireError for what is no answer of this kind."""
+        ...
+
+
+def kinds() -> dict[str, Callable[[Spec], Endpoint]]:
+    """Return how to make each kind of endpoint, by name."""
+    from mlsys_bench.loadtest.endpoints import openai
+
+    return {"completions": openai.Completions, "chat": openai.Chat}
+
+
+def make(spec: Spec) -> Endpoint:
+    """Return an endpoint.  Raises BadInput for a kind that is not known."""
+    known = kinds()
+    if spec.name not in known:
+        raise errors.unknown("endpoint", spec.name, known)
+    return known[spec.name](spec)
