@@ -22,6 +22,7 @@ from mlsys_bench.types import LatencyProfile
 from mlsys_bench.workload import Schedule
 
 STEP = (8.0, 1600.0, 64.0, 2048.0, 9.0)
+BARE = (8.0, 8.0 * 500.0, 0.0, 0.0, 8.0)  # decodes only
 SMALL = workload.synthetic(12, prompt="uniform:96:0.4", output="uniform:8:0.4")
 ENGINE = {"max_batch": 8, "max_step_tokens": 256, "block_tokens": 16, "kv_tokens": 4096, "max_context": 1024}
 
@@ -58,7 +59,7 @@ def design(asked: Request, replicas: int) -> Design:
 
 def test_a_few_draws_know_the_ends_of_a_normal_law() -> None:
     """The residual alone is uncertain: a step's log time is then normal, ends at 1.645 of its sd."""
-    found = draws.of(profile(), STEP, intervals.SHARES, seed=3)
+    found = draws.of(profile(), STEP, BARE, intervals.SHARES, seed=3)
     low, high = found.band(found.slowness.tolist())
     assert high == pytest.approx(1.645 * 0.05, rel=0.12)
     assert low == pytest.approx(-1.645 * 0.05, rel=0.12)
@@ -66,7 +67,13 @@ def test_a_few_draws_know_the_ends_of_a_normal_law() -> None:
 
 
 def test_what_is_sure_of_coefficients_does_not_average_out() -> None:
-    assert draws.of(profile(spread=0.1, residual=1e-4), STEP, intervals.SHARES, seed=3).average == pytest.approx(1.0, abs=0.001)
+    assert draws.of(profile(spread=0.1, residual=1e-4), STEP, BARE, intervals.SHARES, seed=3).average == pytest.approx(1.0, abs=0.001)
+
+
+def test_a_gap_between_tokens_is_as_uncertain_as_a_step_that_only_decodes() -> None:
+    """The residual is all that is uncertain, so every kind of step has the ends of a normal law."""
+    low, high = draws.of(profile(), STEP, BARE, intervals.SHARES, seed=3).bare
+    assert (low, high) == pytest.approx((-1.645 * 0.05, 1.645 * 0.05), rel=0.12)
 
 
 def seen(ttft_s: list[float]) -> Trial:
@@ -108,7 +115,7 @@ def test_a_plan_says_that_its_limit_is_one_that_an_idle_replica_all_but_misses()
 
 def test_draws_come_from_fast_to_slow_and_their_steps_last_as_long_as_said() -> None:
     base = profile(spread=0.1)
-    found = draws.of(base, STEP, intervals.SHARES, seed=1)
+    found = draws.of(base, STEP, BARE, intervals.SHARES, seed=1)
     assert np.all(np.diff(found.slowness) >= 0)
     ratios = [latency.step_s(p, STEP) / latency.step_s(base, STEP) for p in found.profiles]
     assert np.log(ratios) == pytest.approx(found.slowness, abs=1e-9)
@@ -117,7 +124,7 @@ def test_draws_come_from_fast_to_slow_and_their_steps_last_as_long_as_said() -> 
 def test_no_draw_is_faster_than_the_hardware() -> None:
     base = dataclasses.replace(profile(residual=0.3), coefficients=latency.roofline(
         models.find("small-160m"), hardware.find("cpu"), precision="fp32").coefficients)  # fmt: skip
-    for drawn in draws.of(base, STEP, intervals.SHARES, seed=0).profiles:
+    for drawn in draws.of(base, STEP, BARE, intervals.SHARES, seed=0).profiles:
         assert latency.check(drawn) is drawn
 
 

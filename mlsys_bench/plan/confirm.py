@@ -7,7 +7,6 @@ more replicas a router that looks at load does no worse), at their share of the 
 from __future__ import annotations
 
 import dataclasses
-import functools
 import itertools
 import math
 from collections.abc import Callable
@@ -42,10 +41,10 @@ LONGER = 6  # times as long is the run that then decides
 Play = Callable[[Design, int], Trial]  # a fleet, and how many times as long as usual
 
 
-def confirm(design: Design, request: Request) -> tuple[Design, Trial] | None:
+def confirm(design: Design, request: Request, effort: int = 1) -> tuple[Design, Trial] | None:
     """Return the design with the fewest replicas that keep all limits in simulation, and that simulation; None where none does."""
     if request.trace is None:
-        return fewest(design, request.slo, request.shelf, functools.partial(trial, request), _TRIALS)
+        return fewest(design, request.slo, request.shelf, lambda d, e: trial(request, d, max(e, effort)), _TRIALS)
     trace = request.trace
     return fewest(design, request.slo, request.shelf, lambda d, _: replay(d, trace, request.routing, request.seed), _TRIALS_OF_A_TRACE)
 

@@ -33,6 +33,7 @@ class Draws:
     profiles: tuple[LatencyProfile, ...]
     shares: tuple[float, ...]
     slowness: Floats
+    bare: tuple[float, float]  # 5 % and 95 % points of the log of a step that only decodes, over that of the profile they were drawn from
     average: float  # sd of the log of a mean of all kinds of steps, over that of one kind
 
     def band(self, values: Sequence[float]) -> tuple[float, float]:
@@ -41,22 +42,29 @@ class Draws:
         return float(low), float(high)
 
 
-def of(profile: LatencyProfile, usual: latency.Features, shares: Sequence[float], seed: int) -> Draws:
-    """Return draws of a profile whose usual step has these features, at shares of the pool."""
+def of(profile: LatencyProfile, usual: latency.Features, bare: latency.Features, shares: Sequence[float], seed: int) -> Draws:
+    """Return draws of a profile whose usual step has these features, and those that only decode the others, at shares of the pool."""
     rng = np.random.default_rng(seed)
     logs = rng.multivariate_normal(np.log(profile.coefficients), np.asarray(profile.covariance), POOL, method="eigh")
     common = np.exp(profile.residual_log_sd * rng.standard_normal(POOL))
     terms = {name: _term(name, np.exp(logs[:, i]), common) for i, name in enumerate(profile.terms)}
-    times_s = latency.many(latency.entries(terms, profile.constants), np.asarray(usual, dtype=np.float64))
-    pool = np.log(np.broadcast_to(times_s, POOL) / latency.step_s(profile, usual))
+    pool, decode = (_logs(profile, terms, features) for features in (usual, bare))
+    low, high = np.quantile(decode, TAILS)
     chosen = np.argsort(pool, kind="stable")[[int(share * POOL) for share in shares]]
     profiles = (tuple(float(terms[name][i]) for name in profile.terms) for i in chosen)
     return Draws(
         profiles=tuple(dataclasses.replace(profile, coefficients=coefficients) for coefficients in profiles),
         shares=tuple(shares),
         slowness=pool[chosen],
+        bare=(float(low), float(high)),
         average=math.sqrt(max(1 - (1 - COMMON) * profile.residual_log_sd**2 / max(float(pool.var()), 1e-12), COMMON)),
     )
+
+
+def _logs(profile: LatencyProfile, terms: dict[str, Floats], features: latency.Features) -> Floats:
+    """Return the log of the time of one step with each profile of the pool, over that of the profile they were drawn from."""
+    times_s = latency.many(latency.entries(terms, profile.constants), np.asarray(features, dtype=np.float64))
+    return np.asarray(np.log(np.broadcast_to(times_s, POOL) / latency.step_s(profile, features)))
 
 
 def _term(name: str, values: Floats, factor: Floats) -> Floats:

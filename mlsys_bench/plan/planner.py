@@ -8,7 +8,7 @@ import math
 from collections.abc import Sequence
 from concurrent.futures import Executor
 
-from mlsys_bench import models, pricing, slo
+from mlsys_bench import jit, models, pricing, slo
 from mlsys_bench.errors import Infeasible
 from mlsys_bench.plan import candidates, confirm, demand, floors, frontier, intervals, search, sizing, words
 from mlsys_bench.plan.ahead import Ahead
@@ -22,6 +22,8 @@ from mlsys_bench.pricing import Shelf
 from mlsys_bench.types import SLO, FleetItem, Limit, Plan, Provenance
 
 CONFIRMED = 3  # designs that are simulated at most
+SURER = 24  # times as long is the run that decides where the replicas' interval is wide
+WIDE = 0.1  # of the replicas
 
 
 def plan(request: Request, executor: Executor | None = None) -> Plan:
@@ -64,7 +66,7 @@ def _whole(
     request: Request, bounds: Sequence[Bound], misfits: Sequence[Misfit], executor: Executor | None
 ) -> tuple[Plan, Design, Trial]:  # fmt: skip
     """Return the plan of replicas that prefill and decode, its design and its simulation."""
-    found, trial = _decide(request, bounds, misfits, executor)
+    found, trial = _surer(request, *_decide(request, bounds, misfits, executor))
     winner = found.designs[0]
     if winner.price is None:
         sizing.order(winner.candidate, winner.replicas, request.shelf)  # raises where quotas are why it has no price
@@ -96,6 +98,34 @@ def _decide(
 
 
 # ---------------------------------------------------------------- simulation
+
+
+def _surer(request: Request, found: Search, trial: Trial) -> tuple[Search, Trial]:
+    """Return the winner simulated for longer, and resized by that, where the first simulation leaves its replicas uncertain.
+
+    Only where simulation is compiled (extra `fast`): in plain Python it would take half a minute.
+    """
+    winner = found.designs[0]
+    if request.trace is not None or not jit.HAVE_NUMBA or not _is_wide(_spread(winner, trial, request).intervals["replicas"]):
+        return found, trial
+    judged = confirm.confirm(winner, request, SURER)
+    if judged is None:
+        return found, trial
+    return dataclasses.replace(found, designs=(judged[0], *found.designs[1:])), judged[1]
+
+
+def _is_wide(replicas: tuple[float, float]) -> bool:
+    return replicas[1] - replicas[0] > max(1.0, WIDE * replicas[1])
+
+
+def _spread(design: Design, trial: Trial, request: Request) -> intervals.Spread:
+    """Return the intervals of a design for a law of arrivals."""
+    return intervals.of(design, trial, _theory(design, request), request)
+
+
+def _theory(design: Design, request: Request) -> dict[str, float]:
+    """Return what theory says of a law of arrivals."""
+    return _analytic(design, design.replica.predict(design.each_per_s), request.slo)
 
 
 def _confirm(request: Request, found: Search, executor: Executor | None) -> tuple[Search, Trial | None]:
@@ -136,8 +166,7 @@ def _could_beat(design: Design, best: Design | None, shelf: Shelf) -> bool:
 
 def _assemble(request: Request, found: Search, design: Design, trial: Trial) -> Plan:
     candidate, limits = design.candidate, request.slo
-    latencies = design.replica.predict(design.each_per_s)
-    analytic = _analytic(design, latencies, limits) if request.trace is None else {}  # theory knows a trace's mean only
+    analytic = {} if request.trace is not None else _theory(design, request)  # theory knows a trace's mean only
     predicted = trial.keys(limits)
     spread = intervals.of(design, trial, analytic, request)
     usd = design.price.usd_per_h if design.price else None

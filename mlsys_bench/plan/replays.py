@@ -33,7 +33,7 @@ def of(design: Design, trial: Trial, request: Request) -> Spread:
     """Return the intervals of a fleet that serves a trace."""
     assert request.trace is not None
     profile = design.candidate.profile
-    found = draws.of(profile, intervals.usual_step(design.replica), SHARES, request.seed)
+    found = draws.of(profile, intervals.usual_step(design.replica), intervals.bare_step(design), SHARES, request.seed)
     stretch = busiest(request.trace, design.replica)
     usual, again = (_played(design, profile, stretch, request, request.seed + luck) for luck in (0, 1))
     drawn = [_played(design, p, stretch, request, request.seed) for p in found.profiles]

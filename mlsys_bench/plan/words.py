@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator, Sequence
 
-from mlsys_bench import latency, models, slo, units
+from mlsys_bench import jit, latency, models, slo, units
 from mlsys_bench.batching import Limits
 from mlsys_bench.plan import intervals, sizing
 from mlsys_bench.plan.candidates import Candidate, Misfit
@@ -160,7 +160,8 @@ def notes(request: Request, search: Search, design: Design, trial: Trial, spread
         yield f"{100 * trial.preempted:.0f} % of simulated requests lost their cache to others: the KV pool is tight"
     low, high = spread.intervals["replicas"]
     if low < design.replicas:
-        yield f"{low:g} replicas may be enough and {high:g} may be needed: the profile and the simulation do not say more closely"
+        longer = "" if jit.HAVE_NUMBA else " (simulated for longer with the extra `fast`: pip install 'mlsys-bench[fast]')"
+        yield f"{low:g} replicas may be enough and {high:g} may be needed: the profile and the simulation do not say more closely{longer}"
     yield from _near_idle(request, design)
     if spread.overloaded:
         share_of_draws = f"in {spread.overloaded} of {spread.draws} draws of the profile"
