@@ -1,7 +1,7 @@
 """A Llama-family decoder over paged KV: RMSNorm, RoPE, grouped-query attention, SwiGLU.
 
 One forward takes the tokens of many sequences, laid end to end: first those that compute one token, then the chunks.  Matrices see all
-tokens at once; attention sees the single tokens as one padded batch, and each chunk alone.
+tokens at once; attention sees the single tokens in groups of about equal length, each padded, and each chunk alone.
 """
 
 from __future__ import annotations
@@ -23,8 +23,9 @@ NORM_EPS = 1e-5
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Singles:
-    """The sequences of a step that compute one token each."""
+    """Sequences of about equal length that compute one token each, from `first` on in the step."""
 
+    first: int
     count: int
     room: Room  # as long as the longest
     mask: Tensor | None  # [count, 1, 1, keys] 0, or -inf beyond a sequence's end; None where all are equally long
@@ -47,7 +48,7 @@ class StepInput:
     tokens: Tensor  # [T]
     positions: Tensor  # [T]
     slots: Tensor  # [T] where their K and V go
-    singles: Singles | None
+    singles: tuple[Singles, ...]
     chunks: tuple[Chunk, ...]
     sampled: Tensor | None  # the places in T whose logits are wanted; None for all
 
@@ -92,7 +93,7 @@ class Model:
         rotate(qkv.view(x.shape[0], -1, a.head_dim)[:, : a.heads + a.kv_heads], *rope)
         q = qkv[:, : a.heads * a.head_dim]
         cache.write(i, step.slots, qkv[:, a.heads * a.head_dim :])
-        parts = [] if step.singles is None else [self._attend_singles(i, q, step.singles, cache)]
+        parts = [self._attend_singles(i, q, singles, cache) for singles in step.singles]
         parts += [self._attend_chunk(i, q, chunk, cache) for chunk in step.chunks]
         return layer.o(parts[0] if len(parts) == 1 else torch.cat(parts))
 
@@ -100,7 +101,7 @@ class Model:
         """Let one query per sequence see its cache.  The heads that share a KV head stand in the query axis."""
         a = self.shape
         cache.gather(i, singles.room)
-        q = q[: singles.count].view(singles.count, a.kv_heads, a.heads // a.kv_heads, a.head_dim)
+        q = q[singles.first : singles.first + singles.count].view(singles.count, a.kv_heads, a.heads // a.kv_heads, a.head_dim)
         out = functional.scaled_dot_product_attention(q, singles.room.k, singles.room.v, attn_mask=singles.mask)
         return out.reshape(singles.count, -1)
 

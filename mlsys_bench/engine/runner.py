@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -14,13 +14,14 @@ from mlsys_bench.engine.kv import KVCache
 from mlsys_bench.engine.model import Chunk, Singles, StepInput
 
 Ints = npt.NDArray[np.signedinteger]
+# attention of one more group costs about as much as reading so many bytes of K and V: measured on a CPU, assumed for GPUs (three launches)
+_GROUP_BYTES = {"cpu": 128 * 2**10, "cuda": 32 * 2**20}
 
 
 def order_of(plan: StepPlan) -> StepPlan:
-    """Return the plan with its rows in the order of the step: those with one token first, otherwise as planned."""
-    if int(plan.tokens.max()) == 1:
-        return plan
-    order = np.argsort(plan.tokens > 1, kind="stable")
+    """Return the plan with its rows in the order of the step: those with one token first, the shorter the earlier; others as planned."""
+    is_single = plan.tokens == 1
+    order = np.lexsort((np.where(is_single, plan.start, 0), ~is_single))
     return plan._replace(rows=plan.rows[order], start=plan.start[order], tokens=plan.tokens[order], samples=plan.samples[order])
 
 
@@ -46,7 +47,7 @@ def step_input(plan: StepPlan, known: Mapping[int, Sequence[int]], block_table: 
         tokens=ids,
         positions=at,
         slots=slots,
-        singles=_singles(block_table, rows[:singles], start[:singles] + 1, cache) if singles else None,
+        singles=tuple(_singles(block_table, rows[:singles], start[:singles] + 1, cache)) if singles else (),
         chunks=tuple(
             _chunk(block_table[rows[i]], int(ends[i] - tokens[i]), int(tokens[i]), int(start[i]), cache) for i in range(singles, len(rows))
         ),
@@ -54,12 +55,31 @@ def step_input(plan: StepPlan, known: Mapping[int, Sequence[int]], block_table: 
     )
 
 
-def _singles(block_table: Ints, rows: Ints, keys: Ints, cache: KVCache) -> Singles:
-    longest = int(keys.max())
-    blocks = block_table[rows, : -(-longest // cache.block_tokens)]
-    hidden = np.arange(longest) >= keys[:, None]
-    mask = _mask(hidden, cache)[:, None, None] if hidden.any() else None
-    return Singles(count=len(rows), room=cache.room(len(rows), _indices(blocks, cache), longest), mask=mask)
+def _singles(block_table: Ints, rows: Ints, keys: Ints, cache: KVCache) -> Iterator[Singles]:
+    """Yield neighbours that attend together, padded to the longest of them."""
+    first = 0
+    for end in group_ends(keys, _worth(cache)):
+        longest = int(keys[end - 1])
+        blocks = block_table[rows[first:end], : -(-longest // cache.block_tokens)]
+        hidden = np.arange(longest) >= keys[first:end, None] if keys[first] < longest else None
+        mask = None if hidden is None else _mask(hidden, cache)[:, None, None]
+        yield Singles(first=first, count=end - first, room=cache.room(end - first, _indices(blocks, cache), longest), mask=mask)
+        first = end
+
+
+def _worth(cache: KVCache) -> float:
+    """Return the keys of padding that cost as much as one more group."""
+    bytes_per_key = 2 * cache.kv_heads * cache.head_dim * cache.data.element_size()
+    return _GROUP_BYTES.get(cache.data.device.type, _GROUP_BYTES["cpu"]) / bytes_per_key
+
+
+def group_ends(keys: Ints, worth: float) -> list[int]:
+    """Return where groups end.  keys: ascending.  A group is cut where that saves most padding, while it saves more than `worth` keys."""
+    saved = np.arange(1, len(keys)) * (keys[-1] - keys[:-1])
+    if not len(saved) or saved.max() <= worth:
+        return [len(keys)]
+    cut = int(saved.argmax()) + 1
+    return [*group_ends(keys[:cut], worth), *(cut + end for end in group_ends(keys[cut:], worth))]
 
 
 def _chunk(table: Ints, first: int, tokens: int, past: int, cache: KVCache) -> Chunk:
