@@ -70,7 +70,7 @@ def test_printed_lengths_read_back(lengths: Lengths) -> None:
 @pytest.mark.parametrize(
     "text",
     ["", "0", "-5", "nan", "inf", "many", "0.4", "1e12", "lognormal", "lognormal:256", "lognormal:256:1:2048:9", "lognormal:256:x",
-     "lognormal:256:-1", "lognormal:256:1:0", "lognormal:256:1:inf", "uniform:100:0.6", "normal:100:0.3", "128:2"],
+     "lognormal:256:-1", "lognormal:256:1:0", "lognormal:256:1:inf", "uniform:100:0.6", "cauchy:100:0.3", "128:2"],
 )  # fmt: skip
 def test_lengths_that_are_none_are_refused(text: str) -> None:
     with pytest.raises(BadInput, match="lengths"):

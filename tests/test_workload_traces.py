@@ -17,10 +17,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats as reference
 
-from mlsys_bench import record, workload
+from mlsys_bench import loadtest, record, workload
 from mlsys_bench.errors import BadInput
 from mlsys_bench.hardware import machine
-from mlsys_bench.journeys import load
 from mlsys_bench.report import content
 from mlsys_bench.types import Lengths, Provenance, RequestRecord, Requests, Workload
 from mlsys_bench.workload import burstiness, observe, prefix, trace
@@ -511,10 +510,12 @@ def test_sessions_written_as_a_trace_are_read_back_whole(tmp_path: Path) -> None
     assert back.prefix_block_tokens == 16
 
 
-def test_a_load_test_refuses_sessions_that_wait(tmp_path: Path) -> None:
+def test_a_load_test_replays_sessions_that_wait(tmp_path: Path) -> None:
+    """Those that arrive by themselves come first, in order of time; the others have no time of their own."""
     path = trace.write(workload.sessions(AGENT, rate_per_s=10, n=5, seed=5), tmp_path / "sessions.csv")
-    with pytest.raises(BadInput, match="its sessions wait for answers"):
-        load._replayed(path)
+    plan = loadtest.dry_run(loadtest.Options(url="http://127.0.0.1:9", trace=workload.from_trace(path)))
+    assert (np.diff(plan.scheduled_s[:5]) >= 0).all()
+    assert np.isnan(plan.scheduled_s[5:]).all()
     assert np.isfinite(workload.arrival_times(3.0, f"trace:{path}", n=50)).all()
 
 

@@ -11,6 +11,7 @@ from mlsys_bench.errors import BadInput
 from mlsys_bench.types import Workload
 from mlsys_bench.workload import Bursts, parse_arrivals
 from mlsys_bench.workload.arrivals import Daily, Stages, level_steps
+from mlsys_bench.workload.series import Series
 
 STEP_S = 300.0
 DAY_S = 86400.0
@@ -76,8 +77,8 @@ def of(traffic: Workload) -> Course:
 def _length_s(modulation: object) -> float:
     if isinstance(modulation, Daily):
         return modulation.period_s
-    assert isinstance(modulation, Stages)
-    return float(sum(modulation.lengths_s))
+    assert isinstance(modulation, (Series, Stages))
+    return modulation.lasts_s
 
 
 def _sampled(edges: np.ndarray, levels: np.ndarray, period_s: float, mean_per_s: float) -> Course:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from mlsys_bench.types import LengthSummary, TrafficSummary
-from mlsys_bench.workload.arrivals import ArrivalLaw, Bursts, at_peak, in_words, parse_arrivals
+from mlsys_bench.workload.arrivals import ArrivalLaw, Bursts, at_peak, in_words, parse_arrivals, written_duration_s, written_rate_per_s
 from mlsys_bench.workload.draw import arrival_times, draw_lengths, resampled, schedule, typical
 from mlsys_bench.workload.laws import (
     checked_lengths,
@@ -54,4 +54,6 @@ __all__ = [
     "take",
     "typical",
     "with_tenants",
+    "written_duration_s",
+    "written_rate_per_s",
 ]

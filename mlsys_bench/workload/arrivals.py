@@ -7,10 +7,11 @@
     diurnal:PERIOD:SWING        a sine of this swing about the mean, which it leaves upwards, e.g. diurnal:24h:60%
     diurnal:PERIOD:A,B,…        levels of equal length, only their ratios count, e.g. diurnal:24h:1,1,2,5,4,2
     stages:TIME@LEVEL,…         so many times the rate for so long, the last level for ever, e.g. stages:5m@1,10m@1..3,5m@3
+    series:FILE[:linear]        a rate that follows a file of times and rates, of which only the ratios count, over and over
     trace:FILE                  the arrival times of a trace, stretched to the rate, over and over
 
-Laws are joined with *: gamma:1.5*diurnal:24h:60%.  Without a law of gaps they are Poisson.  mmpp and diurnal leave the mean rate as
-it is; stages multiply it.  A rate that changes is a change of clock: gaps of the law, in a time that runs as fast as the rate.
+Laws are joined with *: gamma:1.5*diurnal:24h:60%.  Without a law of gaps they are Poisson.  mmpp, diurnal and series leave the mean rate
+as it is; stages multiply it.  A rate that changes is a change of clock: gaps of the law, in a time that runs as fast as the rate.
 """
 
 from __future__ import annotations
@@ -26,13 +27,15 @@ import numpy as np
 from mlsys_bench import units
 from mlsys_bench.errors import BadInput, did_you_mean
 from mlsys_bench.types import Workload
+from mlsys_bench.workload import series
 from mlsys_bench.workload.schedule import Floats
+from mlsys_bench.workload.series import Series
 
 MAX_CV = 100.0
 _SINE_STEPS = 288  # of a period: 5 minutes of a day
 _RAMP_STEPS = 60
 _BASES = ("poisson", "constant", "gamma")
-_FORM = "poisson, constant, gamma:CV, mmpp:…, diurnal:…, stages:… or trace:FILE, e.g. gamma:1.5 or mmpp:3:20%:30s"
+_FORM = "poisson, constant, gamma:CV, mmpp:…, diurnal:…, stages:…, series:FILE or trace:FILE, e.g. gamma:1.5 or mmpp:3:20%:30s"
 
 
 class Modulation(Protocol):
@@ -121,6 +124,11 @@ class Stages:
         """The highest level."""
         return max(self.levels)
 
+    @property
+    def lasts_s(self) -> float:
+        """How long the stages are together."""
+        return sum(self.lengths_s)
+
     def steps(self, until_s: float, seed: np.random.SeedSequence) -> tuple[Floats, Floats]:
         """Return the stages, the last one prolonged."""
         edges = np.concatenate([[0.0], np.cumsum(self.lengths_s)], dtype=np.float64)
@@ -153,10 +161,22 @@ def parse_arrivals(text: str) -> ArrivalLaw:
     where = f"arrivals {text!r}"
     if text.strip()[:6].lower() == "trace:":
         return _trace(Path(text.strip()[6:]), where)
-    parts = [part.strip() for part in text.lower().split("*")]
+    parts = [part.strip() if _is_series(part) else part.strip().lower() for part in text.split("*")]
     kind, cv = _base(parts[0], where) if parts[0].partition(":")[0] in _BASES else ("poisson", 1.0)
     rest = parts[1:] if parts[0].partition(":")[0] in _BASES else parts
     return ArrivalLaw(kind=kind, cv=cv, modulations=tuple(_modulation(part, where) for part in rest))
+
+
+def written_rate_per_s(text: str) -> float | None:
+    """Return the mean rate that a series in these arrivals was written with; None where they name no rate of their own."""
+    found = [m.mean_per_s for m in parse_arrivals(text).modulations if isinstance(m, Series)]
+    return found[0] if found else None
+
+
+def written_duration_s(text: str) -> float | None:
+    """Return how long the arrivals go on before they repeat: a series to its end, stages to the end of the last; None for other laws."""
+    lasting = [m.lasts_s for m in parse_arrivals(text).modulations if isinstance(m, (Series, Stages))]
+    return max(lasting) if lasting else None
 
 
 def level_steps(modulations: tuple[Modulation, ...], until_s: float, seed: np.random.SeedSequence) -> tuple[Floats, Floats]:
@@ -211,6 +231,8 @@ def _words(modulation: Modulation) -> str:
         return f"in bursts of {modulation.peak:.3g} x the mean rate, {100 * modulation.share:.3g} % of the time, {time} each on average"
     if isinstance(modulation, Daily):
         return f"up to {modulation.peak:.3g} x the mean in every {units.show_s(modulation.period_s)}"
+    if isinstance(modulation, Series):
+        return f"at rates that follow {modulation.name}, up to {modulation.peak:.3g} x their mean"
     return f"in stages of up to {modulation.peak:.3g} x the rate"
 
 
@@ -234,9 +256,11 @@ def _modulation(text: str, where: str) -> Modulation:
         return _daily(rest, where)
     if kind == "stages":
         return _stages(rest, where)
+    if kind.lower() == "series":
+        return _series(rest, where)
     if kind == "trace":
         raise BadInput(f"{where}: a trace is replayed alone; write trace:FILE")
-    raise BadInput(f"{where}: write {_FORM}{did_you_mean(kind, (*_BASES, 'mmpp', 'diurnal', 'stages', 'trace'))}")
+    raise BadInput(f"{where}: write {_FORM}{did_you_mean(kind, (*_BASES, 'mmpp', 'diurnal', 'stages', 'series', 'trace'))}")
 
 
 def _bursts(text: str, where: str) -> Bursts:
@@ -285,6 +309,20 @@ def _stages(text: str, where: str) -> Stages:
     if not max(levels) > 0:
         raise BadInput(f"{where}: no stage has any traffic; write {form}")
     return Stages(lengths_s=tuple(lengths_s), levels=tuple(levels))
+
+
+def _is_series(part: str) -> bool:
+    """Say whether a part names a file, whose letters stay as they are."""
+    return part.strip()[:7].lower() == "series:"
+
+
+def _series(text: str, where: str) -> Series:
+    name, _, kind = text.rpartition(":")
+    linear = kind.lower() == "linear" and bool(name)
+    path = Path(name if linear else text)
+    if not path.is_file():
+        raise BadInput(f"{where}: there is no file {path}; write series:FILE, a CSV of times and rates, or series:FILE:linear")
+    return series.read(path, linear)
 
 
 def _trace(path: Path, where: str) -> ArrivalLaw:

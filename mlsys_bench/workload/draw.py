@@ -11,7 +11,7 @@ import numpy as np
 from mlsys_bench.errors import BadInput
 from mlsys_bench.types import Lengths, Workload
 from mlsys_bench.workload.arrivals import ArrivalLaw, level_steps, parse_arrivals
-from mlsys_bench.workload.laws import cap, checked_rate, lognormal, uniform
+from mlsys_bench.workload.laws import cap, checked_rate, lognormal, parts_of, uniform
 from mlsys_bench.workload.schedule import Floats, Ints, Schedule, nominal_s
 
 Seed = int | np.random.SeedSequence
@@ -46,7 +46,7 @@ def draw_lengths(lengths: Lengths, n: int, rng: np.random.Generator) -> Ints:
     if lengths.dist == "uniform" and lengths.cv > 0:
         low, high = uniform(lengths)
         return _whole(lengths, rng.uniform(low, high, n))
-    return _by_scores(lengths, rng.standard_normal(n) if lengths.dist == "lognormal" else np.zeros(n))
+    return _by_scores(lengths, np.zeros(n) if lengths.dist in ("constant", "uniform") else rng.standard_normal(n))
 
 
 def schedule(workload: Workload, *, n: int | None = None, duration_s: float | None = None, seed: int = 0) -> Schedule:
@@ -146,8 +146,12 @@ def _by_normals(workload: Workload, x: Floats, y: Floats) -> tuple[Ints, Ints]:
 
 def _by_scores(lengths: Lengths, scores: Floats) -> Ints:
     """Return the lengths at these normal scores of their law."""
+    if lengths.dist == "mixture":
+        return _of_parts(lengths, scores)
     if lengths.dist == "constant" or lengths.cv == 0:
         return _whole(lengths, np.full(len(scores), lengths.mean))
+    if lengths.dist == "normal":
+        return _whole(lengths, lengths.mean * (1 + lengths.cv * scores))
     if lengths.dist == "lognormal":
         mu, sigma = lognormal(lengths)
         return _whole(lengths, np.exp(mu + sigma * scores))
@@ -155,6 +159,21 @@ def _by_scores(lengths: Lengths, scores: Floats) -> Ints:
 
     low, high = uniform(lengths)
     return _whole(lengths, low + (high - low) * ndtr(scores))
+
+
+def _of_parts(lengths: Lengths, scores: Floats) -> Ints:
+    """Return lengths of a mixture: the shares cut (0, 1) into pieces, and where in its piece a score falls is a score of that part."""
+    from scipy.special import ndtr, ndtri
+
+    at = ndtr(scores)
+    parts = parts_of(lengths)
+    edges = np.cumsum([0.0, *(share for share, _ in parts)])
+    whose = np.clip(np.searchsorted(edges, at, side="right") - 1, 0, len(parts) - 1)
+    drawn = np.empty(len(scores), dtype=np.int64)
+    for i, (share, law) in enumerate(parts):
+        rows = whose == i
+        drawn[rows] = _by_scores(law, ndtri(np.clip((at[rows] - edges[i]) / share, 1e-12, 1 - 1e-12)))
+    return drawn
 
 
 def _whole(lengths: Lengths, drawn: Floats) -> Ints:

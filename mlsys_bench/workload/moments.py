@@ -8,7 +8,7 @@ import math
 import numpy as np
 
 from mlsys_bench.types import Lengths
-from mlsys_bench.workload.laws import cap, lognormal, uniform
+from mlsys_bench.workload.laws import cap, lognormal, parts_of, uniform
 from mlsys_bench.workload.schedule import Floats
 
 
@@ -29,10 +29,13 @@ def _moments(lengths: Lengths) -> tuple[float, float]:
 
     Beyond 65,536 tokens rounding no longer matters and the sum becomes the integral of a lognormal tail, which has a closed form.
     """
+    if lengths.dist == "mixture":
+        of_parts = [(share, _moments(law)) for share, law in parts_of(lengths)]
+        return sum(share * mean for share, (mean, _) in of_parts), sum(share * second for share, (_, second) in of_parts)
     if lengths.dist == "constant" or lengths.cv == 0:
         value = min(max(float(np.rint(lengths.mean)), 1.0), cap(lengths))
         return value, value**2
-    last = min(cap(lengths), 2.0**16) if lengths.dist == "lognormal" else min(cap(lengths), math.ceil(uniform(lengths)[1]) + 1)
+    last = min(cap(lengths), 2.0**16 if lengths.dist == "lognormal" else math.ceil(_highest(lengths)) + 1)
     k = np.arange(1, int(last), dtype=np.float64)
     above = _survival(lengths, k + 0.5)
     first, second = 1 + float(above.sum()), 1 + float(((2 * k + 1) * above).sum())
@@ -42,12 +45,19 @@ def _moments(lengths: Lengths) -> tuple[float, float]:
     return first, second
 
 
+def _highest(lengths: Lengths) -> float:
+    """Return what a uniform law stays below, and a normal one but for 1e-15 of its draws."""
+    return uniform(lengths)[1] if lengths.dist == "uniform" else lengths.mean * (1 + 8 * lengths.cv)
+
+
 def _survival(lengths: Lengths, x: Floats) -> Floats:
     if lengths.dist == "uniform":
         low, high = uniform(lengths)
         return np.clip((high - x) / (high - low), 0, 1)
     from scipy.special import ndtr
 
+    if lengths.dist == "normal":
+        return np.asarray(ndtr((lengths.mean - x) / (lengths.cv * lengths.mean)), dtype=float)
     mu, sigma = lognormal(lengths)
     return np.asarray(ndtr((mu - np.log(x)) / sigma), dtype=float)
 
