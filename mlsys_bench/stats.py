@@ -26,7 +26,11 @@ def quantiles(values: Samples, probabilities: Sequence[float]) -> list[float]:
 
     To the last bit what np.quantile gives, which takes ten times as long for small samples and imports numpy.ma on first use.
     """
-    ordered = np.sort(np.asarray(values, dtype=float))
+    return quantiles_of_sorted(np.sort(np.asarray(values, dtype=float)), probabilities)
+
+
+def quantiles_of_sorted(ordered: npt.NDArray[np.float64], probabilities: Sequence[float]) -> list[float]:
+    """Return several quantiles of values that are in order already."""
     last = len(ordered) - 1
     if last < 0:
         raise ValueError("an empty sample has no quantiles")
@@ -46,17 +50,22 @@ def quantile_interval(values: Samples, p: float, level: float = LEVEL) -> tuple[
     The number of samples below the quantile is Binomial(n, p); the interval takes the order statistics at its equal-tail
     points.  Holds for independent samples of any continuous law.
     """
+    ordered = np.sort(np.asarray(values, dtype=float))
+    ranks = quantile_ranks(len(ordered), p, level)
+    return None if ranks is None else (float(ordered[ranks[0]]), float(ordered[ranks[1]]))
+
+
+def quantile_ranks(n: int, p: float, level: float = LEVEL) -> tuple[int, int] | None:
+    """Return the places of those two among n ordered samples, or None when n is too small."""
     from scipy.special import bdtr
 
-    ordered = np.sort(np.asarray(values, dtype=float))
-    n = len(ordered)
     tail = (1 - level) / 2
-    below = bdtr(np.arange(n), n, p) if n else np.zeros(0)  # P(N <= k), k = 0..n-1
-    low = int(np.searchsorted(below, tail, side="right")) - 1  # largest k with P(N <= k) <= tail
-    high = int(np.searchsorted(below, 1 - tail, side="left"))  # least k with P(N <= k) >= 1 - tail
-    if low < 0 or high >= n:
-        return None
-    return float(ordered[low]), float(ordered[high])
+    reach = 12 + 12 * math.sqrt(n * p * (1 - p))  # beyond which nothing of weight lies
+    start, end = max(0, int(n * p - reach)), min(n, int(n * p + reach) + 1)
+    below = bdtr(np.arange(start, end), n, p) if n else np.zeros(0)  # P(N <= k), k = start..end-1
+    low = start + int(np.searchsorted(below, tail, side="right")) - 1  # largest k with P(N <= k) <= tail
+    high = start + int(np.searchsorted(below, 1 - tail, side="left"))  # least k with P(N <= k) >= 1 - tail
+    return None if low < 0 or high >= n else (low, high)
 
 
 def enough_for_quantile(p: float, level: float = LEVEL) -> int:

@@ -10,11 +10,16 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from mlsys_bench.apart import Apart
+from mlsys_bench.askings import Asked, ScenarioResult
 from mlsys_bench.billing import Beside, Sensitivity
 from mlsys_bench.provenance import Provenance as Provenance
+from mlsys_bench.senders import Sender
+from mlsys_bench.serversides import ServerSide
 from mlsys_bench.stage_fleets import StageFleet
 from mlsys_bench.surroundings import Autoscaled, Backpressure, MixedFleet, Outlook, Secured
 from mlsys_bench.tenancy import Tenancy
+from mlsys_bench.timelines import Curve, Steadiness, Timeline
+from mlsys_bench.timelines import FleetUse as FleetUse
 
 Scalar = str | int | float | bool | None
 
@@ -117,6 +122,8 @@ class LatencySummary:
     p99: float | None
     intervals: dict[str, tuple[float, float]]
     too_few: tuple[str, ...] = ()
+    p999: float | None = None  # 99.9 %, where the sample allows it
+    effective_count: float | None = None  # so many independent samples would say as much of the mean; None: taken as independent
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -125,31 +132,6 @@ class Validity:
 
     verdict: Literal["valid", "degraded", "invalid"]
     reasons: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FleetUse:
-    """How a simulated fleet was used, over all runs."""
-
-    runs: int
-    replicas: int  # at the start
-    most_replicas: int  # ready at one time
-    replica_s: float  # of one run, from launch to end, starts and repairs included
-    utilisation: float  # share of that in which a replica computes
-    batch_mean: float  # sequences in a step, over the time replicas compute
-    kv_mean: float  # share of the KV memory of a replica, likewise
-    kv_peak: float  # of the fullest replica
-    waiting_mean: float  # requests not yet begun, by replica
-    waiting_peak: int
-    attempts: int  # sent, retries included
-    retries: int
-    preemptions: int
-    failures: int
-    launched: int  # by the autoscaler
-    released: int
-    prefix_hit_share: float | None = None  # of prompt tokens
-    series_step_s: float = 0.0  # of the first run
-    series: dict[str, tuple[float, ...]] = field(default_factory=dict)  # replicas, running, waiting, kv
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -195,6 +177,20 @@ class LoadTest:
     output_tokens_interval: tuple[float, float] | None = None  # 90 %, of the rate per second; None where arrivals follow no law
     tenants: tuple[TenantUse, ...] = ()
     fleet: FleetUse | None = None  # of a simulation
+    service_ttft_s: LatencySummary | None = None  # from the real send, of a load test
+    service_s: LatencySummary | None = None  # real send to last token
+    chunk_gap_s: LatencySummary | None = None  # raw gaps between events, however many tokens they carried
+    token_sources: dict[str, int] = field(default_factory=dict)  # answered requests by who counted their tokens
+    prompt_tokens_per_s: float | None = None
+    mean_prompt_tokens: float | None = None
+    mean_output_tokens: float | None = None
+    timeline: Timeline | None = None
+    steadiness: Steadiness | None = None
+    curves: dict[str, Curve] = field(default_factory=dict)  # by metric
+    senders: tuple[Sender, ...] = ()  # the processes of a load test
+    asked: Asked | None = None  # of a load test
+    scenario: ScenarioResult | None = None  # of MLPerf, where the load test was one
+    server: ServerSide | None = None  # what the server said of itself during a load test
 
 
 # ---------------------------------------------------------------- latency
@@ -256,13 +252,28 @@ SLO = tuple[Limit, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Lengths:
-    """Token counts of requests: a constant, or a lognormal or uniform law by mean and coefficient of variation, cut at [1, max]."""
+class LengthsPart:
+    """A law of token counts as a part of a mixture."""
 
-    dist: Literal["constant", "lognormal", "uniform"] = "constant"
+    share: float
+    dist: Literal["constant", "lognormal", "uniform", "normal"] = "constant"
     mean: float
     cv: float = 0.0
     max: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lengths:
+    """Token counts of requests: a constant, or a law by mean and coefficient of variation, before it is cut at [1, max].
+
+    A mixture takes each of its `parts` with the probability of its share; mean and cv are those of all together.
+    """
+
+    dist: Literal["constant", "lognormal", "uniform", "normal", "mixture"] = "constant"
+    mean: float
+    cv: float = 0.0
+    max: int | None = None
+    parts: tuple[LengthsPart, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

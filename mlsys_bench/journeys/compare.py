@@ -4,15 +4,40 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from mlsys_bench import gate, hardware, record, units
+from mlsys_bench import gate, hardware, record, summary, units
 from mlsys_bench.errors import RecordError
+from mlsys_bench.gate import loadtests
+from mlsys_bench.loadtests import LoadTests
 from mlsys_bench.record import Envelope
-from mlsys_bench.types import Bench, Verdict
+from mlsys_bench.types import Bench, LoadTest, Verdict
 
 
 def compare(base: Path, cand: Path, tolerance: str) -> Verdict:
-    """Return the verdict on two bench files."""
-    return gate.compare(baseline(base), baseline(cand), tolerance=units.fraction(tolerance, "--tolerance"))
+    """Return the verdict on two bench files, or on two load tests."""
+    accepted = units.fraction(tolerance, "--tolerance")
+    sides = [_loaded(path) for path in (base, cand)]
+    if all(side is not None for side in sides):
+        return loadtests.compare(*(side for side in sides if side is not None), tolerance=accepted)
+    return gate.compare(baseline(base), baseline(cand), tolerance=accepted)
+
+
+def _loaded(path: Path) -> loadtests.Side | None:
+    """Return a load test with its requests where they lie unchanged beside it, None for a file of another kind."""
+    envelope, value = record.load(path)
+    if not isinstance(value, LoadTest | LoadTests):
+        return None
+    runs = value.runs if isinstance(value, LoadTests) else (value,)
+    files = [_beside(path, run.requests_file, envelope) for run in runs]
+    found = [file for file in files if file is not None]
+    requests = tuple(summary.columns.read([file]) for file in found) if len(found) == len(runs) else ()
+    return loadtests.Side(envelope=envelope, record=value, requests=requests)
+
+
+def _beside(path: Path, requests_file: str | None, envelope: Envelope) -> Path | None:
+    """Return the requests of a run where they are those it was made from."""
+    name = Path(requests_file).name if requests_file else ""
+    places = (place for place in (path.parent / name, Path(requests_file or "")) if name and place.is_file())
+    return next((place for place in places if record.digest(place) == envelope.inputs.get(name)), None)
 
 
 def compare_fresh(base: tuple[Envelope, Bench], candidate: Bench) -> Verdict:
@@ -24,5 +49,5 @@ def baseline(path: Path) -> tuple[Envelope, Bench]:
     """Return what a bench file holds.  Raises RecordError for any other file."""
     envelope, value = record.load(path)
     if not isinstance(value, Bench):
-        raise RecordError(f"{path}: holds a {envelope.kind!r} record; `mlsys gate compare` takes bench files")
+        raise RecordError(f"{path}: holds a {envelope.kind!r} record; `mlsys gate compare` takes two bench files or two load tests")
     return envelope, value

@@ -1,0 +1,74 @@
+"""An SLO held against the requests of a run: which requests kept every limit themselves, and which limits the run kept."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from mlsys_bench import slo as limits
+from mlsys_bench import stats
+from mlsys_bench.summary.columns import Columns
+from mlsys_bench.summary.requests import share_of, stat_of
+from mlsys_bench.types import SLO, Limit
+
+Floats = npt.NDArray[np.float64]
+Bools = npt.NDArray[np.bool_]
+
+
+def keeps_all(ok: Columns, slo: SLO) -> Bools:
+    """Say of each answered request whether it kept every latency limit itself.  What a request does not have cannot break a limit."""
+    kept = np.ones(len(ok), dtype=bool)
+    for limit in limits.latencies(slo):
+        with np.errstate(invalid="ignore"):
+            broken = _own(ok, limit) >= limit.limit  # NaN breaks nothing
+        kept &= ~(broken & _concerns(ok, limit))
+    return kept
+
+
+def judged(inside: Columns, slo: SLO) -> dict[str, bool | None]:
+    """Return whether each limit was kept, for the requests of its tenant where it names one; None where the sample is too small."""
+    return {limits.key(limit): _kept(limit, inside.where(_concerns(inside, limit)), slo) for limit in slo}
+
+
+def _kept(limit: Limit, inside: Columns, slo: SLO) -> bool | None:
+    ok = inside.where(inside.ok)
+    if limit.metric in limits.SHARES:
+        good = int(keeps_all(ok, slo).sum()) if limit.metric == "goodput" else len(ok)
+        return limits.meets(limit, good / len(inside)) if len(inside) else None
+    values = ok.gaps_s[0] if limit.metric == "itl" else _metric(ok, limit.metric)
+    values = values[~np.isnan(values)]
+    needed = 2 if limit.stat in ("mean", "p50") else stats.enough_for_quantile(share_of(limit.stat))
+    value = stat_of(values, limit.stat) if len(values) >= needed else None
+    return None if value is None else limits.meets(limit, value)
+
+
+def _concerns(run: Columns, limit: Limit) -> Bools:
+    if limit.tenant is None:
+        return np.ones(len(run), dtype=bool)
+    own: Bools = run.tenant == (run.tenants.index(limit.tenant) if limit.tenant in run.tenants else len(run.tenants))
+    return own
+
+
+def _own(ok: Columns, limit: Limit) -> Floats:
+    """Return the figure of each request that a limit is about."""
+    return _of_gaps(ok, limit.stat) if limit.metric == "itl" else _metric(ok, limit.metric)
+
+
+def _metric(run: Columns, metric: str) -> Floats:
+    return {"ttft": run.ttft_s, "tpot": run.tpot_s, "e2e": run.e2e_s}[metric]
+
+
+def _of_gaps(ok: Columns, stat: str) -> Floats:
+    """Return a statistic of the gaps of each request, NaN without gaps.  Percentiles as `stats.quantile` gives them."""
+    gaps, sizes = ok.gaps_s
+    owner = np.repeat(np.arange(len(ok)), sizes)
+    found, some = np.full(len(ok), np.nan), sizes > 0
+    if stat == "mean":
+        found[some] = np.bincount(owner, gaps, minlength=len(ok))[some] / sizes[some]
+        return found
+    ordered, starts = gaps[np.lexsort((gaps, owner))], (np.cumsum(sizes) - sizes)[some]
+    at = (sizes[some] - 1) * share_of(stat)
+    below = at.astype(np.int64)
+    low, high = ordered[starts + below], ordered[starts + np.minimum(below + 1, sizes[some] - 1)]
+    found[some] = low + (high - low) * (at - below)
+    return found
