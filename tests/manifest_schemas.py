@@ -1,6 +1,6 @@
 """JSON Schemas of the parts of other people's formats that we write, and a small checker for the keywords they use.
 
-Written from: Kubernetes API reference 1.30 (apps/v1 Deployment, v1 Service, policy/v1 PodDisruptionBudget,
+Written from: Kubernetes API reference 1.30 (apps/v1 Deployment, batch/v1 Job, v1 Service and ConfigMap, policy/v1 PodDisruptionBudget,
 autoscaling/v2 HorizontalPodAutoscaler); kedacore/keda
 config/crd/bases/keda.sh_scaledobjects.yaml and keda.sh ScaledObject specification; KServe v1beta1 API reference; OpenSLO/OpenSLO README.md
 (v1); Prometheus documentation, recording and alerting rules.  All read 2026-11-21.  Nothing unknown is allowed: a misspelt key fails.
@@ -48,7 +48,7 @@ SECRET = obj({"name": TEXT, "key": TEXT}, optional={"type": "boolean"})
 CONTAINER = obj(
     {"name": NAME, "image": {"type": "string", "pattern": r"^\S+:\S+$"}},
     command=many(TEXT), args=many(TEXT), resources=RESOURCES, startupProbe=PROBE, readinessProbe=PROBE, livenessProbe=PROBE,
-    env=many(obj({"name": TEXT}, value=TEXT, valueFrom=obj({"secretKeyRef": SECRET}))),
+    env=many(obj({"name": TEXT}, value=TEXT, valueFrom=obj({}, secretKeyRef=SECRET, configMapKeyRef=SECRET))),
     ports=many(obj({"containerPort": {"type": "integer", "minimum": 1}}, name={"type": "string", "pattern": "^[a-z0-9-]{1,15}$"})),
     volumeMounts=many(obj({"name": NAME, "mountPath": TEXT})),
 )  # fmt: skip
@@ -61,10 +61,16 @@ SPREAD = many(
 TOLERATIONS = many(
     obj({}, key=TEXT, operator={"enum": ["Exists", "Equal"]}, effect={"enum": ["NoSchedule", "NoExecute", "PreferNoSchedule"]})
 )
-VOLUMES = many(obj({"name": NAME, "emptyDir": obj({}, medium={"enum": ["", "Memory"]}, sizeLimit=TEXT)}))
+VOLUMES = many(
+    obj(
+        {"name": NAME}, emptyDir=obj({}, medium={"enum": ["", "Memory"]}, sizeLimit=TEXT), configMap=obj({"name": NAME}),
+        secret=obj({"secretName": NAME}),
+    )
+)  # fmt: skip
 POD = obj(
     {"containers": many(CONTAINER)},
     terminationGracePeriodSeconds=WHOLE, nodeSelector=LABELS, tolerations=TOLERATIONS, topologySpreadConstraints=SPREAD, volumes=VOLUMES,
+    restartPolicy={"enum": ["Always", "OnFailure", "Never"]},
 )  # fmt: skip
 COUNT_OR_SHARE: Schema = {"anyOf": [WHOLE, {"type": "string", "pattern": r"^\d+%$"}]}
 
@@ -113,7 +119,25 @@ DOCUMENTS: dict[str, Schema] = {
         ),
     ),
     "Service": document(
-        "v1", "Service", obj({"selector": LABELS, "ports": many(obj({"port": {"type": "integer"}}, name=TEXT, targetPort=PORT))})
+        "v1",
+        "Service",
+        obj(
+            {"selector": LABELS, "ports": many(obj({"port": {"type": "integer"}}, name=TEXT, targetPort=PORT))},
+            clusterIP={"const": "None"}, publishNotReadyAddresses={"type": "boolean"},
+        ),
+    ),
+    "Job": document(
+        "batch/v1",
+        "Job",
+        obj(
+            {"template": obj({"metadata": obj({"labels": LABELS}), "spec": POD})},
+            completionMode={"enum": ["Indexed", "NonIndexed"]}, completions=POSITIVE, parallelism=POSITIVE, backoffLimit=WHOLE,
+            activeDeadlineSeconds=POSITIVE,
+        ),
+    ),
+    "ConfigMap": obj(
+        {"apiVersion": {"const": "v1"}, "kind": {"const": "ConfigMap"}, "metadata": META},
+        data={"type": "object", "additionalProperties": TEXT},
     ),
     "PodDisruptionBudget": document(
         "policy/v1", "PodDisruptionBudget", obj({"selector": SELECTOR}, minAvailable=COUNT_OR_SHARE, maxUnavailable=COUNT_OR_SHARE)

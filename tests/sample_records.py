@@ -9,8 +9,10 @@ import numpy as np
 
 from mlsys_bench import slo
 from mlsys_bench.backtests import Backtest, Score
+from mlsys_bench.loadtests import LoadTests
 from mlsys_bench.record import Envelope, Record, kind_of
 from mlsys_bench.stages import Assumed, Cache, Cost, Resources, Roofline, Service, Stage, StageGraph
+from mlsys_bench.summary import repeated
 from mlsys_bench.types import (
     Ability,
     Alternative,
@@ -43,7 +45,9 @@ from mlsys_bench.types import (
     Workload,
 )
 from tests.sample_bills import claims, costs
+from tests.sample_calibrations import calibration
 from tests.sample_fleets import fleet, fleet_plan
+from tests.sample_limits import loadmax, sweep
 from tests.sample_productions import production
 
 
@@ -259,6 +263,11 @@ def loadtest(**changes: Any) -> LoadTest:
         formulas={"ttft_s": "first token - scheduled send", "goodput": "requests within all limits / requests in the window"},
     )
     return dataclasses.replace(made, **changes)
+
+
+def loadtests() -> LoadTests:
+    """Return three runs of one load test."""
+    return repeated([loadtest(ttft_s=summary(p50, count=236)) for p50 in (0.0351, 0.0362, 0.0347)], range(3))
 
 
 def checks() -> tuple[Check, ...]:
@@ -550,6 +559,10 @@ def every_record() -> dict[str, Record]:
         backtest(),
         claims(),
         costs(),
+        calibration(),
+        loadtests(),
+        sweep(),
+        loadmax(),
         production(),
         fleet(),
         fleet_plan(),

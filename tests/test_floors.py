@@ -12,9 +12,17 @@ import pytest
 ROOT = Path(__file__).parent.parent
 STDLIB = sys.stdlib_module_names
 F0 = {
+    "ahead",
     "provenance",
     "apart",
     "tenancy",
+    "timelines",
+    "serversides",
+    "senders",
+    "askings",
+    "loadtests",
+    "loadlimits",
+    "calibrations",
     "fleets",
     "surroundings",
     "stage_fleets",
@@ -39,9 +47,12 @@ F2 = {"engine", "simulate"}
 F3 = {"bench", "loadtest", "serve", "systems", "plan", "predict"}
 F4 = {"report", "gate"}
 MAY_IMPORT: dict[str, set[str]] = {
-    "tenancy": {"provenance"}, "apart": {"provenance"}, "fleets": {"types"},
+    "ahead": set(), "tenancy": {"provenance"}, "apart": {"provenance"}, "fleets": {"types"},
     "provenance": set(), "surroundings": {"provenance"}, "stage_fleets": {"provenance", "surroundings"},
-    "types": {"billing", "apart", "stage_fleets", "provenance", "surroundings", "tenancy"},
+    "types": {"billing", "askings", "apart", "stage_fleets", "provenance", "surroundings", "tenancy", "timelines", "serversides",
+              "senders"},
+    "serversides": set(), "timelines": set(), "senders": set(), "askings": set(), "loadtests": {"types"}, "loadlimits": {"types"},
+    "calibrations": {"loadtests"},
     "claims": {"types"}, "backtests": {"types"}, "productions": {"types"}, "billing": {"provenance"}, "stages": {"types"},
     "errors": set(), "documents": {"errors"}, "workers": {"errors"}, "resources": set(), "stats": set(), "jit": set(),
     "units": {"errors"}, "slo": {"types", "errors", "units"}, "record": F0,
@@ -55,7 +66,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "journeys": F0 | F1 | F2 | F3 | F4,
 }  # fmt: skip
 TORCH = {"engine", "bench"}
-LOCUST = {"mlsys_bench/loadtest/worker.py"}
+LOCUST = {f"mlsys_bench/loadtest/{name}.py" for name in ("worker", "locustfile", "remote", "master")}
 
 
 def imports(path: Path) -> set[str]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import http.client
 import signal
 import threading
 from collections.abc import Iterator
@@ -15,7 +17,8 @@ from mlsys_bench.batching import Limits
 from mlsys_bench.errors import BadInput
 from mlsys_bench.journeys import probe
 from mlsys_bench.latency import physics
-from mlsys_bench.loadtest import target, waves
+from mlsys_bench.loadtest import endpoints, target, waves, wire
+from mlsys_bench.loadtest.form import Form
 from mlsys_bench.loadtest.waves import Wave
 from mlsys_bench.predict import outside
 from mlsys_bench.types import Bench, LatencyProfile, Layout, Provenance, RequestRecord
@@ -169,6 +172,28 @@ def test_a_wave_comes_back_whole_with_the_servers_own_counts(sender: waves.Sende
         records = sender.send(Wave(requests=3, prompt_tokens=20, output_tokens=7), timeout_s=60)
         assert [(r.outcome, r.prompt_tokens, r.output_tokens, len(r.token_s)) for r in records] == [("ok", 20, 7, 7)] * 3
         assert all(r.sent_s is not None and r.sent_s <= r.token_s[0] <= r.token_s[-1] <= (r.done_s or 0.0) for r in records)
+
+
+@pytest.mark.parametrize("kind", ["completions", "chat"])
+@pytest.mark.parametrize("streams", [True, False])
+def test_every_way_to_ask_our_own_server_says_the_same(server: serve.ServerProcess, kind: str, streams: bool) -> None:
+    """Found by itself (completions) or by name, streamed or whole: so many prompt tokens, so many output tokens, by its own count."""
+    named = "auto" if kind == "completions" else kind
+    found = target.probe(server.url, endpoint=named, model=None, api_key=None, timeout_s=30, seed=1, form=Form(streams=streams))
+    assert (found.endpoint.name, found.endpoint.streams, found.model) == (kind, streams, "nano")
+    endpoint = endpoints.make(found.endpoint)
+    text = "a" * found.chars(40)
+    with contextlib.closing(http.client.HTTPConnection(server.url.removeprefix("http://"), timeout=30)) as connection:
+        body = endpoint.body(endpoints.Ask(text=text, output_tokens=5))
+        connection.request("POST", found.path, body, {"Content-Type": "application/json"})
+        response = wire.Response()
+        came = connection.getresponse()
+        response.status, response.headers = came.status, {k.lower(): v for k, v in came.getheaders()}
+        response.pieces = [(float(i), data) for i, data in enumerate(iter(lambda: came.read1(65536), b""))]
+    said = endpoint.read(response)
+    assert (said.prompt_tokens, said.output_tokens, said.token_source, said.is_whole) == (40, 5, "usage", True)
+    assert sum(said.tokens_per_event) == 5
+    assert len(said.token_s) == (5 if streams else 1)
 
 
 def test_requests_turned_away_and_refused_say_so(sender: waves.Sender) -> None:

@@ -23,8 +23,8 @@ def register(app: typer.Typer) -> None:
 
 @gate_app.command("compare")
 def compare(
-    base: Annotated[Path, typer.Argument(help="Bench record of the baseline.", dir_okay=False)],
-    cand: Annotated[Path, typer.Argument(help="Bench record of the candidate.", dir_okay=False)],
+    base: Annotated[Path, typer.Argument(help="Bench or load-test record of the baseline.", dir_okay=False)],
+    cand: Annotated[Path, typer.Argument(help="Bench or load-test record of the candidate.", dir_okay=False)],
     tolerance: Annotated[str, typer.Option(help="How much worse is still accepted.")] = "5%",
     out: Out = None,
     html: Html = None,

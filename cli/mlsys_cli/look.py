@@ -45,14 +45,18 @@ def report(
     files: Annotated[list[Path], typer.Argument(help="Records of any kind.", dir_okay=False)],
     html: Html = None,
     md: Markdown = None,
+    png: Annotated[Path | None, typer.Option("--png", help="Write a load test as one picture for a slide.", dir_okay=False)] = None,
+    csv: Annotated[Path | None, typer.Option("--csv", help="Write a table of the requests of a .parquet file.", dir_okay=False)] = None,
 ) -> None:
-    """Show records as text, or as one HTML or Markdown file."""
+    """Show records as text, or as one HTML or Markdown file, a picture or a table."""
     from mlsys_bench import report as reports
 
     items = reports.load(files)
     reports.write_html(html, items) if html else None
     reports.write_markdown(md, items) if md else None
-    if not (html or md):
+    reports.write_png(png, items) if png else None
+    reports.write_csv(csv, items) if csv else None
+    if not (html or md or png or csv):
         reports.print_all(items)
 
 

@@ -14,8 +14,10 @@ Markdown = Annotated[Path | None, typer.Option("--md", help="Write a Markdown re
 Seed = Annotated[int, typer.Option(help="Seed of everything drawn at random.")]
 Slo = Annotated[str | None, typer.Option("--slo", help='Limits, e.g. "ttft_p95<500ms,tpot_p99<50ms".')]
 Qps = Annotated[float | None, typer.Option("--qps", help="Requests per second that arrive.")]
-Arrivals = Annotated[str | None, typer.Option(help="poisson, constant, gamma:CV, mmpp:…, diurnal:…, stages:… or trace:FILE.")]
-PromptTokens = Annotated[str | None, typer.Option(help="Prompt lengths: 512, lognormal:MEAN:CV[:MAX] or uniform:MEAN:CV.")]
+Arrivals = Annotated[str | None, typer.Option(help="poisson, constant, gamma:CV, mmpp:…, diurnal:…, stages:…, series:FILE or trace:FILE.")]
+PromptTokens = Annotated[
+    str | None, typer.Option(help="Prompt lengths: 512, lognormal:MEAN:CV[:MAX], normal:…, uniform:… or mix:70%@512,…")
+]
 OutputTokens = Annotated[str | None, typer.Option(help="Output lengths, written like --prompt-tokens.")]
 Model = Annotated[str | None, typer.Option("--model", help="A model of `mlsys catalog models`, a Hugging Face config.json, or its folder.")]
 From = Annotated[

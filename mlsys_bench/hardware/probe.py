@@ -37,7 +37,7 @@ def machine() -> Machine:
         "isa": " ".join(flags) or None,
         "isa_digest": hashlib.sha256(" ".join(flags).encode()).hexdigest()[:12] if flags else None,
         "cores": cpu_layout(),
-        "cpu_quota": _cgroup_quota(),
+        "cpu_quota": cpu_quota(),
         "memory_gb_class": _memory_class_gb(),
         "torch": _version("torch"),
         "gpu": ", ".join(sorted({str(gpu["name"]) for gpu in gpus})) or None if isinstance(gpus, tuple) else None,
@@ -138,7 +138,7 @@ def _libc() -> str | None:
     return f"{name} {version.split('.')[0]}" if name else None
 
 
-def _cgroup_quota() -> float | None:
+def cpu_quota() -> float | None:
     """Return the CPUs that cgroup v2 or v1 allows, None where there is no limit."""
     quota, _, period = (_first_line("/sys/fs/cgroup/cpu.max") or "").partition(" ")
     if not quota:

@@ -10,6 +10,7 @@ from pathlib import Path
 from mlsys_bench import hardware, latency, models, predict, record, units
 from mlsys_bench.errors import BadInput
 from mlsys_bench.latency import service
+from mlsys_bench.loadlimits import LoadSweep
 from mlsys_bench.predict import beside, opaque, readers
 from mlsys_bench.predict.readers import Design, loadtests
 from mlsys_bench.types import Bench, Check, LatencyProfile, Layout, LoadTest
@@ -107,7 +108,7 @@ def _kind(path: Path) -> str:
         except ValueError:
             continue
         kind = document.get("kind") if isinstance(document, dict) and "schema" in document else None
-        return "other" if kind is None else "loadtest" if kind == "loadtest" else "bench"
+        return "other" if kind is None else "loadtest" if kind in ("loadtest", "loadsweep") else "bench"
     return "bench" if path.suffix == ".json" else "other"  # what is wrong with it is best said by the reader of what it should be
 
 
@@ -122,7 +123,7 @@ def _benches(files: Sequence[Path], stage: str | None) -> Fitted:
 
 def _endpoint(files: Sequence[Path], stage: str | None) -> Fitted:
     """Return the service profile of an endpoint by its load tests: rising rates, or rising numbers of users."""
-    tests = [(path, record.read(path, LoadTest)) for path in files]
+    tests = [found for path in files for found in _tests(path)]
     name = stage or tests[0][1].target
     users = [loadtests.concurrency(test) for _, test in tests]
     if all(users):
@@ -134,6 +135,17 @@ def _endpoint(files: Sequence[Path], stage: str | None) -> Fitted:
     levels = [opaque.level_of(test, loadtests.requests(test, path)) for path, test in tests]
     endpoint = opaque.fit(levels)
     return Fitted(profile=opaque.profile(endpoint, stage=name), checks=beside.levels(endpoint, levels))
+
+
+def _tests(path: Path) -> list[tuple[Path, LoadTest]]:
+    """Return the load test of a file, or those of a sweep's levels at which the server kept up."""
+    _, found = record.load(path)
+    if not isinstance(found, LoadSweep):
+        return [(path, record.read(path, LoadTest))]
+    kept = [level.test for level in found.levels if not level.over and level.test.validity.verdict != "invalid"]
+    if any(test.requests_file is None for test in kept):
+        raise BadInput(f"{path}: was swept without -o, so its requests are gone; sweep again with -o")
+    return [(path, test) for test in kept if test.ok >= opaque.LEAST_REQUESTS]
 
 
 def _results(files: Sequence[Path], design: Design) -> Fitted:

@@ -12,12 +12,19 @@ class Line:
 
     def __init__(self, quiet: bool = False) -> None:
         self._on = sys.stderr.isatty() and not quiet
+        self._quiet = quiet
 
     def show(self, text: str) -> None:
         """Replace the line."""
         if self._on:
             sys.stderr.write(f"\r\x1b[2K{text[:110]}")
             sys.stderr.flush()
+
+    def note(self, text: str) -> None:
+        """Write a line that stays, terminal or not."""
+        if not self._quiet:
+            self.clear()
+            sys.stderr.write(f"{text}\n")
 
     def counted(self, what: str, clock: Callable[[], float] = time.monotonic) -> Callable[[int, int], None]:
         """Return what shows how many pieces of a long job are done and, from the second on, about how long the others take."""

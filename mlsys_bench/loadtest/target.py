@@ -1,22 +1,29 @@
-"""Look at the target before loading it: is it there, does it speak the API, which model, how many characters make a token."""
+"""Look at the target before loading it: is it there, which API does it speak, which model, how many characters make a token."""
 
 from __future__ import annotations
 
-import http.client
-import json
+import dataclasses
 import math
 import socket
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 from urllib.parse import SplitResult, urlsplit
 
-from mlsys_bench.errors import BadInput, MeasurementFailed, did_you_mean
-from mlsys_bench.loadtest import prompts
+from mlsys_bench.askings import Asked
+from mlsys_bench.errors import BadInput
+from mlsys_bench.loadtest import detect, endpoints, prompts
+from mlsys_bench.loadtest.answers import Answer
+from mlsys_bench.loadtest.caller import Caller, Reply, message, shown
+from mlsys_bench.loadtest.client import Client, Proxy, proxy_for, tls_context
+from mlsys_bench.loadtest.endpoints import Ask, Spec
+from mlsys_bench.loadtest.form import Form
+from mlsys_bench.loadtest.wire import Response, WireError
 
-_PROBE_CHARS = (64, 512)  # the difference is free of what a chat template or a begin-of-text token adds
+_PROBE_ROUNDS = (2, 14)  # 300 and 2,000 characters; the difference is free of what a chat template or a begin-of-text token adds
+_SHORT_CHARS = (140, 16)  # in place of those that do not fit; of a context of 256 bytes, say
 _USUAL_CHARS_PER_TOKEN = 4.0  # English prose; only for servers that report no usage
-_BUSY_TRIES = 3
+_TEXTLESS = ("kserve", "locustfile")  # what they are asked is no text of some length
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,43 +40,98 @@ class Target:
     chars_per_token: float
     extra_tokens: float  # of every prompt, beside its text
     notes: tuple[str, ...]
+    endpoint: Spec
+    is_websocket: bool = False
+    proxy: Proxy | None = None  # on the way; `address` is its address then
 
     def chars(self, tokens: int) -> int:
         """Return how long a text must be to make a prompt of so many tokens."""
         return max(1, round((tokens - self.extra_tokens) * self.chars_per_token))
 
+    @property
+    def found(self) -> str:
+        """Say in a line what is there."""
+        if self.endpoint.name == "locustfile":
+            return f"users of {self.model}; the target was not looked at"
+        model = f", model {self.model}" if self.model else ""
+        how = "streamed" if self.endpoint.streams else "not streamed"
+        return f"{self.endpoint.name} at {shown(self.path)}{model}, {how}"
+
+    @property
+    def label(self) -> str:
+        """Name the model, and the kind of endpoint where it is not the usual one."""
+        return ", ".join(filter(None, (self.model, self.endpoint.name if self.endpoint.name != "completions" else "")))
+
+    def as_sent(self, asked: Asked) -> Asked:
+        """Return what requests of this kind really asked: several texts, numbers in place of words, no answer of some length."""
+        kind, batch = self.endpoint.name, self.endpoint.form.batch
+        if kind not in detect.WITHOUT_TOKENS:
+            return asked
+        texts = batch if kind in ("embeddings", "tei-embed") else None  # of the drawn length each; a rerank has a query beside
+        return dataclasses.replace(
+            asked,
+            what=f"{'made-up numbers' if kind in _TEXTLESS else asked.what}, {batch} in each request",
+            prompt_tokens=asked.prompt_tokens * texts if asked.prompt_tokens is not None and texts is not None else None,
+            output_tokens=None,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Sample:
+    """What a server answered to the first texts."""
+
+    spec: Spec
+    counts: list[tuple[int, int | None]]  # (characters, prompt tokens by the server's count)
+
 
 def probe(
-    url: str, *, endpoint: Literal["completions", "chat"], model: str | None, api_key: str | None, timeout_s: float, seed: int
+    url: str,
+    *,
+    endpoint: str,
+    model: str | None,
+    api_key: str | None,
+    timeout_s: float,
+    seed: int,
+    headers: Sequence[tuple[str, str]] = (),
+    form: Form | None = None,
+    client: Client | None = None,
 ) -> Target:
     """Return what is behind a URL.  Raises BadInput saying what came instead."""
-    parts, base = _parse(url)
-    scheme: Literal["http", "https"] = "https" if parts.scheme == "https" else "http"
+    parts, url = _parse(url), shown(url)
+    is_websocket = parts.scheme in ("ws", "wss")
+    scheme: Literal["http", "https"] = "https" if parts.scheme in ("https", "wss") else "http"
     host, port = parts.hostname or "", parts.port or (443 if scheme == "https" else 80)
-    address = _reach(url, host, port, timeout_s)
-    caller = _Caller(url=url, scheme=scheme, host=host, port=port, api_key=api_key, timeout_s=timeout_s)
-    name = _model(caller, f"{base}/models", model)
-    path = f"{base}/chat/completions" if endpoint == "chat" else f"{base}/completions"
-    text = prompts.Text(seed ^ 0x5EED)  # another text than the run's, so that no prefix is warm
-    asked = [text.prompt(i, chars) for i, chars in enumerate(_PROBE_CHARS)]
-    counts, ignore_eos = _count_tokens(caller, path, name, endpoint, asked)
-    ratio, extra, notes = _chars_per_token(counts)
+    client = client or Client()
+    proxy = proxy_for(client, scheme, host)
+    address = _reach(url, host, port, timeout_s) if proxy is None else _reach(f"the proxy of {url}", proxy.host, proxy.port, timeout_s)
+    key = [("Authorization", f"Bearer {api_key}")] if api_key and not any(name.lower() == "authorization" for name, _ in headers) else []
+    caller = Caller(
+        url=url, scheme=scheme, host=host, port=port, headers=(*key, *headers), timeout_s=timeout_s,
+        tls=tls_context(client) if scheme == "https" else None, proxy=proxy,
+    )  # fmt: skip
+    wanted = detect.Wanted(
+        endpoint=endpoint, model=model, form=form or Form(), path=parts.path.rstrip("/"), query=parts.query, is_websocket=is_websocket
+    )
+    sample = _first_that_answers(caller, detect.candidates(caller, wanted), _texts(seed))
+    ratio, extra, notes = _chars_per_token(sample)
+    spec = sample.spec
+    refuses = not spec.ignore_eos and spec.name in ("completions", "chat", "responses")
     return Target(
-        scheme=scheme, host=host, address=address, port=port, path=path, model=name, ignore_eos=ignore_eos, chars_per_token=ratio,
-        extra_tokens=extra, notes=notes if ignore_eos else (*notes, "the server refuses ignore_eos: answers may be shorter than asked"),
+        scheme=scheme, host=host, address=address, port=port, path=spec.path, model=spec.model, ignore_eos=spec.ignore_eos,
+        chars_per_token=ratio, extra_tokens=extra, endpoint=spec, is_websocket=is_websocket, proxy=proxy,
+        notes=(*notes, "the server refuses ignore_eos: answers may be shorter than asked") if refuses else notes,
     )  # fmt: skip
 
 
-def _parse(url: str) -> tuple[SplitResult, str]:
+def _parse(url: str) -> SplitResult:
     try:
         parts = urlsplit(url if "://" in url else f"http://{url}")
         _ = parts.port
     except ValueError as error:
         raise BadInput(f"{url!r} is no URL: {error}; write it like http://127.0.0.1:8000") from error
-    if parts.scheme not in ("http", "https") or not parts.hostname:
+    if parts.scheme not in ("http", "https", "ws", "wss") or not parts.hostname:
         raise BadInput(f"{url!r} is no http URL; write it like http://127.0.0.1:8000")
-    base = parts.path.rstrip("/").removesuffix("/chat/completions").removesuffix("/completions")
-    return parts, base if base.endswith("/v1") else f"{base}/v1"
+    return parts
 
 
 def _reach(url: str, host: str, port: int, timeout_s: float) -> str:
@@ -77,113 +139,110 @@ def _reach(url: str, host: str, port: int, timeout_s: float) -> str:
     try:
         with socket.create_connection((host, port), timeout=min(timeout_s, 10)) as sock:
             return str(sock.getpeername()[0])
-    except OSError as error:
-        raise BadInput(f"{url}: cannot be reached: {error.strerror or error}; is the server running?") from error
+    except (OSError, UnicodeError) as error:  # a name such as a..b is no name: Python's codec for names says so
+        raise BadInput(f"{url}: cannot be reached: {getattr(error, 'strerror', None) or error}; is the server running?") from error
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Caller:
-    """Plain requests of the standard library; no proxy, as in the run."""
-
-    url: str
-    scheme: Literal["http", "https"]
-    host: str
-    port: int
-    api_key: str | None
-    timeout_s: float
-
-    def call(self, method: str, path: str, body: Mapping[str, object] | None = None) -> tuple[int, str, bytes]:
-        """Return status, content type and body.  Raises BadInput when no HTTP comes back."""
-        kind = http.client.HTTPSConnection if self.scheme == "https" else http.client.HTTPConnection
-        connection = kind(self.host, self.port, timeout=self.timeout_s)
-        key = {"Authorization": f"Bearer {self.api_key}"} if self.api_key else {}
-        try:
-            connection.request(method, path, json.dumps(body) if body else None, {"Content-Type": "application/json", **key})
-            response = connection.getresponse()
-            return response.status, response.headers.get_content_type(), response.read()
-        except TimeoutError as error:
-            raise BadInput(f"{self.url}: {method} {path} was not answered within {self.timeout_s:g} s") from error
-        except (http.client.HTTPException, OSError) as error:
-            raise BadInput(f"{self.url}: {method} {path} gave no HTTP answer: {error!r}") from error
-        finally:
-            connection.close()
-
-    def read_json(self, method: str, path: str, answer: tuple[int, str, bytes]) -> dict[str, Any]:
-        """Return the JSON object of an answer.  Raises BadInput naming what came instead."""
-        status, kind, data = answer
-        what = f"{self.url}: {method} {path} answers {status} {kind}"
-        if status in (401, 403):
-            raise BadInput(f"{what}: the server wants an API key, or another one")
-        try:
-            document = json.loads(data)
-        except ValueError:
-            raise BadInput(f"{what}, not JSON: is this an OpenAI-compatible server?") from None
-        if not isinstance(document, dict):
-            raise BadInput(f"{what}, but no JSON object: is this an OpenAI-compatible server?")
-        if status == 404:
-            raise BadInput(f"{what}: there is no such endpoint or model; try another --endpoint or --model")
-        if status in (429, 503) or status >= 500:
-            raise MeasurementFailed(f"{what} to a single probe: {_message(document)}")
-        if status != 200:
-            raise BadInput(f"{what}: {_message(document)}")
-        return document
+def _texts(seed: int) -> list[Ask]:
+    text = prompts.Text(seed ^ 0x5EED)  # another text than the run's, so that no prefix is warm
+    short = (text.prompt(i, chars) for i, chars in enumerate(_SHORT_CHARS, 2))
+    return [Ask(text=words, output_tokens=1) for words in (*map(text.rounds, _PROBE_ROUNDS), *short)]
 
 
-def _model(caller: _Caller, path: str, model: str | None) -> str:
-    answer = caller.call("GET", path)
-    if answer[0] == 404 and model is not None:
-        return model  # a server without a list; the probe will tell
-    data = caller.read_json("GET", path, answer).get("data")
-    names = [str(entry["id"]) for entry in data if isinstance(entry, dict) and "id" in entry] if isinstance(data, list) else []
-    if not names:
-        raise BadInput(f"{caller.url}: GET {path} lists no model; name one with --model")
-    if model is not None and model not in names:
-        raise BadInput(f"{caller.url}: serves no model {model!r}{did_you_mean(model, names)}")
-    return model or names[0]
+def _first_that_answers(caller: Caller, specs: Sequence[Spec], asks: Sequence[Ask]) -> _Sample:
+    refusals = []
+    for spec in specs:
+        tried = _sample(caller, spec, asks)
+        if isinstance(tried, _Sample):
+            return tried
+        refusals.append(tried)
+    if len(refusals) == 1:
+        raise BadInput(f"{caller.url}: {refusals[0]}")
+    raise BadInput(f"{caller.url}: {len(refusals)} endpoints were tried and none answers: {'; '.join(refusals)}")
 
 
-def _count_tokens(caller: _Caller, path: str, model: str, endpoint: str, texts: list[str]) -> tuple[list[tuple[int, int | None]], bool]:
-    """Return (characters, prompt tokens by the server's count) of each text, and whether ignore_eos is understood."""
+def _sample(caller: Caller, spec: Spec, asks: Sequence[Ask]) -> _Sample | str:
+    """Ask for a little and see that it can be read; or say what came instead.  Raises where another endpoint would not help either.
+
+    Asked and read by the very code of the run.  A WebSocket cannot be asked like this: it is taken as it is.
+    """
+    if spec.name == "websocket":
+        endpoints.make(spec).body(asks[0])
+        return _Sample(spec=spec, counts=[])
     counts: list[tuple[int, int | None]] = []
-    ignore_eos = True
-    for text in texts:
-        prompt = {"messages": [{"role": "user", "content": text}]} if endpoint == "chat" else {"prompt": text}
-        body: dict[str, object] = {"model": model, "max_tokens": 1, "temperature": 0, **prompt}
-        answer = _try(caller, path, {**body, "ignore_eos": True} if ignore_eos else body)
-        if answer[0] in (400, 422) and ignore_eos:
-            retried = _try(caller, path, body)
-            if retried[0] == 200:
-                answer, ignore_eos = retried, False
-        if answer[0] in (400, 422) and counts:
-            break  # the longer text does not fit this model; one figure must do
-        usage = caller.read_json("POST", path, answer).get("usage")
-        tokens = usage.get("prompt_tokens") if isinstance(usage, dict) else None
-        counts.append((len(text), tokens if isinstance(tokens, int) else None))
-    return counts, ignore_eos
+    refusal, too_long = "", math.inf
+    for ask in asks if spec.name not in _TEXTLESS else asks[:1]:
+        if len(counts) == len(_PROBE_ROUNDS) or len(ask.text) >= too_long:
+            continue
+        reply = _asked(caller, spec, ask)
+        for way in _ways(spec) if reply.status in (400, 422) and not counts else ():
+            retried = _asked(caller, way, ask)
+            if retried.status == 200:
+                reply, spec = retried, way
+                break
+        answer = _understood(caller, spec, reply)
+        if isinstance(answer, Answer):
+            counts.append((len(ask.text), answer.prompt_tokens))
+        elif reply.status in (400, 413, 422):  # maybe it is longer than this model's context
+            refusal, too_long = refusal or answer, len(ask.text)
+        else:
+            return answer
+    if not counts:
+        return refusal
+    if spec.form.batch > 1 and spec.name not in _TEXTLESS:
+        fits = next(ask for ask in asks if len(ask.text) == counts[0][0])
+        answer = _understood(caller, spec, _asked(caller, spec, fits, batch=spec.form.batch))
+        if isinstance(answer, str):
+            return f"a request of {spec.form.batch}: {answer}"
+    return _Sample(spec=spec, counts=counts)
 
 
-def _try(caller: _Caller, path: str, body: Mapping[str, object]) -> tuple[int, str, bytes]:
-    """Ask again when the server fails or is busy: one bad answer in a hundred must not end the run before it starts."""
-    for _ in range(_BUSY_TRIES):
-        answer = caller.call("POST", path, body)
-        if answer[0] not in (429, 503) and answer[0] < 500:
-            break
-    return answer
+def _ways(spec: Spec) -> list[Spec]:
+    """Return how else to ask."""
+    from mlsys_bench.loadtest.endpoints import openai
+
+    if spec.name in ("completions", "chat", "responses"):
+        return openai.variants(spec)
+    return [dataclasses.replace(spec, ignore_eos=False)] if spec.ignore_eos else []
 
 
-def _chars_per_token(counts: list[tuple[int, int | None]]) -> tuple[float, float, tuple[str, ...]]:
+def _asked(caller: Caller, spec: Spec, ask: Ask, batch: int = 1) -> Reply:
+    """Return what comes back for one small request, not streamed where that can be had."""
+    form = spec.form if spec.name in _TEXTLESS else dataclasses.replace(spec.form, batch=batch)
+    body = endpoints.make(_short(dataclasses.replace(spec, form=form))).body(ask)
+    return caller.patiently(form.method, spec.path, body, spec.content_type, dict(spec.headers))
+
+
+def _short(spec: Spec) -> Spec:
+    return dataclasses.replace(spec, streams=spec.streams and spec.name not in ("completions", "chat", "responses"))
+
+
+def _understood(caller: Caller, spec: Spec, reply: Reply) -> Answer | str:
+    """Return the answer, or what is wrong with it."""
+    if reply.status != 200:
+        if reply.status in (401, 403, 429) or (reply.status >= 500 and reply.status != 501):
+            caller.refuse(reply)
+        if reply.status == 404:
+            return f"{reply}: there is no such endpoint or model; try another --endpoint or --model"
+        return f"{reply}: {message(reply.json() or reply.data[:80])}"
+    response = Response()
+    response.status, response.headers, response.pieces = 200, reply.headers, [(0.0, reply.data)] if reply.data else []
+    try:
+        return endpoints.make(_short(spec)).read(response)
+    except WireError as error:
+        return f"{reply}, but {error}"
+
+
+def _chars_per_token(sample: _Sample) -> tuple[float, float, tuple[str, ...]]:
     """Return characters per token, tokens beside the text, and what to know about them."""
-    known = [(chars, tokens) for chars, tokens in counts if tokens]
+    known = sorted((chars, tokens) for chars, tokens in sample.counts if tokens)
     if len(known) == 2 and known[1][1] > known[0][1]:
         ratio = (known[1][0] - known[0][0]) / (known[1][1] - known[0][1])
         extra = known[0][1] - known[0][0] / ratio
         return ratio, extra if math.isfinite(extra) else 0.0, ()
     if len(known) == 1:
         return known[0][0] / known[0][1], 0.0, ()
+    if sample.spec.name in _TEXTLESS:
+        return _USUAL_CHARS_PER_TOKEN, 0.0, ()
     note = f"the server does not count prompt tokens: prompts are built with {_USUAL_CHARS_PER_TOKEN:g} characters per token"
     return _USUAL_CHARS_PER_TOKEN, 0.0, (note,)
-
-
-def _message(document: Mapping[str, Any]) -> str:
-    error = document.get("error", document)
-    return str(error.get("message", error) if isinstance(error, dict) else error)[:200]

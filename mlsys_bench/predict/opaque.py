@@ -28,6 +28,7 @@ FIGURES = ("mean", "p50", "p90")  # that are fitted: one run hardly ever sees th
 _TRIED = (*range(1, 33), 36, 40, 48, 56, 64, 80, 96, 128, 160, 200)  # servers
 _FINALISTS = 3  # of them, by a formula; these are fitted by the exact law
 _BATCHES = 25  # of mixed requests: how far their figures scatter says how far those of the whole are off
+LEAST_REQUESTS = 10 * _BATCHES  # of a level
 _FORM_SD = 0.02  # of log(figure): what c equal servers miss of a real endpoint even without noise
 _COMMON_SD = (0.01, 0.06)  # of log m and log v: what is missed at all levels alike; without it 36 known curves were covered 64 times in 100
 _SHRUNK = 0.8  # share of the correlations between figures that is believed: so few batches overstate what their differences say
@@ -94,8 +95,8 @@ class Endpoint:
 def level(rate_per_s: float, sojourn_s: Sequence[float], arrivals: str = "poisson") -> Level:
     """Return a load level from the sojourns of its requests, in the order they came, and the rate at which they really came."""
     values = np.asarray(sojourn_s, dtype=np.float64)
-    if len(values) < 10 * _BATCHES:
-        raise BadInput(f"a load level of {rate_per_s:g}/s has {len(values)} requests; at least {10 * _BATCHES} are needed, run it longer")
+    if len(values) < LEAST_REQUESTS:
+        raise BadInput(f"a load level of {rate_per_s:g}/s has {len(values)} requests; at least {LEAST_REQUESTS} are needed, run it longer")
     mixed = np.random.default_rng(0).permutation(values)
     batches = np.array([[v for _, v in _figures(part, FIGURES)] for part in np.array_split(mixed, _BATCHES)])
     covariance = np.cov(np.log(batches).T) / _BATCHES

@@ -26,6 +26,43 @@ def write_markdown(path: Path, items: Sequence[Item]) -> Path:
     return _write(path, render(items))
 
 
+def write_png(path: Path, items: Sequence[Item]) -> Path:
+    """Write the first load test, or its repeats, as one picture for a slide, and return its path.  Raises BadInput where there is none."""
+    from mlsys_bench.errors import BadInput
+    from mlsys_bench.loadtests import LoadTests
+    from mlsys_bench.types import LoadTest
+
+    found = next((record for _, _, record in items if isinstance(record, LoadTest | LoadTests)), None)
+    if found is None:
+        raise BadInput(f"{path}: a picture is drawn of a load test; none of the files holds one")
+    check_pictures(path)
+    from mlsys_bench.report.load_pictures import write_png as write
+
+    return write(path, found)
+
+
+def check_pictures(path: Path) -> None:
+    """Raise BadInput where no picture can be drawn."""
+    import importlib.util
+
+    from mlsys_bench.errors import BadInput
+
+    if importlib.util.find_spec("matplotlib") is None:
+        raise BadInput(f"{path}: pictures need matplotlib: python -m pip install 'mlsys-bench[plot]'")
+
+
+def write_csv(path: Path, items: Sequence[Item]) -> Path:
+    """Write the first file of requests as CSV, one row each, and return its path.  Raises BadInput where there is none."""
+    from mlsys_bench.errors import BadInput
+    from mlsys_bench.report.rows import write_csv as write
+    from mlsys_bench.types import Requests
+
+    found = next((record for _, _, record in items if isinstance(record, Requests)), None)
+    if found is None:
+        raise BadInput(f"{path}: a table is made of requests (.parquet); none of the files holds any")
+    return write(path, found)
+
+
 def _write(path: Path, text: str) -> Path:
     from mlsys_bench.errors import BadInput
 

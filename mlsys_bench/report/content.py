@@ -6,8 +6,11 @@ from typing import assert_never
 
 from mlsys_bench.backtests import Backtest
 from mlsys_bench.billing import Costs
+from mlsys_bench.calibrations import Calibration
 from mlsys_bench.claims import Claims
 from mlsys_bench.fleets import Fleet, FleetPlan
+from mlsys_bench.loadlimits import LoadMax, LoadSweep
+from mlsys_bench.loadtests import LoadTests
 from mlsys_bench.productions import Production
 from mlsys_bench.record import Record
 from mlsys_bench.report.parts import Section
@@ -40,6 +43,10 @@ def describe(record: Record, extra: object = None) -> tuple[Section, ...]:
             from mlsys_bench.report import runs
 
             return (runs.loadtest(record),)
+        case LoadTests():
+            from mlsys_bench.report import repeats, runs
+
+            return (repeats.repeats(record), *(runs.loadtest(run) for run in record.runs[:1]))
         case Bench():
             from mlsys_bench.report import benches
 
@@ -88,6 +95,18 @@ def describe(record: Record, extra: object = None) -> tuple[Section, ...]:
             from mlsys_bench.report import backtests
 
             return (backtests.backtest(record),)
+        case LoadSweep():
+            from mlsys_bench.report import loadlimits
+
+            return (loadlimits.sweep(record),)
+        case LoadMax():
+            from mlsys_bench.report import loadlimits
+
+            return (loadlimits.highest(record),)
+        case Calibration():
+            from mlsys_bench.report import calibrations
+
+            return (calibrations.calibration(record),)
         case Claims():
             from mlsys_bench.report import claims
 

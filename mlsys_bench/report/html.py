@@ -12,7 +12,7 @@ from mlsys_bench.report.templates import environment
 
 ORDER = (  # the answer first
     "demo", "verify", "production", "plan", "fleet-plan", "baseline", "sensitivity", "around", "verdict",
-    "loadtest", "requests", "bench", "profile", "workload",
+    "loadmax", "loadsweep", "loadtests", "loadtest", "requests", "bench", "profile", "workload",
 )  # fmt: skip
 
 
@@ -23,6 +23,7 @@ def render(items: Sequence[tuple[str, Envelope, Record]]) -> str:
     return environment(escape=True).get_template("report.html.j2").render(
         title=sections[0][1].title if sections else "Report",
         answer=answer(sections),
+        tiled=_tiled(sections),
         sections=_numbered(sections),
         pictures=_placed((*pictures.graphs(items), *(drawn or ())), sections),
         missing=pictures.MISSING if drawn is None else "",
@@ -43,6 +44,12 @@ def ordered(items: Sequence[tuple[str, Envelope, Record]]) -> list[tuple[str, Se
 def answer(sections: Sequence[tuple[str, Section]]) -> Section | None:
     """Return the section whose figures go to the top of the page."""
     return next((section for _, section in sections if section.tiles), None)
+
+
+def _tiled(sections: Sequence[tuple[str, Section]]) -> list[Section]:
+    """Return the sections whose figures go to the top: a load test's only where it is the answer itself."""
+    first = answer(sections)
+    return [section for _, section in sections if section.tiles and (section is first or section.kind != "loadtest")]
 
 
 def machines(items: Sequence[tuple[str, Envelope, Record]]) -> list[tuple[str, Envelope]]:

@@ -69,18 +69,33 @@ def percentiles(run: LoadTest) -> Table:
     summaries = [
         (m.upper(), summary) for m, summary in (("ttft", run.ttft_s), ("tpot", run.tpot_s), ("itl", run.itl_s), ("e2e", run.e2e_s))
     ]
-    if run.lateness_s is not None:
-        summaries.append(("sent late", run.lateness_s))
-    rows = tuple((Cell(name, "strong"), Cell(f"{s.count:,}"), *(_stat_cell(s, stat) for stat in STATS)) for name, s in summaries)
-    wide = ("mean", "p90")
-    columns = (Column(run.source), Column("n", right=True, wide=True), *(Column(s, right=True, wide=s in wide) for s in STATS))
-    return Table(title="", columns=columns, rows=rows, note="below each figure its 90 % interval")
+    served = (("service TTFT", run.service_ttft_s), ("service E2E", run.service_s))
+    beside = (("chunk gap", run.chunk_gap_s), *served, ("sent late", run.lateness_s))
+    summaries += [(name, summary) for name, summary in beside if summary is not None and summary != run.itl_s]
+    shown = (*STATS, "p999") if any(s.p999 is not None for _, s in summaries) else STATS
+    rows = tuple((Cell(name, "strong"), _number(s), *(_stat_cell(s, stat) for stat in shown)) for name, s in summaries)
+    columns = (
+        Column("latency" if run.source == "loadtest" else run.source),
+        Column("n", right=True, wide=True),
+        *(Column("p99.9" if s == "p999" else s, right=True, wide=s in ("mean", "p90")) for s in shown),
+    )
+    bare = any(getattr(s, stat) is not None and stat not in s.intervals for _, s in summaries for stat in shown if stat != "p50")
+    none = "; without one: the requests are worth too few independent ones" * (bare and run.source == "loadtest")
+    service = "; service counts from the real send, all else from the schedule" * bool(run.service_s)
+    note = f"below each figure its 90 % interval{none}{service}"
+    return Table(title="", columns=columns, rows=rows, note=note)
+
+
+def _number(summary: LatencySummary) -> Cell:
+    """Return how many samples there are, and how many independent ones they are worth where that is clearly fewer."""
+    worth = summary.effective_count
+    return Cell(f"{summary.count:,}", "", f"worth {worth:,.0f}" if worth is not None and worth < 0.8 * summary.count else "")
 
 
 def _stat_cell(summary: LatencySummary, stat: str) -> Cell:
     value: float | None = getattr(summary, stat)
     if value is None:
-        return Cell("too few" if stat in summary.too_few else NONE, "muted")
+        return Cell("too few" if summary.count and (stat in summary.too_few or stat == "p999") else NONE, "muted")
     return time_cell(value, summary.intervals.get(stat))
 
 
@@ -105,9 +120,10 @@ def _seen(run: LoadTest, limit: Limit) -> Cell:
         return Cell(NONE if run.goodput_ratio is None else percent(100 * run.goodput_ratio), "", shown)
     whose = next((each for each in run.tenants if each.name == limit.tenant), None) if limit.tenant else run
     summary: LatencySummary | None = getattr(whose, f"{limit.metric}_s", None)
-    if summary is None or not hasattr(summary, limit.stat):
+    stat = limit.stat.replace(".", "")  # p99.9 is the field p999
+    if summary is None or not hasattr(summary, stat):
         return Cell(NONE, "muted")
-    return _stat_cell(summary, limit.stat)
+    return _stat_cell(summary, stat)
 
 
 def checks(rows: Sequence[Check]) -> Table:

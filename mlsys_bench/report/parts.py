@@ -70,6 +70,7 @@ class Section:
     tables: tuple[Table, ...] = ()
     notes: tuple[tuple[str, tuple[str, ...]], ...] = ()  # heading, lines
     drawing: tuple[str, ...] = ()  # in characters of one width, for pages that cannot show a picture
+    course: tuple[str, ...] = ()  # likewise, below the first table: how a run went
 
 
 # ---------------------------------------------------------------- numbers

@@ -7,11 +7,13 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from mlsys_bench.fleets import FleetPlan
+from mlsys_bench.loadlimits import LoadMax, LoadSweep
+from mlsys_bench.loadtests import LoadTests
 from mlsys_bench.productions import Production
 from mlsys_bench.record import Envelope, Record
 from mlsys_bench.report import drawing, productions, stacks
 from mlsys_bench.stages import StageGraph
-from mlsys_bench.types import Bench, Check, Demo, LatencyProfile, Plan, Requests, Verification
+from mlsys_bench.types import Bench, Check, Demo, LatencyProfile, LoadTest, Plan, Requests, Verification
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -21,6 +23,11 @@ BUCKETS = "Production's percentiles lie between edges of its histogram's buckets
 POOL = "GPUs in use, by scenario and hour; the frame is the pool, and a red bar on top says that an hour is short of GPUs."
 FRONTIER = "Fleets of which none is both cheaper and faster than another; each keeps all limits."
 CHANGES = "What each change saves or costs; pale bars end within the plan's own 90 % interval."
+SERVER = "What the server said of itself, second by second, on the clock of the load test."
+COURSE = "Requests, those in flight, latencies by when they were due, and the client's own lateness; shaded parts are in no figure."
+LADDER = "Latency by percentile, as far as the sample goes; bars are 90 % intervals, grey is what the server alone took."
+GAPS = "How the gaps between tokens are spread."
+RUNS = "Each dot is a run; the line is the mean of runs, the bar its 90 % interval."
 MISSING = "Pictures need matplotlib: python -m pip install 'mlsys-bench[plot]'"
 
 
@@ -51,7 +58,7 @@ def draw(items: Sequence[tuple[str, Envelope, Record]]) -> tuple[Picture, ...] |
 
 
 def _every(records: Sequence[Record]) -> Iterator[tuple[str, str, Figure | None]]:
-    from mlsys_bench.report import figures
+    from mlsys_bench.report import figures, load_pictures
 
     checked = next((r for r in records if isinstance(r, Demo | Verification)), None)
     plans = _once(r.plan if isinstance(r, Demo) else r for r in records if isinstance(r, Demo | Plan))
@@ -68,9 +75,44 @@ def _every(records: Sequence[Record]) -> Iterator[tuple[str, str, Figure | None]
         yield "plan", COST, figures.alternatives(each, priced)
         yield "plan", FRONTIER, figures.frontier(each, priced)
         yield "sensitivity", CHANGES, figures.tornado(each, priced)
+    for repeated in (r for r in records if isinstance(r, LoadTests)):
+        yield "loadtests", RUNS, load_pictures.runs(repeated, f"measured; {len(repeated.runs)} runs of {repeated.runs[0].target}")
+    for run in (r for r in records if isinstance(r, LoadTest)):
+        yield from _loadtest(run)
+    for run in (r for r in records if isinstance(r, LoadTest) and r.server):
+        yield "loadtest", SERVER, _server(run)
+    for found in (r for r in records if isinstance(r, LoadSweep | LoadMax)):
+        yield _limits(found)
     yield from _fits(records, plan)
     for requests in (r for r in records if isinstance(r, Requests)):
         yield from _runs(requests, plan if checked is not None else None)
+
+
+def _loadtest(run: LoadTest) -> Iterator[tuple[str, str, Figure | None]]:
+    from mlsys_bench.report import load_pictures
+
+    where = f"measured; {run.arrivals}, {run.target}"
+    yield "loadtest", COURSE, load_pictures.over_time(run, where)
+    yield "loadtest", LADDER, load_pictures.percentiles(run, where)
+    yield "loadtest", GAPS, load_pictures.gaps(run, where)
+
+
+def _limits(record: LoadSweep | LoadMax) -> tuple[str, str, Figure | None]:
+    from mlsys_bench.report import loadlimit_pictures as limits
+
+    where = f"measured; {record.target}, {record.arrivals} arrivals"
+    if isinstance(record, LoadSweep):
+        return "loadsweep", limits.CURVE, limits.curve(record, where)
+    return "loadmax", limits.SEARCH, limits.closing_in(record, f"{record.slo}; {where}")
+
+
+def _server(run: LoadTest) -> Figure | None:
+    from mlsys_bench.report import server_pictures
+
+    if run.server is None:
+        return None
+    kinds = ", ".join(f"{s.kind} at {s.where}" for s in run.server.sources if not s.skipped)
+    return server_pictures.over_time(run.server, run.timeline.window_s if run.timeline else None, f"measured; {kinds}")
 
 
 def _once(plans: Iterable[Plan]) -> list[Plan]:

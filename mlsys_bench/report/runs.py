@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 
 from mlsys_bench import stats, units
-from mlsys_bench.report import latencies, plans, simulations
+from mlsys_bench.report import askings, courses, latencies, plans, senders, serversides, simulations
 from mlsys_bench.report.parts import (
     Cell,
     Column,
@@ -21,7 +21,7 @@ from mlsys_bench.report.parts import (
     time_cell,
     time_span,
 )
-from mlsys_bench.types import Check, Demo, LoadTest, RequestRecord, Requests, Validity, Verification
+from mlsys_bench.types import Check, Demo, LatencySummary, LoadTest, RequestRecord, Requests, Validity, Verification
 
 VERDICT_TONE: dict[str, Tone] = {"valid": "good", "degraded": "unsure", "invalid": "bad"}
 
@@ -35,17 +35,34 @@ def loadtest(record: LoadTest) -> Section:
         lead=_lead(record),
         tag=tag,
         tone=VERDICT_TONE[record.validity.verdict],
+        tiles=_tiles(record),
         facts=tuple(_facts(record, tag)),
-        tables=tuple(t for t in (latencies.percentiles(record), latencies.kept(record), *simulations.tables(record)) if t is not None),
+        course=courses.drawing(record),
+        tables=tuple(
+            t
+            for t in (
+                latencies.percentiles(record),
+                latencies.kept(record),
+                *simulations.tables(record),
+                *_server_tables(record),
+                *senders.tables(record.senders),
+            )
+            if t is not None
+        ),
         notes=tuple(
             (head, lines)
             for head, lines in (
-                ("Why it may not be believed", record.validity.reasons),
+                ("Good to know" if record.validity.verdict == "valid" else "Why it may not be believed", record.validity.reasons),
+                ("Server's side", serversides.notes(record.server) if record.server else ()),
                 ("Formulas", tuple(f"{k} = {v}" for k, v in record.formulas.items())),
             )
             if lines
         ),
     )
+
+
+def _server_tables(r: LoadTest) -> tuple[Table, ...]:
+    return serversides.tables(r.server) if r.server else ()
 
 
 def _lead(r: LoadTest) -> str:
@@ -64,23 +81,50 @@ def _facts(r: LoadTest, tag: str) -> list[Fact]:
             tag,
         ),
         Fact("Requests", f"{r.ok:,} of {r.requests:,} ok", errors or "no errors", tag, "bad" if errors else ""),
-        Fact("Tokens", f"{digits(r.output_tokens_per_s)} output tokens/s", "", tag),
+        Fact("Tokens", f"{digits(r.output_tokens_per_s)} output{_prompts(r)} tokens/s", courses.tokens(r), tag),
     ]
     if r.goodput_ratio is not None:
         interval = span(r.goodput_interval, 100, " %")
         facts.append(Fact("Goodput", f"{units.show_rate(r.goodput_per_s)} = {percent(100 * r.goodput_ratio)}", interval, tag))
+    facts += courses.facts(r)
     if r.lateness_s is not None and r.lateness_s.count:
         worst = next((s for s in ("p99", "p95", "p90", "p50", "mean") if getattr(r.lateness_s, s) is not None), None)
         if worst is not None:
             late = time_span(r.lateness_s.intervals.get(worst), getattr(r.lateness_s, worst))
             facts.append(Fact("Sent late", f"{worst} {time(getattr(r.lateness_s, worst))}", late or "by the client itself", tag))
+    facts += senders.facts(r.senders)
+    facts += askings.facts(r)
     if r.fleet is not None:
         facts += simulations.facts(r.fleet)
-    return [*facts, _validity(r.validity)]
+    if r.server is not None:
+        facts += serversides.facts(r.server)
+    verdict = _validity(r.validity)
+    return [verdict, *facts] if r.source == "loadtest" else [*facts, verdict]
+
+
+def _prompts(r: LoadTest) -> str:
+    return f", {digits(r.prompt_tokens_per_s)} prompt" if r.prompt_tokens_per_s else ""
+
+
+def _tiles(r: LoadTest) -> tuple[Fact, ...]:
+    """Return the figures for a slide: of each latency the highest percentile that the sample allows."""
+    if r.source != "loadtest":
+        return ()
+    tiles = [Fact("Throughput", units.show_rate(r.request_rate_per_s), f"{digits(r.output_tokens_per_s)} output tokens/s", "measured")]
+    for name in ("ttft", "tpot", "e2e"):
+        summary: LatencySummary = getattr(r, f"{name}_s")
+        stat = next((s for s in ("p99", "p95", "p90", "p50") if getattr(summary, s) is not None), None)
+        if stat is not None:
+            value = getattr(summary, stat)
+            tiles.append(Fact(f"{name.upper()} {stat}", time(value), time_span(summary.intervals.get(stat), value), "measured"))
+    if r.goodput_ratio is not None:
+        tiles.append(Fact("Goodput", percent(100 * r.goodput_ratio), span(r.goodput_interval, 100, " %"), "measured"))
+    return tuple(tiles)
 
 
 def _validity(v: Validity) -> Fact:
-    return Fact("Validity", v.verdict, "; ".join(v.reasons), "", VERDICT_TONE[v.verdict])
+    more = f" (and {count(len(v.reasons) - 1, 'remark')} more below)" if len(v.reasons) > 1 else ""
+    return Fact("Validity", v.verdict, f"{v.reasons[0]}{more}" if v.reasons else "", "", VERDICT_TONE[v.verdict])
 
 
 # ---------------------------------------------------------------- predictions held against measurements

@@ -21,7 +21,7 @@ LABEL = 12
 FLEXIBLE = 18  # least width of a column whose lines may break
 ASCII = str.maketrans({
     "✓": "y", "✗": "n", "—": "-", "–": "-", "µ": "u", "×": "x", "─": "-", "━": "-", "…": ".", "│": "|", "▼": "v",
-    **dict.fromkeys("┌┐└┘├┤┬┴┼", "+"),
+    **dict.fromkeys("┌┐└┘├┤┬┴┼", "+"), **dict(zip("▁▂▃▄▅▆▇█●·", "_.:-=+*##o.", strict=False)),
 })  # fmt: skip
 
 
@@ -57,9 +57,11 @@ def _section(section: Section, width: int, details: bool) -> Iterator[Renderable
         yield Padding(_facts(section.facts, width), (1, 0, 0, 0))
     if section.drawing:
         yield from _drawing(section.drawing, width)
-    for table in section.tables:
+    for at, table in enumerate(section.tables):
         if details or not table.detail:
             yield from _table(table, width)
+        if at == 0 and section.course and max(map(len, section.course)) <= width:
+            yield Text("\n" + "\n".join(section.course), no_wrap=True)
     for heading, lines in section.notes if details else ():
         yield Padding(Text(heading, style="bold"), (1, 0, 0, 0))
         yield _bullets(lines)

@@ -45,6 +45,9 @@ def short(arrivals: str) -> str:
 def _law(law: Lengths, what: str) -> str:
     if law.dist == "constant" or law.cv == 0:
         return f"{scalar(law.mean)} {what}"
+    if law.dist == "mixture":
+        parts = " + ".join(f"{100 * one.share:.3g} % {one.dist} of {scalar(one.mean)}" for one in law.parts)
+        return f"{scalar(law.mean)} {what} ({parts})"
     return f"{scalar(law.mean)} {what} ({law.dist}, cv {scalar(law.cv)}{f', at most {law.max:,}' if law.max else ''})"
 
 

@@ -162,6 +162,12 @@ USAGE = [
     bad(f"{SIZE} --availability 99.9% --term spot", "reclaimed together"),
     bad("plan rag-support-bot --mixed", "several stages"),
     bad("verify plan.json --range 1h", "--range belongs to --prometheus"),
+    bad("loadtest", "say what to load"),
+    bad(f"loadtest {CLOSED} --qps 5 --processes none", "--processes none", "or auto"),
+    bad(f"loadtest {CLOSED} --qps 5 --expect-workers 2", "--expect-workers belongs to --master"),
+    bad(f"loadtest {CLOSED} --qps 5 --web-address :1", "--web-address belongs to --web"),
+    bad("loadtest --worker lead:port", "--worker lead:port", "HOST or HOST:PORT"),
+    bad(f"loadtest {CLOSED} --qps 5 --export k8s", "which pods cannot reach"),
     bad("cost nowhere.json", "nowhere.json: cannot be read"),
     bad("cost plan.json --baseline nowhere.json", "nowhere.json: cannot be read"),
     bad("cost plan.json --vectors many", "--vectors many: write count x dimensions"),
@@ -170,7 +176,7 @@ NOT_BUILT = [
     "gate run --base a --cand b", "gate calibrate", "gate history",
     "backtest gate t.csv", "bench scenario rag", "serve --replicas 2",
     *(f"loadtest {CLOSED} {option}" for option in (
-        "--sweep", "--find-max", "--calibrate", "--web", "--qps 5 --processes 2", "--master", "--worker x",
+        "--sweep", "--find-max", "--calibrate",
     )),
 ]  # fmt: skip
 CASES = [*FILES, *NAMES, *QUANTITIES, *NETWORK, *PLACES, *SCENARIOS, *USAGE, *(bad(command, "not built yet") for command in NOT_BUILT)]

@@ -218,8 +218,10 @@ def test_a_closed_loop_has_no_more_requests_at_once_than_users_and_a_missed_limi
 def test_a_dry_run_prints_the_schedule_and_sends_nothing(mlsys: Cli) -> None:
     said = mlsys("loadtest", "http://127.0.0.1:9", "--qps", "50", "--duration", "4s", "--prompt-tokens", "40", "--dry-run")
     assert (said.returncode, said.stderr) == (0, "")
-    header, *rows = said.stdout.splitlines()
+    table, figures = said.stdout.split("\n\n")
+    header, *rows = table.splitlines()
     assert header.split() == ["scheduled_s", "prompt_tokens", "output_tokens"]
+    assert figures.startswith(f"{len(rows)} arrivals in 4.00 s")
     assert abs(len(rows) - 200) < 5 * 200**0.5, "a Poisson count of mean 200"
     assert {row.split()[1] for row in rows} == {"40"}
 

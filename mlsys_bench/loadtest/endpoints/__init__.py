@@ -1,6 +1,6 @@
 """What requests look like to each kind of server and how its answers are read: bytes out, bytes in.  No socket and no clock in here.
 
-A kind of server is a file beside this one with an `Endpoint`; `make` finds it by the name a person writes (`--endpoint chat`).
+A kind of server is a class in a file beside this one; `make` finds it by the name a person writes (`--endpoint chat`).
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 from mlsys_bench import errors
 from mlsys_bench.loadtest.answers import Answer
+from mlsys_bench.loadtest.form import Form
 from mlsys_bench.loadtest.wire import Response
 
 
@@ -35,6 +36,9 @@ class Spec:
     streams: bool = True
     ignore_eos: bool = True
     settings: dict[str, Any] = field(default_factory=dict)  # of this kind of endpoint alone
+    form: Form = field(default_factory=Form)
+    content_type: str = "application/json"
+    headers: tuple[tuple[str, str], ...] = ()  # that this API wants; what a person gave (and may be secret) is in the job
 
 
 class Endpoint(Protocol):
@@ -49,11 +53,35 @@ class Endpoint(Protocol):
         ...
 
 
+class Conversation(Endpoint, Protocol):
+    """An endpoint that speaks over WebSocket: `body` is the message that asks, a response holds the messages as events of a stream."""
+
+    def is_end(self, message: bytes) -> bool:
+        """Say whether a message is the last of its answer."""
+        ...
+
+
 def kinds() -> dict[str, Callable[[Spec], Endpoint]]:
     """Return how to make each kind of endpoint, by name."""
-    from mlsys_bench.loadtest.endpoints import openai
+    from mlsys_bench.loadtest.endpoints import huggingface, kserve, openai, predictors, template
 
-    return {"completions": openai.Completions, "chat": openai.Chat}
+    return {
+        "completions": openai.Completions,
+        "chat": openai.Chat,
+        "responses": openai.Responses,
+        "embeddings": openai.Embeddings,
+        "rerank": openai.Rerank,
+        "kserve": kserve.Infer,
+        "triton-generate": kserve.Generate,
+        "triton-stream": kserve.GenerateStream,
+        "torchserve": predictors.TorchServe,
+        "tfserving": predictors.TFServing,
+        "tei-embed": huggingface.Embed,
+        "tei-rerank": huggingface.Rerank,
+        "tgi": huggingface.Generate,
+        "http": template.Http,
+        "websocket": template.WebSocket,
+    }
 
 
 def make(spec: Spec) -> Endpoint:
@@ -62,3 +90,13 @@ def make(spec: Spec) -> Endpoint:
     if spec.name not in known:
         raise errors.unknown("endpoint", spec.name, known)
     return known[spec.name](spec)
+
+
+def texts(ask: Ask, count: int) -> list[str]:
+    """Return so many texts of the length of the one that was drawn, no two with the same beginning: that text, begun elsewhere."""
+    given = ask.row.get("texts") or ask.row.get("documents")
+    if isinstance(given, list) and given:
+        return [str(text) for text in given]
+    size = len(ask.text)
+    around = ask.text + ask.text
+    return [around[i * size // count : i * size // count + size] for i in range(count)]
