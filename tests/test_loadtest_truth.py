@@ -67,9 +67,8 @@ def events(data: bytes) -> list[Any]:
 # ---------------------------------------------------------------- what it says
 
 
-@pytest.mark.parametrize("spins", [False, True])
-def test_a_stream_has_the_tokens_that_were_asked_and_says_so(spins: bool) -> None:
-    with serving(spins=spins, **AT_ONCE) as server, ExitStack() as stack:
+def test_a_stream_has_the_tokens_that_were_asked_and_says_so() -> None:
+    with serving(**AT_ONCE) as server, ExitStack() as stack:
         response = ask(connect(server, stack), stream=True, max_tokens=7, stream_options={"include_usage": True})
         said = events(response.read())
     assert (response.status, response.headers.get_content_type()) == (200, "text/event-stream")
@@ -222,7 +221,7 @@ def test_what_is_no_http_is_refused_and_a_slow_reader_gets_everything() -> None:
         Behaviour,
         ttft_s=st.floats(0, 100), itl_s=st.floats(0, 10), tokens=st.none() | st.integers(1, 9999), tokens_per_event=st.integers(1, 99),
         role=st.sampled_from(["with", "early", "none"]), headers=st.sampled_from(["early", "late"]), slots=st.none() | st.integers(1, 99),
-        stall_every_s=st.none() | st.floats(0.1, 99), error_share=st.floats(0, 1), seed=st.integers(0, 99), spins=st.booleans(),
+        stall_every_s=st.none() | st.floats(0.1, 99), error_share=st.floats(0, 1), seed=st.integers(0, 99),
     )
 )  # fmt: skip
 def test_every_behaviour_can_be_said_in_flags(how: Behaviour) -> None:

@@ -26,7 +26,6 @@ class Behaviour:
     stall_s: float = 1.0  # for so long
     error_share: float = 0.0  # of the requests, answered 500
     seed: int = 0  # of the errors
-    spins: bool = False  # never sleeps: requests are stamped as they come, not when a core has woken up; wants a core of its own
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -34,7 +34,6 @@ _HELP = {
     "stall_s": "for so long",
     "error_share": "of the requests, answered 500",
     "seed": "of the errors",
-    "spins": "never sleep, on a core of its own: no wake-up lies between a request and its stamp",
 }
 
 
@@ -90,13 +89,13 @@ def _behaviour(given: dict[str, str]) -> truth.Behaviour:
 
 
 def _value(name: str, text: str, kind: Any) -> Any:
-    options = ("True", "False") if kind is bool else typing.get_args(kind)
+    options = typing.get_args(kind)
     if name.endswith("_s"):
         return units.seconds("0s" if text == "0" else text, f"--{_flag(name)}")
     if isinstance(options[0] if options else None, str):
         if text not in options:
             raise BadInput(f"--{_flag(name)} {text}: it is one of {', '.join(options)}")
-        return text == "True" if kind is bool else text
+        return text
     try:
         number = float(text) if kind is float else int(text)
     except ValueError:

@@ -93,7 +93,7 @@ class Server:
             due = stall
         ahead = None if due is None else due - clock()
         # select waits in microseconds; epoll.poll itself rounds up to whole milliseconds
-        if (ahead is None or ahead > 0) and not self._how.spins and not select.select(self._polled, (), (), ahead)[0]:
+        if (ahead is None or ahead > 0) and not select.select(self._polled, (), (), ahead)[0]:
             self._fire()
             return True
         for fd, mask in self._epoll.poll(0):
