@@ -106,7 +106,10 @@ def blame(run: Held) -> Who:
 
 
 def search(attempt: Attempt, goes_on: Callable[[int], bool], repeats: int = 3) -> tuple[float | None, list[Step]]:
-    """Return the highest rate at which `repeats` runs kept every limit, and all steps.  `goes_on(n)`: is there time for n more runs."""
+    """Return the highest rate at which `repeats` runs kept every limit, and all steps.  `goes_on(n)`: is there time for n more runs.
+
+    Where the time was too short for so many, the highest at which those there were kept all.
+    """
     runs: dict[float, list[Held]] = {}
 
     def holds(rate: float) -> bool:
@@ -131,16 +134,18 @@ def search(attempt: Attempt, goes_on: Callable[[int], bool], repeats: int = 3) -
         if not candidates:
             break
         best = max(candidates)
-        if top / best > CLOSE_ENOUGH and top < math.inf and goes_on(repeats):
+        if len(runs[best]) < repeats and goes_on(1):  # first what is at hand is made sure of, then it is looked for more
+            if not holds(best):
+                top = best
+        elif len(runs[best]) >= repeats and CLOSE_ENOUGH * best < top < math.inf and goes_on(repeats):
             middle = math.sqrt(top * best)
             if not holds(middle):
                 top = middle
-        elif len(runs[best]) >= repeats or not goes_on(1):
+        else:
             break
-        elif not holds(best):
-            top = best
-    trusted = max((r for r in runs if good(r) and r < top and len(runs[r]) >= repeats), default=None)
-    return trusted, [_step(rate, runs[rate]) for rate in sorted(runs)]
+    kept = {rate: len(found) for rate, found in runs.items() if good(rate) and rate < top}
+    sure = [rate for rate, count in kept.items() if count >= repeats]
+    return max(sure or kept, default=None), [_step(rate, runs[rate]) for rate in sorted(runs)]
 
 
 def _step(rate: float, runs: Sequence[Held]) -> Step:

@@ -59,13 +59,18 @@ def _processes(client: Client) -> str:
 def _lead(record: Calibration) -> str:
     best = record.clients[-1]
     if best.trusted_rate_per_s is None:
-        worst = best.steps[0] if best.steps else None
-        why = "; ".join(worst.missed) if worst else "nothing was tried"
+        why = "; ".join(next((step.missed for step in best.steps if step.missed), ("nothing was tried",)))
         return f"This machine's client cannot be trusted at any rate that was tried, down to {_lowest(best)}: {why}."
     return (
         f"This machine's load client can be trusted up to {units.show_rate(best.trusted_rate_per_s)} "
-        f"({_processes(best)}); {_LIMITED[best.limited_by]}."
+        f"({_processes(best)}{_few(best, record.repeats)}); {_LIMITED[best.limited_by]}."
     )
+
+
+def _few(client: Client, wanted: int) -> str:
+    """Say that the rate was held fewer times than it should have been."""
+    runs = next((len(step.runs) for step in client.steps if step.rate_per_s == client.trusted_rate_per_s), wanted)
+    return f", in {runs} of the {wanted} runs it takes: give it a longer --budget" if runs < wanted else ""
 
 
 def _lowest(client: Client) -> str:
