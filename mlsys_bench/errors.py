@@ -83,6 +83,10 @@ class MeasurementFailed(MlsysError):
     exit_status = 5
 
 
+class NothingYet(MeasurementFailed):
+    """Stopped by hand before anything was answered."""
+
+
 def unknown(kind: str, name: str, known: Iterable[str], where: str = "") -> UnknownName:
     """Return the error for a name in no catalogue, naming its nearest neighbours."""
     return UnknownName(f"{where}: " * bool(where) + f"unknown {kind} {name!r}{did_you_mean(name, known)}")

@@ -179,6 +179,8 @@ def write_csv(path: Path, columns: Iterable[str], rows: Iterable[Sequence[object
 
 def check_writable(path: Path) -> None:
     """Raise RecordError when no file can be written there: measurements of minutes must not end in that."""
+    if path.is_dir():
+        raise RecordError(f"{path}: cannot be written: it is a folder; name a file in it")
     trial = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

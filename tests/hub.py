@@ -32,7 +32,7 @@ class Watcher:
 
 
 class Hub:
-    """Select, then call: files by priority, timers that are due, and who is idle when there was nothing else."""
+    """Prepare, select, then call: files by priority, timers that are due, and who is idle when there was nothing else."""
 
     def __init__(self) -> None:
         self.watchers: dict[Watcher, None] = {}
@@ -46,6 +46,9 @@ class Hub:
     def idle(self) -> Watcher:
         return Watcher(self, -2, 0, 0.0)
 
+    def prepare(self) -> Watcher:
+        return Watcher(self, -3, 0, 0.0)
+
     def run(self, until: Callable[[], bool], within_s: float = 20.0) -> None:
         """Turn until something is so."""
         end = time.monotonic() + within_s
@@ -54,6 +57,9 @@ class Hub:
             self._turn()
 
     def _turn(self) -> None:
+        for watcher in [w for w in self.watchers if w.fd == -3]:
+            if watcher.call is not None:
+                watcher.call()
         waiting = list(self.watchers)
         with selectors.DefaultSelector() as selector:
             for fd in {w.fd for w in waiting if w.fd >= 0}:

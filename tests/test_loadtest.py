@@ -31,6 +31,7 @@ from mlsys_bench import loadtest, record, slo, stats, workload
 from mlsys_bench.errors import BadInput, MeasurementFailed
 from mlsys_bench.loadtest import endpoints, job, payloads, spool, target
 from mlsys_bench.loadtest.client import Cancel, Client
+from mlsys_bench.loadtest.payloads.think import Think
 from mlsys_bench.types import Lengths, LoadTest, Requests
 
 TRUTH = Path(__file__).parent.parent.parent / "shared" / "tools" / "truth_server.py"
@@ -343,7 +344,7 @@ def test_every_fault_is_counted_by_its_kind(tmp_path: Path) -> None:
 def test_a_server_that_goes_away_is_reset_first_and_then_unreachable() -> None:
     """Answers close their connection, so that requests need new ones once the few opened ahead are used up."""
     with serving(plan=lambda i: "ok_until_close" if i < 20 else "leave") as server:
-        found, requests = loadtest.run(options(server.url, users=3, think_s=0.01, duration_s=1.2))
+        found, requests = loadtest.run(options(server.url, users=3, think=Think(mean_s=0.01), duration_s=1.2))
     assert found.ok == 20
     assert set(found.errors) == {"reset", "connect"}
     assert found.ok + sum(found.errors.values()) == found.requests == len(requests.requests)
@@ -515,7 +516,7 @@ def test_a_flaw_in_a_callback_ends_the_worker_loudly_and_the_rows_are_kept(tmp_p
             scheme="http", host="127.0.0.1", address="127.0.0.1", port=int(server.url.rpartition(":")[2]),
             endpoint=endpoints.Spec(name="completions", path="/v1/completions", model="tiny"),
             payload=payloads.Spec(prompt_chars=[9], output_tokens=[2], seed=0), api_key=None, scheduled_s=[i / 50 for i in range(3000)],
-            users=None, think_s=0.0, duration_s=60.0, warmup_s=0.0, timeout_s=9.0, drain_s=0.0, connections=2, core=None, seed=0,
+            users=None, duration_s=60.0, warmup_s=0.0, timeout_s=9.0, drain_s=0.0, connections=2, core=None, seed=0,
             rows=str(rows),
         )  # fmt: skip
         assert worker.stdin is not None

@@ -261,7 +261,7 @@ def test_a_calibration_of_this_machine_is_a_record_and_a_faster_run_is_told(tmp_
     monkeypatch.setattr(calibrate, "LEAST_RUN_S", 0.9)
     monkeypatch.setattr(calibrate, "CEILING_RUN_S", 0.3)
     said: list[str] = []
-    found = calibrate.run(12.0, say=said.append)
+    found = calibrate.run(6.0, say=said.append)
     (client_,) = found.clients
     assert found.repeats == 1
     assert client_.steps[0].rate_per_s == 25.0

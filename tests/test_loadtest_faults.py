@@ -17,6 +17,7 @@ import pytest
 
 from mlsys_bench import loadtest, record
 from mlsys_bench.errors import BadInput, MeasurementFailed
+from mlsys_bench.loadtest.payloads.think import Think
 from mlsys_bench.loadtest.truth import Behaviour
 from mlsys_bench.loadtest.truth.client import serving as truth
 from mlsys_bench.types import Lengths, Requests
@@ -153,7 +154,7 @@ def test_a_certificate_that_expired_ends_the_run_before_it_begins_or_is_counted_
             return "hang_up" if n >= 10 else "ok"
 
         server.plan = renew_badly
-        found, requests = loadtest.run(options(server.url, users=3, think_s=0.02, duration_s=1.0))
+        found, requests = loadtest.run(options(server.url, users=3, think=Think(mean_s=0.02), duration_s=1.0))
     outcomes = Counter(r.outcome for r in requests.requests)
     assert outcomes["ok"] == 10
     assert set(outcomes) == {"ok", "reset", "connect"}

@@ -18,7 +18,10 @@ from hypothesis import strategies as st
 from mlsys_bench import loadtest
 from mlsys_bench.errors import BadInput
 from mlsys_bench.loadtest import answers, prompts, validity, wire
-from mlsys_bench.types import RequestRecord
+from mlsys_bench.loadtest.client import authority
+from mlsys_bench.loadtest.payloads.think import Think
+from mlsys_bench.report import runs
+from mlsys_bench.types import RequestRecord, Requests
 
 # ---------------------------------------------------------------- HTTP, bytes in, pieces out
 
@@ -244,7 +247,7 @@ def test_the_verdict_says_what_is_wrong_and_what_to_change(records: list[Request
         ({"qps": 1.0, "duration_s": 0.0}, "duration"),
         ({"qps": 1.0, "duration_s": 5.0, "warmup_s": 5.0}, "warmup"),
         ({"qps": 1.0, "timeout_s": -1.0}, "timeout"),
-        ({"users": 1, "think_s": -1.0}, "negative"),
+        ({"users": 1, "think": Think(mean_s=-1.0)}, "negative"),
         ({"qps": 1.0, "arrivals": "sometimes"}, "sometimes"),
     ],
 )
@@ -284,3 +287,18 @@ def test_the_worker_starts_without_a_warning() -> None:
         check=False,
     )
     assert (done.stdout.strip(), done.stderr) == ("False False", "")
+
+
+@pytest.mark.parametrize(("host", "says"), [("127.0.0.1", "127.0.0.1:80"), ("::1", "[::1]:80"), ("a.example", "a.example:80")])
+def test_an_ipv6_address_is_written_in_brackets(host: str, says: str) -> None:
+    assert authority(host, 80) == says
+
+
+def test_a_file_of_requests_has_the_times_of_the_load_test_it_came_from() -> None:
+    """An answer ends with its last token (2 s), not its last byte (9 s); one without tokens has no time to the first."""
+    seen: dict[str, Any] = {"scheduled_s": 0.0, "sent_s": 0.0, "outcome": "ok", "in_window": True, "done_s": 9.0}
+    whole = [RequestRecord(index=i, token_s=(1.0, 2.0), tokens_per_event=(1, 1), **seen) for i in range(100)]
+    without = [RequestRecord(index=i, token_s=(2.0,), tokens_per_event=(0,), **seen) for i in range(100, 150)]
+    (table,) = runs.requests(Requests(t0_unix_s=0.0, requests=(*whole, *without))).tables
+    shown = {name.text: (n.text, median.text[0]) for name, n, median, *_ in table.rows}
+    assert shown == {"TTFT": ("100", "1"), "E2E": ("150", "2")}

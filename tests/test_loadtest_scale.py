@@ -28,6 +28,7 @@ from mlsys_bench.errors import BadInput, MeasurementFailed
 from mlsys_bench.journeys import spread
 from mlsys_bench.loadtest import Hosts, Progress, clocks, crew, fleet, manifests, shards
 from mlsys_bench.loadtest.content import Content
+from mlsys_bench.loadtest.payloads.think import Think
 from mlsys_bench.report import markdown
 from mlsys_bench.senders import Sender
 from mlsys_bench.types import RequestRecord, Requests
@@ -103,7 +104,8 @@ def test_workers_get_a_core_each_where_there_are_enough(monkeypatch: pytest.Monk
     assert crew.cores(None, 2) == [None, None]
     with pytest.raises(BadInput, match="core 4 is not among"):
         crew.cores(4, 1)
-    for wrong in (0, -1, "many", 1.5):
+    assert crew.how_many(16, "x", None) == 16
+    for wrong in (0, -1, "many", 1.5, 17, 5000):
         with pytest.raises(BadInput, match="--processes"):
             crew.how_many(wrong, "x", None)
     monkeypatch.setattr(hardware, "cpu_quota", lambda: 2.5)
@@ -211,7 +213,7 @@ def test_two_workers_send_what_one_would_request_for_request() -> None:
 
 @pytest.mark.e2e
 def test_users_of_a_closed_loop_are_split_over_workers() -> None:
-    requests, _ = sent_by(3, users=4, think_s=0.02)
+    requests, _ = sent_by(3, users=4, think=Think(mean_s=0.02))
     indices = [r.index for r in requests.requests]
     assert len(set(indices)) == len(indices) > 20
     begun = [r.index % 3 for r in requests.requests if r.scheduled_s < 0.015]

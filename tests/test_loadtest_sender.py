@@ -25,6 +25,7 @@ from wsproto import ConnectionType, WSConnection, events
 from mlsys_bench.loadtest import endpoints, heads, job, loops, payloads, sender, spool
 from mlsys_bench.loadtest.alarm import clock
 from mlsys_bench.loadtest.client import Cancel, Client, Proxy
+from mlsys_bench.loadtest.payloads.think import Think
 from mlsys_bench.types import Outcome, RequestRecord
 from tests.hub import Hub
 
@@ -131,7 +132,7 @@ def a_job(port: int, **more: Any) -> job.Job:
         "scheme": "http", "host": "127.0.0.1", "address": "127.0.0.1", "port": port,
         "endpoint": endpoints.Spec(name="completions", path="/v1/completions", model="tiny"),
         "payload": payloads.Spec(prompt_chars=[20], output_tokens=[3], seed=1), "api_key": None, "scheduled_s": [0.0], "users": None,
-        "think_s": 0.0, "duration_s": 0.1, "warmup_s": 0.0, "timeout_s": 10.0, "drain_s": 5.0, "connections": 1, "core": None, "seed": 1,
+        "duration_s": 0.1, "warmup_s": 0.0, "timeout_s": 10.0, "drain_s": 5.0, "connections": 1, "core": None, "seed": 1,
         "rows": "",
     }  # fmt: skip
     return job.Job(**{**usual, **more})
@@ -586,7 +587,9 @@ def test_requests_go_over_one_websocket_after_the_other(tmp_path: Path) -> None:
         server.daemon_threads = True
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
         thread.start()
-        work = a_job(int(server.server_address[1]), transport="websocket", scheduled_s=[], users=1, think_s=0.01, duration_s=0.2)
+        work = a_job(
+            int(server.server_address[1]), transport="websocket", scheduled_s=[], users=1, think=Think(mean_s=0.01), duration_s=0.2
+        )
         found = sent(work, tmp_path)
         server.shutdown()
         thread.join()
@@ -600,7 +603,7 @@ def test_requests_go_over_one_websocket_after_the_other(tmp_path: Path) -> None:
 
 def test_users_of_a_closed_loop_wait_for_their_answers(tmp_path: Path) -> None:
     with serving(OK) as server:
-        found = sent(a_job(server.port, scheduled_s=[], users=3, think_s=0.02, duration_s=0.15, connections=3), tmp_path)
+        found = sent(a_job(server.port, scheduled_s=[], users=3, think=Think(mean_s=0.02), duration_s=0.15, connections=3), tmp_path)
     assert [r.index for r in found] == list(range(len(found)))
     assert 3 <= len(found) <= 3 * 8
     starts = sorted((r.scheduled_s, r.done_s or 0.0) for r in found)

@@ -163,7 +163,7 @@ def a_job(**more: Any) -> job.Job:
         "scheme": "http", "host": "127.0.0.1", "address": "127.0.0.1", "port": 80,
         "endpoint": endpoints.Spec(name="completions", path="/talk", model="tiny"),
         "payload": payloads.Spec(prompt_chars=[20], output_tokens=[3], seed=1), "api_key": None, "scheduled_s": [0.0], "users": None,
-        "think_s": 0.0, "duration_s": 0.1, "warmup_s": 0.0, "timeout_s": 10.0, "drain_s": 5.0, "connections": 1, "core": None, "seed": 1,
+        "duration_s": 0.1, "warmup_s": 0.0, "timeout_s": 10.0, "drain_s": 5.0, "connections": 1, "core": None, "seed": 1,
         "rows": "", "transport": "websocket",
     }  # fmt: skip
     return job.Job(**{**usual, **more})

@@ -202,6 +202,8 @@ def test_a_place_is_tried_before_minutes_are_spent_on_what_goes_there(tmp_path: 
     assert list((tmp_path / "new").iterdir()) == []
     with pytest.raises(RecordError, match=r"bench\.json: cannot be written"):
         record.check_writable(tmp_path / "file" / "bench.json")
+    with pytest.raises(RecordError, match="it is a folder"):
+        record.check_writable(tmp_path)
 
 
 def test_a_place_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:

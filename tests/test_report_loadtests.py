@@ -13,9 +13,10 @@ import pytest
 from rich.console import Console
 
 from mlsys_bench import loadtest, record, report, slo, summary
-from mlsys_bench.errors import BadInput, RecordError
+from mlsys_bench.errors import BadInput, NothingYet, RecordError
 from mlsys_bench.journeys import load
-from mlsys_bench.report import content, courses, pictures, repeats, terminal
+from mlsys_bench.loadtests import LoadTests
+from mlsys_bench.report import content, courses, load_pictures, pictures, repeats, terminal
 from mlsys_bench.types import LoadTest, Requests, Validity
 from tests.sample_records import head, machine
 from tests.synthetic_runs import decaying, station
@@ -144,6 +145,46 @@ def test_a_picture_for_a_slide_is_a_png_of_sixteen_to_nine(tmp_path: Path) -> No
     assert struct.unpack(">II", data[16:24]) == (1920, 1080)
 
 
+@needs_matplotlib
+def test_a_limit_beyond_what_the_sample_can_say_stays_inside_its_panel() -> None:
+    """A label outside the axes made the layout shrink the panel to half, and legends lay on each other."""
+    found = measured(limits="e2e_p99.9<9s")
+    assert found.e2e_s.p999 is None
+    right = load_pictures.slide(dataclasses.replace(found, timeline=None))
+    ladder = right.axes[0]
+    assert "p99.9" in [label.get_text() for label in ladder.get_xticklabels()]
+    assert ladder.get_xlim()[1] > 3  # three nines
+
+
+def test_the_top_of_a_page_of_repeated_runs_is_of_all_runs() -> None:
+    runs = [measured(seed) for seed in range(3)]
+    section = repeats.repeats(summary.repeated(runs, range(3)))
+    rate = sum(run.request_rate_per_s for run in runs) / 3
+    assert section.tiles[0][:2] == ("Throughput, mean of runs", f"{rate:.1f}/s")
+    assert all(tile[2] for tile in section.tiles), "each has its interval"
+
+
+def test_repeats_stopped_before_an_answer_keep_the_runs_before(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    done = measured()
+    ran: list[int] = []
+
+    def run(plan: loadtest.Options, *_: object) -> tuple[LoadTest, Requests]:
+        ran.append(plan.seed)
+        if len(ran) > 1:
+            raise NothingYet("stopped after 0.0 s: nothing was answered yet")
+        return done, Requests(t0_unix_s=0.0, requests=())
+
+    monkeypatch.setattr(loadtest, "run", run)
+    found = load.run(loadtest.Options(url="http://127.0.0.1:9", qps=1.0), out=tmp_path / "r.json", quiet=True, repeats=3)
+    assert isinstance(found, LoadTests)
+    assert found.runs == (done,)
+    assert ran == [0, 1]
+    assert (tmp_path / "r.json").is_file()
+    ran.append(2)
+    with pytest.raises(NothingYet):
+        load.run(loadtest.Options(url="http://127.0.0.1:9", qps=1.0), out=None, quiet=True, repeats=3)
+
+
 def test_a_picture_of_nothing_and_a_table_of_nothing_are_refused(tmp_path: Path) -> None:
     empty = Requests(t0_unix_s=0.0, requests=())
     with pytest.raises(BadInput, match="load test"):
@@ -183,5 +224,7 @@ def test_what_cannot_be_written_is_said_before_anything_is_measured(tmp_path: Pa
     (tmp_path / "file").touch()
     with pytest.raises(RecordError, match="cannot be written"):
         load.run(plan, out=None, quiet=True, csv=tmp_path / "file" / "run.csv")
+    with pytest.raises(RecordError, match="it is a folder"):
+        load.run(plan, out=tmp_path, quiet=True)
     with pytest.raises(BadInput, match="--repeats runs on this machine"):
         load.run(dataclasses.replace(plan, hosts=loadtest.Hosts()), out=None, quiet=True, repeats=2)

@@ -12,7 +12,7 @@ from mlsys_cli import typed
 from mlsys_cli.grouped import grouped
 from mlsys_cli.headings import LOADTEST
 from mlsys_cli.options import Arrivals, AsJson, Html, Markdown, OutputTokens, PromptTokens, Qps, Seed, Slo
-from mlsys_cli.show import alone, show, together
+from mlsys_cli.show import alone, show, together, writable
 
 
 def register(app: typer.Typer) -> None:
@@ -130,6 +130,7 @@ def loadtest(
     """Load-test any OpenAI-compatible server; latency counts from the scheduled send."""
     if target is not None and not (dry_run or worker or master or web or export):
         ahead.start("mlsys_bench.loadtest.worker")  # it imports Locust for a second, we ourselves for half of one
+    writable(html, md)
     if calibrate:
         alone("--calibrate", context, ("calibrate", "budget", "arrivals", "processes", "seed", "out", "html", "md", "as_json"))
         from mlsys_bench.journeys import calibrating
@@ -150,7 +151,9 @@ def loadtest(
     else:
         together("--sweep", {"--rates": rates, "--points": points})
         together("--sweep, --find-max or --calibrate", {"--budget": not calibrate and budget})
+    together("--export", {"--image": export is None and image})
     if worker is not None:
+        alone("--worker", context, ("worker", "processes", "header", "api_key_env", "auth_file", "as_json"))
         own = auth.headers(header or (), key_variable=api_key_env, file=auth_file)
         spread.lend(worker, processes, headers=own, quiet=as_json)
         return

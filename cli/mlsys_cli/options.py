@@ -11,7 +11,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print the record as JSON a
 Out = Annotated[Path | None, typer.Option("--out", "-o", help="Write the record to this file.", dir_okay=False)]
 Html = Annotated[Path | None, typer.Option("--html", help="Write a self-contained HTML report.", dir_okay=False)]
 Markdown = Annotated[Path | None, typer.Option("--md", help="Write a Markdown report.", dir_okay=False)]
-Seed = Annotated[int, typer.Option(help="Seed of everything drawn at random.")]
+Seed = Annotated[int, typer.Option(min=0, help="Seed of everything drawn at random.")]
 Slo = Annotated[str | None, typer.Option("--slo", help='Limits, e.g. "ttft_p95<500ms,tpot_p99<50ms".')]
 Qps = Annotated[float | None, typer.Option("--qps", help="Requests per second that arrive.")]
 Arrivals = Annotated[str | None, typer.Option(help="poisson, constant, gamma:CV, mmpp:…, diurnal:…, stages:…, series:FILE or trace:FILE.")]

@@ -47,6 +47,14 @@ def _write(value: Record, as_json: bool, out: Path | None, html: Path | None, md
         print(record.dumps(value, machine, inputs))
 
 
+def writable(*paths: Path | None) -> None:
+    """Raise for a file that cannot be written: before minutes of measuring, not after them."""
+    for path in filter(None, paths):
+        from mlsys_bench import record
+
+        record.check_writable(path)
+
+
 def refuse(given: dict[str, object]) -> None:
     """Raise for an option that CONTRACT promises and that is not built yet: silently dropping it would plan something else."""
     for option, value in given.items():

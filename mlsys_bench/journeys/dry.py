@@ -105,7 +105,7 @@ def _how_many(plan: loadtest.Options, drawn: Schedule, found: dict[str, Any]) ->
     if plan.users is not None:
         users = f"{plan.users} users walk" if plan.users > 1 else "1 user walks"
         together = f", {plan.at_once} requests at once" if plan.at_once > 1 else ""
-        mean_s = plan.think.mean_s if plan.think is not None else plan.think_s
+        mean_s = plan.think.mean_s if plan.think is not None else 0.0
         pace = f"with pauses of {units.show_s(mean_s)} on average" if mean_s else "as fast as answers come"
         return f"closed loop: {users} through these {len(drawn):,} lengths for {units.show_s(plan.duration_s)}{together}, {pace}"
     if plan.offline is not None:

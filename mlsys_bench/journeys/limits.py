@@ -202,6 +202,8 @@ def sweep(
             ended, capacity_per_s = _levels(server, given, points, duration_s, swept, _files(out), line)
     finally:
         line.clear()
+    if not swept and ended == "stopped":
+        raise MeasurementFailed(f"{shown(plan.url)}: stopped by hand before the first level was complete; there is no curve yet")
     if not swept:
         raise MeasurementFailed(f"{shown(plan.url)}: no level was answered; is the server up, and can it carry the lowest rate?")
     result = LoadSweep(

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mlsys_bench import errors, hardware, loadtest, record, report, slo, summary, units, workload
-from mlsys_bench.errors import BadInput
+from mlsys_bench.errors import BadInput, NothingYet
 from mlsys_bench.journeys import asking, dry
 from mlsys_bench.journeys.progress import Line
 from mlsys_bench.loadtest import endpoints
@@ -141,7 +141,7 @@ def run(
     """
     if out is not None and out.suffix == ".csv":
         out, csv = None, out
-    _check(plan, repeats, csv, png)
+    _check(plan, repeats, out, csv, png)
     results: list[LoadTest] = []
     requests: list[Requests] = []
     line = Line(quiet)
@@ -149,7 +149,13 @@ def run(
         for at in range(repeats):
             label = f"run {at + 1} of {repeats}  " if repeats > 1 else ""
             once = dataclasses.replace(plan, seed=plan.seed + at, requests_file=_beside(out, at if repeats > 1 else None))
-            result, seen = loadtest.run(once, lambda p, label=label: line.show(label + progress(p)), line.note)  # type: ignore[misc]
+            try:
+                result, seen = loadtest.run(once, lambda p, label=label: line.show(label + progress(p)), line.note)  # type: ignore[misc]
+            except NothingYet as error:  # the runs before it stand
+                if not results:
+                    raise
+                line.note(f"run {at + 1} {error}")
+                break
             results.append(result)
             requests.append(seen)
             if _stopped(result):
@@ -163,11 +169,11 @@ def run(
     return found
 
 
-def _check(plan: loadtest.Options, repeats: int, csv: Path | None, png: Path | None) -> None:
+def _check(plan: loadtest.Options, repeats: int, out: Path | None, csv: Path | None, png: Path | None) -> None:
     """Raise for what would only be found after minutes of measuring."""
     if repeats > 1 and plan.hosts is not None:
         raise BadInput("--repeats runs on this machine: workers of other hosts end with their run; start master and workers for each run")
-    for path in (csv, png):
+    for path in (out, csv, png):
         if path is not None:
             record.check_writable(path)
     if png is not None:

@@ -85,6 +85,7 @@ def lend(master: str, processes: str, *, headers: Headers = (), quiet: bool = Fa
     host, port = fleet.address(master)
     count = crew.how_many(_processes(processes), "", None)
     line = Line(quiet)
+    line.note(f"waiting for the master at {host}:{port}")
     try:
         fleet.join(
             host,

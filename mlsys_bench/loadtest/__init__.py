@@ -2,6 +2,17 @@
 
 `run` draws the schedule, probes the target and starts one worker process (`python -m mlsys_bench.loadtest.worker`), the only place
 where Locust and gevent live.  This file stays light: the worker imports it before Locust patches the interpreter.
+
+| step of a run | files |
+|---|---|
+| what is asked for | `client`, `content`, `form`, `auth`, `mlperf`; `schedule` draws every request, `payloads/` writes what each carries |
+| what is there | `target` probes through `caller`, `detect` tells the API; `endpoints/` writes and reads each kind |
+| the processes | `parent` leads; `crew` starts workers here, `fleet`, `master`, `remote` on other hosts; they speak by `job`, `words` |
+| the worker | `worker`; `loops` says when, `sender` follows each request, `links` and `layers` connect, `wire` reads, `alarm` keeps time |
+| the records | `spool` (a row a request), `shards` joins them, `clocks` sets them to one time, `answers` tells tokens from pieces |
+| the result | `window`, `asked`, `outcome`; `validity` judges, `trust` holds it against a calibration |
+| a person's own Locust file | `own` in the parent, `locustfile` in the worker |
+| beside a run | `serverside/` the server's own metrics; `limits/` sweeps and searches; `truth/`, `held`, `calibrate` test the client |
 """
 
 from __future__ import annotations
@@ -39,11 +50,10 @@ class Options:
 
     url: str
     qps: float | None = None  # open loop: requests go out by a schedule, whatever the server does
-    users: int | None = None  # closed loop: each waits for its answer, then thinks for `think_s`
+    users: int | None = None  # closed loop: each waits for its answer, then pauses as `think` says
     trace: Schedule | None = None  # open loop: these arrivals and lengths
     offline: int | None = None  # so many requests, all of them at second 0
-    think_s: float = 0.0
-    think: Think | None = None  # a law of pauses in place of `think_s`
+    think: Think | None = None  # pauses of a user, seconds between an answer and the next request; None: no pause
     at_once: int = 1  # requests that a user of a closed loop sends together, and waits for together
     arrivals: str = "poisson"
     content: Content = field(default_factory=Content)

@@ -56,6 +56,10 @@ class Loop(Protocol):
         """Return a watcher that is called when nothing else is to do."""
         ...
 
+    def prepare(self) -> Watcher:
+        """Return a watcher that is called when all that was due in a turn has been called."""
+        ...
+
 
 class Alarm:
     """Calls back at moments.  timerfd where there is one: the hub's own timers are late by half a millisecond."""
@@ -119,13 +123,18 @@ class Alarm:
 
 
 class Pulse:
-    """A beat every 10 ms: how late each comes is the lag of the hub, which every stamp of an answer may share."""
+    """A beat every 10 ms: how late each is, once the answers that came with it are stamped, is the lag of the hub, which stamps share.
 
-    def __init__(self, alarm: Alarm) -> None:
+    Alarms go before answers, so a stamp taken in the alarm itself would leave out the answers' own wait.  And a hub that stands still for
+    a second is a hundred beats late, as the answers of that second are: one late beat would hide it from a p99.
+    """
+
+    def __init__(self, alarm: Alarm, loop: Loop) -> None:
         self._alarm = alarm
         self._late = array("f")
         self._beats: list[Callable[[float], None]] = []
         self._next = math.inf
+        self._turn = loop.prepare()
 
     def each_beat(self, callback: Callable[[float], None]) -> None:
         """Have something called at every beat with its moment."""
@@ -136,22 +145,29 @@ class Pulse:
         self._next = clock() + _TICK_S
         self._alarm.at(self._next, self._beat)
 
-    def clear(self) -> None:
-        """Forget the lag so far."""
-        self._late = array("f")
+    def close(self) -> None:
+        """Beat no more."""
+        self._turn.stop()
+        self._turn.close()
 
-    def lag_s(self) -> tuple[float, float, float]:
-        """Return p50, p99 and worst lag."""
+    def lag_p99_s(self) -> float:
+        """Return the lag that 99 of 100 beats kept below."""
         if not self._late:
-            return 0.0, 0.0, 0.0
+            return 0.0
         late = sorted(self._late)  # of ranks, without numpy: its import would be a tenth of the worker's start
-        return late[len(late) // 2], late[len(late) * 99 // 100], late[-1]
+        return late[len(late) * 99 // 100]
 
     def _beat(self) -> None:
         now = clock()
-        self._late.append(now - self._next)
         for callback in self._beats:
             callback(now)
-        # beats that were missed are not made up for: a hub that stood still for a second was late once, by a second
-        self._next = max(self._next + _TICK_S, now)
+        self._turn.start(self._turned)
+
+    def _turned(self) -> None:
+        """Take the lag of this beat, and of those that were missed meanwhile; go on with the first that is still to come."""
+        self._turn.stop()
+        now = clock()
+        while self._next <= now:
+            self._late.append(now - self._next)
+            self._next += _TICK_S
         self._alarm.at(self._next, self._beat)

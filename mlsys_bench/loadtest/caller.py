@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from mlsys_bench.errors import BadInput, MeasurementFailed
-from mlsys_bench.loadtest.client import Proxy, authorization
+from mlsys_bench.loadtest.client import Proxy, authority, authorization
 
 _BUSY_TRIES = 3
+_CONNECT_S = 10.0  # longest wait for a connection and its TLS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,8 +70,9 @@ class Caller:
         said = {"User-Agent": "mlsys-loadtest", **({"Content-Type": content_type} if body is not None else {}), **(headers or {})}
         given = {name.lower() for name, _ in self.headers}
         connection = self._connection()
+        self._connect(connection)
         try:
-            whole = f"http://{f'[{self.host}]' if ':' in self.host else self.host}:{self.port}{path}"  # what a proxy wants to hear
+            whole = f"http://{authority(self.host, self.port)}{path}"  # what a proxy wants to hear
             connection.putrequest(method, whole if self.proxy and self.scheme == "http" else path, skip_accept_encoding=True)
             for name, value in authorization(self.proxy) if self.scheme == "http" else ():
                 connection.putheader(name, value)
@@ -84,15 +86,31 @@ class Caller:
             return Reply(method=method, path=path, status=response.status, headers=found, data=response.read())
         except TimeoutError as error:
             raise BadInput(f"{self.url}: {method} {shown(path)} was not answered within {self.timeout_s:g} s") from error
+        except (http.client.HTTPException, OSError) as error:
+            raise BadInput(f"{self.url}: {method} {shown(path)} gave no HTTP answer: {error!r}") from error
+        finally:
+            connection.close()
+
+    def _connect(self, connection: http.client.HTTPConnection) -> None:
+        """Open it: a server that is silent to a TLS greeting is found out long before the patience of a request is over."""
+        connection.timeout = min(self.timeout_s, _CONNECT_S)
+        try:
+            connection.connect()
         except ssl.SSLCertVerificationError as error:
             raise BadInput(
                 f"{self.url}: its TLS certificate is refused: {error.verify_message}; renew it, trust its authority (--ca-file) "
                 "or anybody (--insecure)"
             ) from error
+        except TimeoutError as error:
+            raise BadInput(f"{self.url}: no connection within {connection.timeout:g} s{self._plain()}") from error
         except (http.client.HTTPException, OSError) as error:
-            raise BadInput(f"{self.url}: {method} {shown(path)} gave no HTTP answer: {error!r}") from error
-        finally:
-            connection.close()
+            wrong = self._plain() if isinstance(error, ssl.SSLError) else ""
+            raise BadInput(f"{self.url}: cannot be connected to: {error.strerror or error}{wrong}" if isinstance(error, OSError) else
+                           f"{self.url}: cannot be connected to: {error!r}") from error  # fmt: skip
+        connection.sock.settimeout(self.timeout_s)
+
+    def _plain(self) -> str:
+        return "; does it speak TLS? Plain HTTP is http://" if self.scheme == "https" else ""
 
     def patiently(self, method: str, path: str, body: bytes, content_type: str, headers: Mapping[str, str]) -> Reply:
         """Ask again when the server fails or is busy: one bad answer in a hundred must not end the run before it starts."""

@@ -133,6 +133,11 @@ def proxy_for(client: Client, scheme: str, host: str) -> Proxy | None:
     return _parsed(url, f"{scheme.upper()}_PROXY")
 
 
+def authority(host: str, port: int) -> str:
+    """Return HOST:PORT as URLs and Host headers write it: an IPv6 address in brackets (RFC 3986, section 3.2.2)."""
+    return f"{f'[{host}]' if ':' in host else host}:{port}"
+
+
 def authorization(proxy: Proxy | None) -> list[tuple[str, str]]:
     """Return the header that a proxy with a password wants."""
     if proxy is None or not proxy.credentials:
@@ -155,7 +160,7 @@ def _parsed(url: str, where: str) -> Proxy:
 def _seconds(option: str, text: str | None) -> float | None:
     if text is None:
         return None
-    seconds = units.seconds(text)
+    seconds = units.seconds(text, option)
     if seconds <= 0:
         raise BadInput(f"{option} {text}: must be above zero")
     return seconds

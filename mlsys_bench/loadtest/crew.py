@@ -284,6 +284,9 @@ def _whole_cores() -> int:
     return seen if quota is None else max(1, min(seen, int(quota)))
 
 
+_MOST = 16  # workers on a machine however few its cores: more only take its memory
+
+
 def is_loopback(host: str) -> bool:
     """Say whether a host is this machine by its name."""
     return host in ("localhost", "::1") or host.startswith("127.")
@@ -294,7 +297,9 @@ def how_many(wanted: object, host: str, users: int | None) -> int:
     if wanted == "auto":
         count = max(1, _whole_cores() - is_loopback(host))
     elif isinstance(wanted, int) and wanted >= 1:
-        count = wanted
+        count, most = wanted, max(_MOST, 4 * _whole_cores())
+        if count > most:
+            raise BadInput(f"--processes {wanted}: {_whole_cores()} core(s) here, and each worker wants one; {most} at most, or auto")
     else:
         raise BadInput(f"--processes {wanted}: give a number of worker processes, or auto for one per core")
     return min(count, users) if users else count

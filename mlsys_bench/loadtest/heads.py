@@ -5,7 +5,7 @@ from __future__ import annotations
 from email.utils import parsedate_to_datetime
 
 from mlsys_bench.loadtest import job
-from mlsys_bench.loadtest.client import authorization
+from mlsys_bench.loadtest.client import authority, authorization
 
 
 def head(work: job.Job) -> bytes | None:
@@ -30,7 +30,7 @@ def head(work: job.Job) -> bytes | None:
 
 def host_and_port(work: job.Job) -> str:
     """Return the server as a tunnel names it."""
-    return f"{f'[{work.host}]' if ':' in work.host else work.host}:{work.port}"
+    return authority(work.host, work.port)
 
 
 def host_header(work: job.Job) -> str:

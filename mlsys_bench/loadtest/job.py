@@ -25,7 +25,6 @@ class Job:
     api_key: str | None
     scheduled_s: list[float]  # empty in a closed loop
     users: int | None
-    think_s: float
     duration_s: float
     warmup_s: float
     timeout_s: float
@@ -66,12 +65,8 @@ class Done:
     locust_failures: int
     connections: int  # opened in all
     late_connections: int  # of these, opened while a request waited for one
-    lag_p50_s: float = 0.0  # how late a beat of 10 ms came: the hub's own lag, in which any stamp may share
-    lag_p99_s: float = 0.0
-    lag_max_s: float = 0.0
-    gc_pause_s: float = 0.0  # all pauses of the collector together
-    gc_pause_max_s: float = 0.0
-    backlog: int = 0  # most answers that waited to be read; they are read between sends
+    lag_p99_s: float = 0.0  # how late a beat of 10 ms was, the answers that came with it stamped: the hub's lag, in which stamps share
+    gc_pause_max_s: float = 0.0  # the longest of the collector
     retries: int = 0  # attempts beyond the first, of all requests
 
 

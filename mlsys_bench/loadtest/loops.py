@@ -120,7 +120,7 @@ class User:
         self._failed = self._failed or flight.outcome != "ok" or flight.response.status != 200
         if self._awaited:
             return
-        pause_s = self._work.think.after(self._work.seed, flight.index) or self._work.think_s
+        pause_s = self._work.think.after(self._work.seed, flight.index)
         if self._failed:
             pause_s = max(pause_s, _AFTER_FAILURE_S)
         if pause_s:

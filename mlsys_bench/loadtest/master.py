@@ -7,7 +7,6 @@ clock, and sends its records once its load is over.  Its parent hears of all tha
 from __future__ import annotations
 
 import locust  # isort: skip  it must be the first: it patches the interpreter
-import contextlib
 import logging
 import os
 import platform
@@ -30,6 +29,7 @@ from locust.runners import STATE_MISSING, MasterRunner
 from locust.stats import stats_history
 
 from mlsys_bench.loadtest import Progress, clocks, job, words
+from mlsys_bench.loadtest.client import authority
 
 _clock = time.monotonic
 _EXCHANGES = 16  # of stamps with each worker, before and after
@@ -108,7 +108,7 @@ class Master:
             self._runner.register_message(name, hear)
         stopping: Any = self._environment.events.test_stopping
         stopping.add_listener(lambda **_: self.stop())
-        _say(words.Word(kind="listening", number=self._runner.server.port))
+        words.say(words.Word(kind="listening", number=self._runner.server.port))
 
     def stop(self) -> None:
         """Ask every worker for an end."""
@@ -124,7 +124,7 @@ class Master:
         gevent.spawn(_beat)
         self._environment.host = f"{work.scheme}://{work.host}:{work.port}"
         if self._orders.web is not None:
-            _say(words.Word(kind="web", text=_web(self._environment, *self._orders.web)))
+            words.say(words.Word(kind="web", text=_web(self._environment, *self._orders.web)))
             gevent.spawn(stats_history, self._runner)
         self._wait(self._is_full, self._orders.wait_s, "not all workers reported")
         members = sorted(self._members.values(), key=lambda m: m.share)
@@ -132,7 +132,7 @@ class Master:
         _check_address(work, members)
         for member in members:
             member.before = self._compare(member)
-            _say(words.Word(kind="clock", share=member.share, clock=member.before))
+            words.say(words.Word(kind="clock", share=member.share, clock=member.before))
         cores = Counter((m.joined.host, m.joined.core) for m in members)
         for member in members:
             self._send_job(work, member, is_crowded=cores[member.joined.host, member.joined.core] > 1)
@@ -162,7 +162,7 @@ class Master:
         joined = words.Joined(host=msg.data["host"], core=msg.data["core"])
         member = Member(msg.node_id, len(self._members), joined, msg.data["has_headers"])
         self._members[member.id] = member
-        _say(words.Word(kind="joined", share=member.share, joined=member.joined))
+        words.say(words.Word(kind="joined", share=member.share, joined=member.joined))
         if len(self._members) == self._orders.expect_workers:
             self._is_full.set()
 
@@ -203,7 +203,7 @@ class Master:
         mine = replace(job.part(work, member.share, len(self._members)), headers=[], api_key=None)
         self._runner.send_message(words.JOB, {"job": zlib.compress(job.encode(mine), 1), "crowded": is_crowded}, member.id)
         if is_crowded:  # two commands on one host chose the same core: nobody keeps to it
-            _say(words.Word(kind="joined", share=member.share, joined=replace(member.joined, core=None)))
+            words.say(words.Word(kind="joined", share=member.share, joined=replace(member.joined, core=None)))
 
     def _note_ready(self, environment: Any, msg: Any, **_: Any) -> None:
         self._ready.add(msg.node_id)
@@ -217,7 +217,7 @@ class Master:
         for member in members:
             assert member.before is not None
             self._runner.send_message(words.START, {"at": at + member.before.offset_s}, member.id)
-        _say(words.Word(kind="started", number=unix_s))
+        words.say(words.Word(kind="started", number=unix_s))
         users = work.users or len(members)
         gevent.spawn(self._runner.start, users, spawn_rate=users)
 
@@ -227,7 +227,7 @@ class Master:
         member = self._members.get(msg.node_id)
         if member is not None:
             progress = msgspec.json.decode(msg.data["progress"], type=Progress)
-            _say(words.Word(kind="progress", share=member.share, progress=progress))
+            words.say(words.Word(kind="progress", share=member.share, progress=progress))
 
     def _see_through(self, work: job.Job, members: list[Member]) -> None:
         """Return when every worker has sent its records, or is given up."""
@@ -247,23 +247,23 @@ class Master:
         is_missing = not member.through and (client is None or client.state == STATE_MISSING)
         if is_missing and member.missing_since is None:
             member.missing_since = _clock()
-            _say(words.Word(kind="lost", share=member.share))
+            words.say(words.Word(kind="lost", share=member.share))
         elif not is_missing and member.missing_since is not None:
             member.missing_since = None
-            _say(words.Word(kind="found", share=member.share))
+            words.say(words.Word(kind="found", share=member.share))
 
     def _note_done(self, environment: Any, msg: Any, **_: Any) -> None:
         member = self._members[msg.node_id]
         last = msgspec.json.decode(msg.data["done"], type=job.Done)
         gevent.spawn(self._compare_again, member)
-        _say(words.Word(kind="done", share=member.share, done=last))
+        words.say(words.Word(kind="done", share=member.share, done=last))
 
     def _compare_again(self, member: Member) -> None:
         """Say how the clock went meanwhile."""
         assert member.before is not None
         try:
             drift_s = self._compare(member).offset_s - member.before.offset_s
-            _say(words.Word(kind="clock", share=member.share, clock=replace(member.before, drift_s=drift_s)))
+            words.say(words.Word(kind="clock", share=member.share, clock=replace(member.before, drift_s=drift_s)))
         except Failed:
             return  # it is gone; that is said elsewhere
         finally:
@@ -280,7 +280,7 @@ class Master:
             member.file.write(member.unpack.flush())
             member.file.close()
             member.kept = True
-            _say(words.Word(kind="kept", share=member.share))
+            words.say(words.Word(kind="kept", share=member.share))
         self._runner.send_message(words.NEXT, None, member.id)
 
 
@@ -322,7 +322,7 @@ def _web(environment: Environment, host: str, port: int) -> str:
     ui = environment.create_web_ui(host, port)
     while ui.server is None or not ui.server.started:
         gevent.sleep(0.005)
-    return f"http://{f'[{host}]' if ':' in host else host}:{port}"
+    return f"http://{authority(host, port)}"
 
 
 def _seconds() -> Iterator[None]:
@@ -333,12 +333,7 @@ def _seconds() -> Iterator[None]:
 
 def _beat() -> None:
     for _ in _seconds():
-        _say(words.Word(kind="beat"))
-
-
-def _say(word: words.Word) -> None:
-    with contextlib.suppress(BrokenPipeError):  # the parent is gone: what workers send is kept all the same
-        os.write(1, words.encode(word) + b"\n")
+        words.say(words.Word(kind="beat"))
 
 
 def _listen(commands: Any, stop: Callable[[], None]) -> None:
@@ -369,7 +364,7 @@ def main() -> int:
         finally:
             master.end()
     except Failed as failed:
-        _say(words.Word(kind="failed", text=str(failed)))
+        words.say(words.Word(kind="failed", text=str(failed)))
     return 0
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from mlsys_bench import summary, units
-from mlsys_bench.errors import MeasurementFailed
+from mlsys_bench.errors import MeasurementFailed, NothingYet
 from mlsys_bench.loadtest import Options, job, mlperf, own, shards, target, trust, validity
 from mlsys_bench.loadtest import asked as askings
 from mlsys_bench.loadtest.caller import shown
@@ -207,7 +207,7 @@ def _check_answers(options: Options, requests: Requests, stopped_s: float | None
     inside: Sequence[RequestRecord] = [r for r in requests.requests if r.in_window]
     where = f"; every request is in {options.requests_file}" if options.requests_file else ""
     if stopped_s is not None and not inside:
-        raise MeasurementFailed(f"stopped after {stopped_s:.1f} s: nothing was answered yet past the warm-up of {warmup_s:.1f} s{where}")
+        raise NothingYet(f"stopped after {stopped_s:.1f} s: nothing was answered yet past the warm-up of {warmup_s:.1f} s{where}")
     if not any(r.outcome == "ok" for r in inside):
         kinds = Counter(f"{r.outcome}{f' (HTTP {r.http_status})' if r.http_status else ''}" for r in inside)
         listed = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common())

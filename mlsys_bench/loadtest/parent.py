@@ -135,7 +135,7 @@ def _check(options: Options) -> None:
             raise BadInput(f"--{name} {value:g}s: must be above zero")
     if options.at_once < 1 or (options.offline is not None and options.offline < 1):
         raise BadInput("at least one request is needed at once")
-    if min(options.drain_s, options.think_s) < 0:
+    if min(options.drain_s, options.think.mean_s if options.think else 0.0) < 0:
         raise BadInput("a drain or think time cannot be negative")
     if options.warmup_s is not None and not 0 <= options.warmup_s < schedules.duration_s(options):
         raise BadInput(f"--warmup {options.warmup_s:g}s: must lie within the {schedules.duration_s(options):g} s of the run")
@@ -192,8 +192,7 @@ def _job(options: Options, plan: Schedule, found: target.Target, payload: payloa
         transport="websocket" if found.is_websocket else "http",
         scheduled_s=[] if options.users else times.tolist(),
         users=options.users,
-        think_s=options.think_s,
-        think=options.think or Think(mean_s=options.think_s),
+        think=options.think or Think(),
         at_once=options.at_once,
         duration_s=schedules.duration_s(options),
         warmup_s=_warmup_s(options),

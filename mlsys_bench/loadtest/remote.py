@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any
 
 import gevent
-import msgspec
 from gevent.event import Event
 from gevent.fileobject import FileObject
 from locust import runners
@@ -86,10 +85,10 @@ class MasterVoice:
     def say(self, said: job.Said) -> None:
         """Pass on what a worker says to its parent: to the master, and to the parent of this host."""
         if said.hello is not None:
-            _say(words.Word(kind="started", number=said.hello))
+            words.say(words.Word(kind="started", number=said.hello))
         if said.progress is not None:
             self._send(words.TOLD, {"progress": job.encode(said.progress)})
-            _say(words.Word(kind="progress", progress=said.progress))
+            words.say(words.Word(kind="progress", progress=said.progress))
 
     def counted(self, done: job.Done) -> job.Done:
         """Return the last word with all that Locust counted: what it reports to its master it forgets here."""
@@ -112,7 +111,7 @@ class MasterVoice:
         """End the load when the master is not heard any more."""
         while True:
             gevent.sleep(1.0)
-            _say(words.Word(kind="beat"))
+            words.say(words.Word(kind="beat"))
             if self._is_alone():
                 self.stopped.set()
 
@@ -201,13 +200,13 @@ def _work(errand: words.Errand, commands: Any) -> None:
     runner = _connected(environment, errand)
     connected.set()
     voice = MasterVoice(runner, stopped, errand)
-    _say(words.Word(kind="joined", joined=words.Joined(host=errand.name, core=errand.core)))
+    words.say(words.Word(kind="joined", joined=words.Joined(host=errand.name, core=errand.core)))
     gevent.spawn(voice.watch)
     work = voice.work()
     if errand.core is not None and not voice.is_crowded and hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, {errand.core})
     rows = _rows_file(errand)
-    _say(words.Word(kind="kept", share=work.share, text=str(rows)))
+    words.say(words.Word(kind="kept", share=work.share, text=str(rows)))
     is_kept = False
     worker.allow_many_files()
     try:
@@ -215,11 +214,11 @@ def _work(errand: words.Errand, commands: Any) -> None:
             done = voice.counted(worker.load(replace(work, core=errand.core, rows=str(rows)), file, environment, runner, voice))
         runner.worker_state = STATE_INIT
         is_kept = voice.finish(done, rows)
-        _say(words.Word(kind="done", share=work.share, done=done))
+        words.say(words.Word(kind="done", share=work.share, done=done))
     finally:
         if is_kept or not rows.stat().st_size:
             rows.unlink()
-            _say(words.Word(kind="kept", share=work.share))  # nothing lies here any more
+            words.say(words.Word(kind="kept", share=work.share))  # nothing lies here any more
     runner.greenlet.join(timeout=5)  # until the master says quit
 
 
@@ -227,13 +226,6 @@ def _rows_file(errand: words.Errand) -> Path:
     handle, name = tempfile.mkstemp(prefix="mlsys-loadtest-", suffix=".rows", dir=errand.folder)
     os.close(handle)
     return Path(name)
-
-
-def _say(word: words.Word) -> None:
-    try:
-        os.write(1, words.encode(word) + b"\n")
-    except BrokenPipeError:
-        return  # nobody is left to hear it
 
 
 def main() -> int:
@@ -245,11 +237,11 @@ def main() -> int:
     line = commands.readline()
     if not line:
         return 0
-    errand = msgspec.json.decode(line, type=words.Errand)
+    errand = words.decode_errand(line)
     try:
         _work(errand, commands)
     except Over as over:
-        _say(words.Word(kind="failed", text=str(over)))
+        words.say(words.Word(kind="failed", text=str(over)))
     return 0
 
 

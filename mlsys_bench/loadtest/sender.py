@@ -90,7 +90,7 @@ class Sender:
         self._length = b"x-mlsys-sched: %.6f\r\nContent-Length: %d\r\n\r\n"
         self.new_response = _responses(work, self._endpoint)
         self.alarm = Alarm(loop)
-        self.pulse = Pulse(self.alarm)
+        self.pulse = Pulse(self.alarm, loop)
         self.pulse.each_beat(self._sweep)
         self.links = Links(loop, Way(work), keeps=work.client.keep_alive)
         self._idle = loop.idle()
@@ -101,7 +101,7 @@ class Sender:
         self.flying: dict[Flight, None] = {}  # in the order of their launch, so that the first is the first to time out
         self._pausing: dict[Flight, None] = {}  # until the next attempt
         self.t0 = self.t0_unix_s = 0.0
-        self.sent = self.ok = self.failed = self.retries = self.backlog = 0
+        self.sent = self.ok = self.failed = self.retries = 0
         self.worst_late_s = 0.0
         self.is_stopped = False  # by hand
 
@@ -190,10 +190,7 @@ class Sender:
         self._unread.append(flight)
         if flight.then is not None:
             flight.then(flight)  # before reading: in a closed loop the next request goes out first
-        waiting = len(self._unread)
-        if waiting > self.backlog:
-            self.backlog = waiting
-        if waiting > self._most_unread:
+        if len(self._unread) > self._most_unread:
             self._read_one()
             self._read_one()
         else:
@@ -219,6 +216,7 @@ class Sender:
         self._idle.stop()
         self._idle.close()
         self.links.close()
+        self.pulse.close()
         self.alarm.close()
 
     def _release(self, flight: Flight) -> None:
@@ -368,7 +366,8 @@ def _responses(work: job.Job, endpoint: endpoints.Endpoint) -> Callable[[], wire
         return wire.Response
     from mlsys_bench.loadtest import websocket
 
-    return lambda: websocket.Messages(getattr(endpoint, "is_end", None))
+    is_end = endpoint.is_end if isinstance(endpoint, endpoints.Conversation) else None
+    return lambda: websocket.Messages(is_end)
 
 
 def _judge(response: wire.Response, answer: Answer | None) -> Outcome:

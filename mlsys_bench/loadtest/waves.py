@@ -16,6 +16,7 @@ from collections.abc import Iterator, Sequence
 
 from mlsys_bench.errors import MeasurementFailed
 from mlsys_bench.loadtest import answers, prompts, wire
+from mlsys_bench.loadtest.client import authority
 from mlsys_bench.loadtest.target import Target
 from mlsys_bench.types import Outcome, RequestRecord
 
@@ -104,10 +105,9 @@ class Sender:
         asked |= {"stream_options": {"include_usage": True}} | ({"ignore_eos": True} if target.ignore_eos else {})
         asked |= {"messages": [{"role": "user", "content": text}]} if self._is_chat else {"prompt": text}
         body = json.dumps(asked).encode()
-        host = f"[{target.host}]" if ":" in target.host else target.host
         lines = [
             f"POST {target.path} HTTP/1.1",
-            f"Host: {host}:{target.port}",
+            f"Host: {authority(target.host, target.port)}",
             "Content-Type: application/json",
             "Accept: text/event-stream",
             "User-Agent: mlsys-probe",

@@ -184,7 +184,7 @@ def load(work: job.Job, rows: IO[bytes], environment: Environment, runner: Runne
         is_stopped = at is None or voice.stopped.is_set()
         ran_s = max(0.0, sender.now_s())
         cpu_share = min(1.0, (time.process_time() - cpu_s) / max(ran_s, 1e-3))
-        lag_s = sender.pulse.lag_s()
+        lag_p99_s = sender.pulse.lag_p99_s()
         sender.is_stopped = is_stopped
         if not is_stopped:
             gevent.wait([voice.stopped, broken, gevent.spawn(_landed, sender, work.drain_s)], count=1)
@@ -207,12 +207,8 @@ def load(work: job.Job, rows: IO[bytes], environment: Environment, runner: Runne
         locust_failures=counted.num_failures,
         connections=sender.links.opened,
         late_connections=sender.links.opened_late,
-        lag_p50_s=lag_s[0],
-        lag_p99_s=lag_s[1],
-        lag_max_s=lag_s[2],
-        gc_pause_s=pauses.total_s,
+        lag_p99_s=lag_p99_s,
         gc_pause_max_s=pauses.longest_s,
-        backlog=sender.backlog,
         retries=sender.retries,
     )
 
@@ -238,16 +234,14 @@ class Pauses:
     """How long the garbage collector stood in the way."""
 
     def __init__(self) -> None:
-        self.total_s = self.longest_s = self._began = 0.0
+        self.longest_s = self._began = 0.0
 
     def note(self, phase: str, _info: dict[str, int]) -> None:
         """Take what the collector says of itself."""
         if phase == "start":
             self._began = clock()
             return
-        pause_s = clock() - self._began
-        self.total_s += pause_s
-        self.longest_s = max(self.longest_s, pause_s)
+        self.longest_s = max(self.longest_s, clock() - self._began)
 
 
 @contextlib.contextmanager

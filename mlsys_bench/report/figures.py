@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 import numpy as np
 
-from mlsys_bench.report import comparisons, costs, latencies, plans, runs
+from mlsys_bench import summary
+from mlsys_bench.report import comparisons, costs, latencies, plans
 from mlsys_bench.report.parts import Interval, digits, time, time_unit
 from mlsys_bench.types import Alternative, Bench, Check, LatencyProfile, Plan, RequestRecord, Requests
 
@@ -284,7 +285,7 @@ def timeline(requests: Requests, subtitle: str) -> Figure | None:
         return None
     page = _page("Latency over time", subtitle, 4.6)
     panel = page.subplots()
-    for name, of, color, marker in (("TTFT", runs.ttft_s, BLUE, "o"), ("E2E", runs.e2e_s, ORANGE, "^")):
+    for name, of, color, marker in (("TTFT", summary.ttft_s, BLUE, "o"), ("E2E", summary.e2e_s, ORANGE, "^")):
         points = [(r.scheduled_s, 1e3 * value) for r in rows if r.outcome == "ok" for value in [of(r)] if value is not None and value > 0]
         if points:
             panel.plot(*zip(*points, strict=True), marker, color=color, ms=4, alpha=0.75, ls="", label=name, rasterized=len(points) > MANY)
@@ -325,7 +326,10 @@ def _shade_outside(panel: Axes, rows: Sequence[RequestRecord]) -> None:
 def distribution(requests: Requests, predicted: Mapping[str, float], intervals: Mapping[str, Interval], subtitle: str) -> Figure | None:
     """Draw the measured distribution of TTFT and E2E with the predicted percentiles on it; None without a full answer."""
     good = [r for r in requests.requests if r.in_window and r.outcome == "ok"]
-    samples = {"ttft": [v for r in good if (v := runs.ttft_s(r)) is not None], "e2e": [v for r in good if (v := runs.e2e_s(r)) is not None]}
+    samples = {
+        "ttft": [v for r in good if (v := summary.ttft_s(r)) is not None],
+        "e2e": [v for r in good if (v := summary.e2e_s(r)) is not None],
+    }
     samples = {name: values for name, values in samples.items() if values}
     if not samples:
         return None

@@ -237,11 +237,11 @@ def _ladder(panel: Axes, run: LoadTest) -> None:
             _point(panel, summary, stat, _rung(p), colour, marker)
     service = run.curves.get("service")
     if service is not None:
-        _line(panel, service, GREY, tallest, "--", "service alone (real send to last token)")
-    _limits(panel, run)
-    ticks = [(_rung(p), f"p{100 * p:g}") for _, p in _LADDER if p <= tallest]
+        _line(panel, service, GREY, tallest, "--", "E2E from the real send")
+    furthest = max(tallest, _limits(panel, run))  # a limit beyond what the sample can say stands there, with nothing below it
+    ticks = [(_rung(p), f"p{100 * p:g}") for _, p in _LADDER if p <= furthest]
     panel.set_xticks([x for x, _ in ticks], [name for _, name in ticks])
-    panel.set(yscale="log", ylabel="latency, ms", xlim=(0, _rung(tallest) + 0.12))
+    panel.set(yscale="log", ylabel="latency, ms", xlim=(0, _rung(furthest) + (0.12 if furthest == tallest else 0.2)))
     panel.set_ylim(top=1.35 * panel.get_ylim()[1])
     _plain_ticks(panel, "y")
     panel.legend(loc="lower right", bbox_to_anchor=(1, 0.99), ncols=4, borderaxespad=0.2)
@@ -266,12 +266,16 @@ def _point(panel: Axes, summary: LatencySummary, stat: str, x: float, colour: st
     panel.annotate(f"{digits(value)}", (x, value), xytext=(6, -13 if marker == "o" else 5), textcoords="offset points", fontsize=10)
 
 
-def _limits(panel: Axes, run: LoadTest) -> None:
+def _limits(panel: Axes, run: LoadTest) -> float:
+    """Draw each limit at its percentile, and return the furthest of them (a share; 0 without one)."""
+    furthest = 0.0
     for limit in slo.parse(run.slo) if run.slo else ():
         if limit.metric in ("ttft", "tpot", "e2e") and limit.tenant is None and limit.stat.startswith("p"):
-            x = _rung(float(limit.stat[1:]) / 100)
+            furthest = max(furthest, share := float(limit.stat[1:]) / 100)
+            x = _rung(share)
             panel.hlines(1e3 * limit.limit, x - 0.14, x + 0.14, color=RED, lw=2.5)
             panel.text(x - 0.17, 1e3 * limit.limit, slo.show_limit(limit), ha="right", va="center", fontsize=10, color=RED, bbox=PAPER)
+    return furthest
 
 
 def _histogram(panel: Axes, curve: Curve, summary: LatencySummary) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from mlsys_bench.loadtests import LoadTests, Spread
 from mlsys_bench.report import latencies
 from mlsys_bench.report.parts import NONE, Cell, Column, Fact, Section, Table, Tone, count, percent, time
@@ -25,6 +27,7 @@ def repeats(record: LoadTests) -> Section:
         lead=_lead(record),
         tag="measured",
         tone=_TONE[record.validity.verdict],
+        tiles=tuple(_tiles(record)),
         facts=(
             Fact("Runs", f"{len(record.runs)} of {time(first.duration_s)}", f"seeds {', '.join(map(str, record.seeds))}", "measured"),
             Fact("Requests", f"{sum(r.ok for r in record.runs):,} of {sum(r.requests for r in record.runs):,} ok", _errors(record),
@@ -37,6 +40,20 @@ def repeats(record: LoadTests) -> Section:
     )  # fmt: skip
 
 
+def _tiles(record: LoadTests) -> Iterator[Fact]:
+    """Yield the means of runs for the top of a page: of each latency the highest percentile that every run allows."""
+    for label, keys in _TOP:
+        key = next((key for key in keys if (s := record.spread.get(key)) is not None and None not in s.values), None)
+        if key is not None:
+            spread = record.spread[key]
+            cell = latencies.figure(key, spread.mean, spread.interval)
+            yield Fact(label or f"{latencies.name(key)}, mean of runs", cell.text, cell.sub, "measured")
+
+
+_TOP = (
+    ("Throughput, mean of runs", ("request_rate_per_s",)),
+    *(("", tuple(f"{m}_{s}_s" for s in ("p99", "p95", "p50"))) for m in ("ttft", "tpot", "e2e")),
+)
 _NOTE = "below each mean its 90 % interval, Student's over the runs"
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 
-from mlsys_bench import stats, units
+from mlsys_bench import stats, summary, units
 from mlsys_bench.report import askings, courses, latencies, plans, senders, serversides, simulations
 from mlsys_bench.report.parts import (
     Cell,
@@ -67,7 +67,9 @@ def _server_tables(r: LoadTest) -> tuple[Table, ...]:
 
 def _lead(r: LoadTest) -> str:
     good = f", {percent(100 * r.goodput_ratio)} within all limits" if r.goodput_ratio is not None else ""
-    return f"{r.ok:,} of {count(r.requests, 'request')} answered in {time(r.duration_s)}{good}."
+    open_ = [name for name, kept in r.slo_met.items() if kept is None]
+    undecided = f" Too few answers to decide {', '.join(open_)}." if open_ and r.source == "loadtest" else ""
+    return f"{r.ok:,} of {count(r.requests, 'request')} answered in {time(r.duration_s)}{good}.{undecided}"
 
 
 def _facts(r: LoadTest, tag: str) -> list[Fact]:
@@ -250,19 +252,14 @@ def requests(record: Requests) -> Section:
         tag=tag,
         facts=facts,
         tables=(
-            _quantiles({"TTFT": [t for r in ok if (t := ttft_s(r)) is not None], "E2E": [t for r in ok if (t := e2e_s(r)) is not None]}),
+            _quantiles(
+                {
+                    "TTFT": [t for r in ok if (t := summary.ttft_s(r)) is not None],
+                    "E2E": [t for r in ok if (t := summary.e2e_s(r)) is not None],
+                }
+            ),
         ),
     )
-
-
-def ttft_s(r: RequestRecord) -> float | None:
-    """Return the time to the first token, from the scheduled send."""
-    return r.token_s[0] - r.scheduled_s if r.token_s else None
-
-
-def e2e_s(r: RequestRecord) -> float | None:
-    """Return the time to the end of the answer, from the scheduled send."""
-    return None if r.done_s is None else r.done_s - r.scheduled_s
 
 
 def _span_of(records: tuple[RequestRecord, ...]) -> str:

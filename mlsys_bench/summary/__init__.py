@@ -19,7 +19,7 @@ from mlsys_bench import stats
 from mlsys_bench.summary import columns
 from mlsys_bench.summary.columns import Columns
 from mlsys_bench.summary.course import curve, resampled, timeline
-from mlsys_bench.summary.intervals import QUANTILES, Z_90, pooled, pooled_summary, series_summary, summary
+from mlsys_bench.summary.intervals import QUANTILES, Z_90, pooled, pooled_summary, series_summary, share_interval, summary
 from mlsys_bench.summary.promises import judged, keeps_all
 from mlsys_bench.summary.repeats import repeated
 from mlsys_bench.summary.requests import e2e_s, itl_s, lateness_s, meets_all, service_s, tpot_s, ttft_s
@@ -64,8 +64,8 @@ FORMULAS = {
     "goodput_per_s": "requests scheduled in the window that were answered and kept every latency limit of the SLO themselves / its length; "
     "an ITL limit holds for that statistic of the request's own gaps",
     "intervals": "90 %: Student for means, order statistics for percentiles, both of as many independent samples as the series is worth "
-    "(batch means: requests that share a queue resemble each other); Wilson for goodput; bootstrap over blocks of neighbouring requests "
-    "for ITL",
+    "(batch means: requests that share a queue resemble each other); Wilson of as many for goodput; bootstrap over blocks of "
+    "neighbouring requests for ITL",
 }
 OF_A_LOADTEST = {
     "service_ttft_s": "first event with tokens - own send",
@@ -99,7 +99,9 @@ def summarise(
     ok = inside.where(inside.ok)
     start_s, end_s = window or _span(inside)
     duration_s = end_s - start_s
-    met = int(keeps_all(ok, slo).sum()) if slo else None
+    kept = np.zeros(len(inside))
+    kept[inside.ok] = keeps_all(ok, slo or ())
+    met = int(kept.sum()) if slo else None
     told = series_summary if source == "loadtest" else summary
     found = LoadTest(
         source=source,
@@ -114,7 +116,11 @@ def summarise(
         output_tokens_per_s=_per_s(int(run.tokens[(start_s <= run.token_s) & (run.token_s <= end_s)].sum()), duration_s),
         goodput_per_s=None if met is None else _per_s(met, duration_s),
         goodput_ratio=None if met is None or not len(inside) else met / len(inside),
-        goodput_interval=None if met is None else stats.wilson(met, len(inside)),
+        goodput_interval=None
+        if met is None
+        else share_interval(kept, _known(ok.e2e_s))
+        if source == "loadtest"
+        else stats.wilson(met, len(inside)),
         slo=limits.show(slo) if slo else None,
         slo_met=judged(inside, slo or ()),
         lateness_s=series_summary(_known(inside.lateness_s)) if source == "loadtest" else None,

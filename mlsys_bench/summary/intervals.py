@@ -86,6 +86,22 @@ def effective(values: Floats) -> tuple[float, int]:
     return n / max(1.0, spread * (1 + r) / (1 - r)), len(means)
 
 
+def share_interval(kept: Floats, latency_s: Floats) -> Interval | None:
+    """Return Wilson's interval of the share of requests (0 or 1, in the order of their time) that kept a limit; None without any.
+
+    Of as many independent ones as they are worth: requests that share a queue break a limit together.  `latency_s` of the same requests
+    tells how much they resemble each other where few break it, as in `series_summary`.
+    """
+    n, good = len(kept), float(kept.sum())
+    if n < LEAST_IN_SERIES or good in (0, n):
+        return stats.wilson(good, n)
+    own, of = effective(kept)
+    if len(latency_s) >= LEAST_IN_SERIES:
+        own = min(own, (own * n * effective(latency_s)[0] / len(latency_s)) ** 0.5)
+    worth = max(1, round(own / _student(of) ** 2))
+    return stats.wilson(worth * good / n, worth)
+
+
 def batch_means(values: Floats, batches: int) -> Floats:
     """Return the means of so many batches of neighbours; what does not fill a batch is left out at the start."""
     size = len(values) // batches

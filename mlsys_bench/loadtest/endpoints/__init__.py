@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from mlsys_bench import errors
 from mlsys_bench.loadtest.answers import Answer
@@ -53,6 +53,7 @@ class Endpoint(Protocol):
         ...
 
 
+@runtime_checkable
 class Conversation(Endpoint, Protocol):
     """An endpoint that speaks over WebSocket: `body` is the message that asks, a response holds the messages as events of a stream."""
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import tempfile
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
@@ -123,8 +123,3 @@ def loaded(spec: Spec) -> Spec:
         return msgspec.json.decode(Path(spec.bulk).read_bytes(), type=Spec)
     except (OSError, msgspec.DecodeError) as error:
         raise BadInput(f"{spec.bulk}: what requests carry cannot be read: {error}; was the folder of temporary files emptied?") from error
-
-
-def without_bulk(spec: Spec) -> Spec:
-    """Return a spec that another host can use, which has no such file."""
-    return replace(loaded(spec), bulk=None)

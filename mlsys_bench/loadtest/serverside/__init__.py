@@ -10,7 +10,7 @@ import dataclasses
 from collections.abc import Collection, Iterator, Sequence
 
 from mlsys_bench.errors import BadInput
-from mlsys_bench.loadtest.client import Client
+from mlsys_bench.loadtest.client import Client, authority
 from mlsys_bench.loadtest.serverside import devices, page
 from mlsys_bench.loadtest.serverside.reading import read as read
 from mlsys_bench.loadtest.serverside.watch import Looks, Source, Watch
@@ -23,7 +23,7 @@ _ON_THE_TIMELINE = ("running", "waiting", "kv_cache", "generation_tokens")
 
 def base_url(scheme: str, host: str, port: int) -> str:
     """Return the root of a server, as `begin` wants it."""
-    return f"{scheme}://{f'[{host}]' if ':' in host else host}:{port}"
+    return f"{scheme}://{authority(host, port)}"
 
 
 def begin(

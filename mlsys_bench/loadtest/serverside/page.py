@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from mlsys_bench.errors import BadInput
 from mlsys_bench.loadtest import wire
-from mlsys_bench.loadtest.client import Client, tls_context
+from mlsys_bench.loadtest.client import Client, authority, tls_context
 from mlsys_bench.loadtest.serverside import names, text
 from mlsys_bench.loadtest.serverside.text import Key
 
@@ -36,8 +36,7 @@ class Page:
         self._host, self._tls = parts.hostname, tls_context(client or Client()) if parts.scheme == "https" else None
         self._port = parts.port or (443 if self._tls else 80)
         self._path = urllib.parse.urlunsplit(("", "", parts.path or "/metrics", parts.query, ""))
-        host = f"[{self._host}]" if ":" in self._host else self._host
-        self.where = f"{parts.scheme}://{host}:{self._port}{parts.path or '/metrics'}"
+        self.where = f"{parts.scheme}://{authority(self._host, self._port)}{parts.path or '/metrics'}"
         self._headers = (*_authorization(parts), *(f"{name}: {value}" for name, value in headers))
         self._sock: socket.socket | None = None
         self._is_closed = False
@@ -98,7 +97,7 @@ class Page:
         sock = self._sock or self._open(deadline)
         head = (
             f"GET {self._path} HTTP/1.1",
-            f"Host: {self._host}:{self._port}",
+            f"Host: {authority(self._host, self._port)}",
             "Accept: text/plain;version=0.0.4",
             "User-Agent: mlsys-loadtest",
         )

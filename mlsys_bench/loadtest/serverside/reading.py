@@ -103,7 +103,9 @@ def _two_sides(found: Sequence[Read], records: Sequence[RequestRecord], window: 
 
 
 def _own_ttft_s(record: RequestRecord) -> float | None:
-    return None if record.sent_s is None else record.token_s[0] - record.sent_s
+    """Return the time from the real send to the first token; an answer that came in one piece hides when that was made."""
+    hidden = len(record.token_s) == 1 and sum(record.tokens_per_event) > 1
+    return None if record.sent_s is None or hidden else record.token_s[0] - record.sent_s
 
 
 def _disagreements(sides: Sequence[TwoSides]) -> Iterator[str]:

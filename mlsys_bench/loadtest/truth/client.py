@@ -16,7 +16,7 @@ from mlsys_bench.errors import MeasurementFailed
 from mlsys_bench.loadtest.truth import Behaviour, Row
 from mlsys_bench.loadtest.truth.__main__ import flags
 
-_START_S = 30.0  # on a machine that is busy
+_START_S = 60.0  # on a machine that is busy
 
 
 class Truth:
