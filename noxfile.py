@@ -61,8 +61,22 @@ def check_behaviour(session: nox.Session) -> None:
     if session.posargs:
         session.run("python", "-m", "pytest", *session.posargs)
         return
-    session.run("python", "-m", "pytest", "-m", "not e2e", "-n", "logical", "--maxprocesses", "8", "--dist", "loadfile", env=ONE_THREAD)
-    session.run("python", "-m", "pytest", "-m", "e2e")
+    session.run(
+        "python",
+        "-m",
+        "pytest",
+        "-m",
+        "not e2e",
+        "-n",
+        "logical",
+        "--maxprocesses",
+        "8",
+        "--dist",
+        "loadfile",
+        "--durations=30",
+        env=ONE_THREAD,
+    )
+    session.run("python", "-m", "pytest", "-m", "e2e", "--durations=40")
 
 
 @nox.session
