@@ -11,6 +11,7 @@ MlsysError                  what, where, what now: one line a tired person can a
 ├── Overload                exit 1   offered load at or above capacity: there is no steady state
 ├── NotComparable           exit 4   two results that must not be set side by side
 └── MeasurementFailed       exit 5   nothing was measured, or what was measured is broken
+    └── NothingYet          stopped by hand before anything was answered
 """
 
 from __future__ import annotations

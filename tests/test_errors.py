@@ -20,6 +20,7 @@ from mlsys_bench import errors
         (errors.Overload, 1),
         (errors.NotComparable, 4),
         (errors.MeasurementFailed, 5),
+        (errors.NothingYet, 5),
     ],
 )
 def test_an_error_ends_with_the_status_of_the_contract(kind: type[errors.MlsysError], status: int) -> None:
@@ -29,7 +30,7 @@ def test_an_error_ends_with_the_status_of_the_contract(kind: type[errors.MlsysEr
 
 def test_every_error_stands_in_the_tree_of_the_docstring() -> None:
     classes = [c for c in vars(errors).values() if isinstance(c, type) and issubclass(c, errors.MlsysError)]
-    assert len(classes) == 11
+    assert len(classes) == 12
     assert all(c.__name__ in (errors.__doc__ or "") for c in classes)
 
 

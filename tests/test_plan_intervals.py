@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mlsys_bench import hardware, latency, models, slo, workload
-from mlsys_bench.plan import Request, candidates, confirm, demand, draws, evened, intervals, replays, sizing, words
+from mlsys_bench.plan import Request, candidates, confirm, demand, draws, evened, intervals, planner, replays, sizing, words
 from mlsys_bench.plan.analytic import Replica
 from mlsys_bench.plan.latencies import Latencies
 from mlsys_bench.plan.sizing import Design
@@ -202,6 +202,29 @@ def test_a_worse_known_engine_has_wider_intervals() -> None:
 
 
 # ---------------------------------------------------------------- traces
+
+
+@pytest.mark.parametrize(("compiled", "longest"), [(True, planner.SURER), (False, confirm.LONGER)])
+def test_an_uncertain_fleet_is_simulated_for_longer_where_that_is_quick(
+    monkeypatch: pytest.MonkeyPatch, compiled: bool, longest: int
+) -> None:
+    """A limit near what an idle replica takes leaves the replicas uncertain: with numba the last run is 24 times as long."""
+    efforts: list[int] = []
+
+    def watched(asked: Request, fleet: Design, effort: int = 1) -> Trial:
+        efforts.append(effort)
+        return trial(asked, fleet, effort)
+
+    trial = confirm.trial
+    monkeypatch.setattr(confirm, "trial", watched)
+    monkeypatch.setattr(confirm, "MAX_STEPS", 400)
+    monkeypatch.setattr(planner, "WIDE", 0.0)
+    monkeypatch.setattr(planner.jit, "HAVE_NUMBA", compiled)
+    many = dataclasses.replace(SMALL, rate_per_s=150.0)
+    made = planner.plan(request(workload=many, slo=slo.parse("ttft_p95<900ms"), profiles=(profile(residual=0.1),)))
+    low, high = made.intervals["replicas"]
+    assert high - low > 1, "else there is nothing to make sure of"
+    assert max(efforts) == longest
 
 
 def test_the_busiest_stretch_is_where_the_work_comes_fastest() -> None:
