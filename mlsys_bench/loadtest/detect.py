@@ -226,7 +226,7 @@ def _inference_protocol(caller: Caller, wanted: Wanted, place: Place, tried: Tri
     if reply.status != 200 or not isinstance(said, dict) or "name" not in said:
         tried.note(reply)
         ready = caller.call("GET", f"{place.base}/v2/health/ready")  # what a server without metadata must have
-        if ready.status != 200:
+        if ready.status != 200 or ready.kind == "text/html":  # a web site has a page for every path
             tried.note(ready)
             return []
     model = wanted.model or _repository_model(caller, place.base)

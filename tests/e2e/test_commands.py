@@ -203,7 +203,7 @@ def test_an_open_loop_load_test_keeps_every_request(mlsys: Cli, server: str) -> 
 def test_a_closed_loop_has_no_more_requests_at_once_than_users_and_a_missed_limit_is_exit_1(mlsys: Cli, server: str) -> None:
     """No machine answers in a nanosecond."""
     said = mlsys("loadtest", server, "--users", "2", "--duration", "2s", *SMALL, "--slo", "ttft_mean<1ns", "-o", "run.json")
-    assert (said.returncode, said.stderr) == (1, "")
+    assert (said.returncode, said.stderr) == (1, "found completions at /v1/completions, model nano, streamed\n")
     requests = record.read(mlsys.folder / "run.parquet", Requests).requests
     changes = sorted((t, step) for r in requests if r.done_s is not None for t, step in ((r.scheduled_s, 1), (r.done_s, -1)))
     at_once, most = 0, 0
