@@ -44,10 +44,10 @@ from mlsys_bench.types import (
     RequestRecord,
     Requests,
     Scenario,
-    Verdict,
     Verification,
     Workload,
 )
+from mlsys_bench.verdicts import GateCalibration, GateRun, Verdict
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -67,6 +67,8 @@ KINDS: dict[str, type] = {
     "verify": Verification,
     "demo": Demo,
     "verdict": Verdict,
+    "gate": GateRun,
+    "gate-calibration": GateCalibration,
     "scenario": Scenario,
     "stages": StageGraph,
     "doctor": Doctor,
@@ -92,6 +94,8 @@ Record = (
     | Verification
     | Demo
     | Verdict
+    | GateRun
+    | GateCalibration
     | Scenario
     | StageGraph
     | Doctor

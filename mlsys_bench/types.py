@@ -50,6 +50,7 @@ class Launch:
 
     started_s: float
     rounds: tuple[Round, ...]
+    pair: int | None = None  # of a gate: the launch of the other side with this number ran beside it
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,6 +63,7 @@ class Measurement:
     parameters: dict[str, Scalar]
     launches: tuple[Launch, ...]
     skipped: str | None = None
+    deterministic: bool = False  # a counter: the same program gives the same value
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -541,33 +543,6 @@ class Demo:
     files: dict[str, str]
     took_s: dict[str, float]
     machine_slower: float | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Finding:
-    """One metric of a comparison.  `ratio` is candidate over baseline; > 1 is worse when `better` is 'lower'."""
-
-    name: str
-    parameters: dict[str, Scalar]
-    unit: str
-    better: Literal["lower", "higher"]
-    baseline: float | None
-    candidate: float | None
-    ratio: float | None
-    interval: tuple[float, float] | None
-    verdict: Literal["regression", "improved", "pass", "inconclusive", "suspect", "not_comparable"]
-    reason: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Verdict:
-    """What the gate says of two sets of measurements."""
-
-    verdict: Literal["regression", "improved", "pass", "inconclusive", "suspect", "not_comparable"]
-    findings: tuple[Finding, ...]
-    tolerance: float
-    reasons: tuple[str, ...]
-    fingerprint_differences: tuple[str, ...] = ()
 
 
 # ---------------------------------------------------------------- what a person looks up

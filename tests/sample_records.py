@@ -21,7 +21,6 @@ from mlsys_bench.types import (
     Check,
     Demo,
     Doctor,
-    Finding,
     FleetItem,
     LatencyProfile,
     LatencySummary,
@@ -40,10 +39,10 @@ from mlsys_bench.types import (
     Scalar,
     Scenario,
     Validity,
-    Verdict,
     Verification,
     Workload,
 )
+from mlsys_bench.verdicts import Finding, Verdict
 from tests.sample_bills import claims, costs
 from tests.sample_calibrations import calibration
 from tests.sample_fleets import fleet, fleet_plan

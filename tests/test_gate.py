@@ -18,7 +18,8 @@ from mlsys_bench import gate
 from mlsys_bench.errors import BadInput
 from mlsys_bench.gate import decide as arithmetic
 from mlsys_bench.record import Envelope
-from mlsys_bench.types import Bench, Launch, Machine, Measurement, Round, Scalar, Verdict
+from mlsys_bench.types import Bench, Launch, Machine, Measurement, Round, Scalar
+from mlsys_bench.verdicts import Verdict
 
 RECORDED = Path(__file__).parents[2] / "shared" / "data" / "gate" / "decode_bf16_visible.csv"
 SAMPLES = 40

@@ -12,7 +12,8 @@ from mlsys_bench import record, summary
 from mlsys_bench.gate import loadtests
 from mlsys_bench.journeys import compare as journey
 from mlsys_bench.loadtests import LoadTests
-from mlsys_bench.types import Finding, LoadTest, RequestRecord, Requests, Validity, Verdict
+from mlsys_bench.types import LoadTest, RequestRecord, Requests, Validity
+from mlsys_bench.verdicts import Finding, Verdict
 from tests.sample_records import head, machine
 
 

@@ -12,7 +12,7 @@ import typer
 
 from mlsys_bench import __version__
 from mlsys_bench.errors import MlsysError
-from mlsys_cli import claims, cost, guard, loadtest, look, measure, model, traffic
+from mlsys_cli import backtest, claims, cost, gate, loadtest, look, measure, model, traffic
 from mlsys_cli.lean import Door, Group
 
 BUG = 70  # sysexits.h: an internal software error
@@ -45,7 +45,7 @@ def door(_: Annotated[bool, typer.Option("--version", callback=version, is_eager
     """Measure, model, plan, verify and guard ML serving systems."""
 
 
-for room in (look, measure, loadtest, traffic, model, guard, claims, cost):
+for room in (look, measure, loadtest, traffic, model, gate, backtest, claims, cost):
     room.register(app)
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterable
-from typing import Literal
 
 import numpy as np
 
@@ -18,9 +17,9 @@ from mlsys_bench.errors import BadInput
 from mlsys_bench.gate import decide as arithmetic
 from mlsys_bench.gate import fingerprint
 from mlsys_bench.record import Envelope
-from mlsys_bench.types import Bench, Finding, Measurement, Scalar, Verdict
+from mlsys_bench.types import Bench, Measurement, Scalar
+from mlsys_bench.verdicts import Finding, Verdict, Word
 
-Word = Literal["regression", "improved", "pass", "inconclusive", "suspect", "not_comparable"]
 Key = tuple[str, tuple[tuple[str, Scalar], ...]]
 EXIT: dict[Word, int] = {"pass": 0, "improved": 0, "regression": 1, "inconclusive": 3, "suspect": 3, "not_comparable": 4}
 NEW, GONE = "new: ", "gone: "  # how the reason of a metric on one side only begins

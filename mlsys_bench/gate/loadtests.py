@@ -20,11 +20,12 @@ import numpy.typing as npt
 from mlsys_bench import stats, summary
 from mlsys_bench.errors import BadInput
 from mlsys_bench.gate import decide as arithmetic
-from mlsys_bench.gate.compare import EXIT, Word, _overall, _reasons
+from mlsys_bench.gate.compare import EXIT, _overall, _reasons
 from mlsys_bench.loadtests import LoadTests
 from mlsys_bench.record import Envelope
 from mlsys_bench.summary.intervals import Z_90, resampled
-from mlsys_bench.types import Finding, LoadTest, Machine, Verdict
+from mlsys_bench.types import LoadTest, Machine
+from mlsys_bench.verdicts import Finding, Verdict, Word
 
 Floats = npt.NDArray[np.float64]
 

@@ -9,7 +9,8 @@ from mlsys_bench.errors import RecordError
 from mlsys_bench.gate import loadtests
 from mlsys_bench.loadtests import LoadTests
 from mlsys_bench.record import Envelope
-from mlsys_bench.types import Bench, LoadTest, Verdict
+from mlsys_bench.types import Bench, LoadTest
+from mlsys_bench.verdicts import Verdict
 
 
 def compare(base: Path, cand: Path, tolerance: str) -> Verdict:

@@ -25,7 +25,8 @@ from mlsys_bench.report.parts import (
     ratio,
     scalar,
 )
-from mlsys_bench.types import Bench, Finding, Measurement, Scalar, Verdict
+from mlsys_bench.types import Bench, Measurement, Scalar
+from mlsys_bench.verdicts import Finding, Verdict
 
 VERDICT_TONE: dict[str, Tone] = {
     "regression": "bad", "improved": "good", "pass": "good", "inconclusive": "unsure", "suspect": "unsure", "not_comparable": "unsure",

@@ -25,10 +25,10 @@ from mlsys_bench.types import (
     Plan,
     Requests,
     Scenario,
-    Verdict,
     Verification,
     Workload,
 )
+from mlsys_bench.verdicts import GateCalibration, GateRun, Verdict
 
 
 def describe(record: Record, extra: object = None) -> tuple[Section, ...]:
@@ -67,6 +67,14 @@ def describe(record: Record, extra: object = None) -> tuple[Section, ...]:
             from mlsys_bench.report import benches
 
             return (benches.verdict(record),)
+        case GateRun():
+            from mlsys_bench.report import benches
+
+            return (benches.verdict(record.verdict),)
+        case GateCalibration():
+            from mlsys_bench.report import benches
+
+            return (benches.verdict(record.run.verdict),)
         case Workload():
             from mlsys_bench.report import traffic
 
