@@ -22,12 +22,12 @@ class QueueServer:
     def __init__(
         self, slo: SLO, slots: int, service: Callable[[np.random.Generator, int], Floats], *, budget_s: float = 120.0, seed: int = 0,
         ttft_share: float = 0.25, arrivals: str = "poisson", fastest_client: float = 1e9,
-        stopped_in: int = 10**9,
+        stopped_in: int = 10**9, disturbed: range = range(0),
     ) -> None:  # fmt: skip
         self.slo, self.slots, self.service, self.ttft_share, self.arrivals = slo, slots, service, ttft_share, arrivals
         self.rng, self.budget_s, self.used_s, self.fastest = np.random.default_rng(seed), budget_s, 0.0, fastest_client
         self.clauses = clauses.clauses(slo)
-        self.levels, self.stopped_in = 0, stopped_in
+        self.levels, self.stopped_in, self.disturbed = 0, stopped_in, disturbed
 
     def left_s(self) -> float:
         """Return what is left of the budget, by the simulated clock."""
@@ -88,7 +88,7 @@ class QueueServer:
         figures = tuple(clauses.figure(c, clauses.scores(c, self.slo, rows)) for c in self.clauses)
         return Seen(
             rate_per_s=rate, duration_s=end_s, warmup_s=warmup_s, due_s=due, completed_per_s=done / max(end_s - settle, 1e-9),
-            completed=done, over=over, trusted=rate <= self.fastest, figures=figures,
+            completed=done, over=over, trusted=rate <= self.fastest and self.levels not in self.disturbed, figures=figures,
         )  # fmt: skip
 
 

@@ -100,6 +100,16 @@ def test_a_client_that_is_too_slow_is_said_and_not_taken_for_the_server() -> Non
     assert found.why == "client"
 
 
+def test_a_client_that_a_neighbour_disturbs_for_a_while_goes_on() -> None:
+    """Levels 3 to 6 say nothing, at rates the client kept before: the search outlasts them, and none of them counts."""
+    found = searched(QueueServer(LIMIT, SLOTS, constant, disturbed=range(3, 7), budget_s=240.0))
+    truth = highest(lambda rate: mdc(rate, SERVICE_S, SLOTS).wait.quantile_s(0.99), 0.5 - 0.25 * SERVICE_S)
+    assert found.why in ("narrow", "budget")
+    assert found.state is not None
+    assert [seen.trusted for seen in found.state.levels][:7] == [True, True, False, False, False, False, True]
+    assert found.state.rate_per_s == pytest.approx(truth, rel=0.05)
+
+
 def test_goodput_is_searched_for_as_its_quantile_would_be() -> None:
     """Goodput > 99 % of ttft < 500 ms is the same promise as ttft p99 < 500 ms, by definition: the same evidence, the same answer."""
     one = searched(QueueServer(LIMIT, SLOTS, constant, seed=5, budget_s=60)).state

@@ -191,7 +191,10 @@ def _decided(state: State) -> Why | None:
 
 
 def _client_is_the_limit(levels: Sequence[Seen]) -> bool:
-    return len(levels) >= _INVALID_IN_A_ROW and not any(s.trusted for s in levels[-_INVALID_IN_A_ROW:])
+    """Say whether the client was late again and again, at rates it never kept: where it did, a neighbour disturbs it, and may go."""
+    last = levels[-_INVALID_IN_A_ROW:]
+    kept_per_s = max((s.rate_per_s for s in levels if s.trusted), default=0.0)
+    return len(last) == _INVALID_IN_A_ROW and not any(s.trusted for s in last) and kept_per_s < min(s.rate_per_s for s in last)
 
 
 # ---------------------------------------------------------------- what is known
