@@ -104,3 +104,13 @@ def bench(session: nox.Session) -> None:
     install(session, "engine,serve,load,plot,fast,cluster,test")
     for name in names:
         session.run("python", f"proofs/{name}.py")
+
+
+@nox.session
+def gate(session: nox.Session) -> None:
+    """Gate the working tree against the commit before it, or MLSYS_GATE_BASE: only a proven regression fails."""
+    install(session, "engine,serve,load,fast")
+    base = os.environ.get("MLSYS_GATE_BASE", "HEAD~1")
+    names = "engine.decode,planner.plan,loadtest.sender"
+    # 3: this machine could not tell today; 4: the commit before has no bench worker, or another torch.  Neither is a regression
+    session.run("mlsys", "gate", "run", "--base", base, "--cand", ".", "--bench", names, *session.posargs, success_codes=[0, 3, 4])

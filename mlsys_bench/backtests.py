@@ -91,10 +91,37 @@ class Choosing:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Deciding:
+    """What the gate says of one recorded arm beside the baseline when sessions are drawn as launch pairs.  Shares of jobs.
+
+    Intervals (90 %) are drawn over sessions: those are what is independent.  `metric` is None where all that may fail decide together.
+    """
+
+    source: str
+    arm: str
+    metric: str | None
+    tolerance: float
+    same: bool  # the arm is the same program, and pairs are turned round at random
+    sessions: int
+    change: float  # geometric mean over sessions, candidate over baseline, less 1
+    sd: float  # of the log ratio of a pair
+    regression: float
+    regression_interval: tuple[float, float]
+    improved: float
+    improved_interval: tuple[float, float]
+    passed: float
+    passed_interval: tuple[float, float]
+    inconclusive: float
+    inconclusive_interval: tuple[float, float]
+    pairs: float  # mean launches of each side
+    pairs_interval: tuple[float, float]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Backtest:
     """A table predicted row by row, and its errors where the table gives results."""
 
-    table: Literal["queueing", "llm", "plan"]
+    table: Literal["queueing", "llm", "plan", "gate"]
     source: str
     rows: int
     answered: int
@@ -107,3 +134,4 @@ class Backtest:
     notes: tuple[str, ...] = ()
     sizing: tuple[Sizing, ...] = ()
     choosing: tuple[Choosing, ...] = ()
+    deciding: tuple[Deciding, ...] = ()

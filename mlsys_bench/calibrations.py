@@ -65,3 +65,4 @@ class Calibration:
     repeats: int
     took_s: float
     notes: tuple[str, ...] = ()
+    busy_poll: bool = False  # the client looked for events all the time; it holds for no client that sleeps

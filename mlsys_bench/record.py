@@ -28,6 +28,7 @@ from mlsys_bench.calibrations import Calibration
 from mlsys_bench.claims import Claims
 from mlsys_bench.errors import BadInput, RecordError, did_you_mean
 from mlsys_bench.fleets import Fleet, FleetPlan
+from mlsys_bench.histories import History
 from mlsys_bench.loadlimits import LoadMax, LoadSweep
 from mlsys_bench.loadtests import LoadTests
 from mlsys_bench.productions import Production
@@ -69,6 +70,7 @@ KINDS: dict[str, type] = {
     "verdict": Verdict,
     "gate": GateRun,
     "gate-calibration": GateCalibration,
+    "gate-history": History,
     "scenario": Scenario,
     "stages": StageGraph,
     "doctor": Doctor,
@@ -96,6 +98,7 @@ Record = (
     | Verdict
     | GateRun
     | GateCalibration
+    | History
     | Scenario
     | StageGraph
     | Doctor

@@ -16,6 +16,7 @@ class Sender:
     cpu_share: float | None  # of one core; None: it died before it could say
     lateness_p99_s: float | None
     ended: str  # "done", "stopped", or how it died
+    polled_share: float | None = None  # of the run, spent looking for events in vain; not in `cpu_share`.  None: it slept meanwhile
     clock_offset_s: float | None = None  # of the wall clocks
     clock_error_s: float | None = None  # the offset is right to so much: half of the quickest round trip
     clock_drift_s: float | None = None  # how far the clocks moved apart between the start and the end

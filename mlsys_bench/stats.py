@@ -129,20 +129,3 @@ def index_of_dispersion(times_s: Samples, window_s: float) -> float:
         raise ValueError(f"{times.max():g} s of arrivals hold fewer than two windows of {window_s:g} s")
     counts = np.bincount((times[times < windows * window_s] // window_s).astype(int), minlength=windows)
     return float(counts.var(ddof=1) / counts.mean())
-
-
-def median_ratio_interval(
-    baseline: Samples, candidate: Samples, level: float = LEVEL, resamples: int = 2000, seed: int = 0
-) -> tuple[float, float, float] | None:
-    """Return candidate / baseline of the medians with its bootstrap interval, or None below two samples a side.
-
-    Samples of one launch are not independent: read it as the spread *within* these launches.
-    """
-    base, cand = np.asarray(baseline, dtype=float), np.asarray(candidate, dtype=float)
-    if len(base) < 2 or len(cand) < 2:
-        return None
-    rng = np.random.default_rng(seed)
-    top = np.median(cand[rng.integers(0, len(cand), (resamples, len(cand)))], axis=1)
-    bottom = np.median(base[rng.integers(0, len(base), (resamples, len(base)))], axis=1)
-    low, high = np.quantile(top / bottom, [(1 - level) / 2, (1 + level) / 2])
-    return float(np.median(cand) / np.median(base)), float(low), float(high)

@@ -108,9 +108,10 @@ class GateRun:
     policy: Policy
     conditions: tuple[Conditions, ...]
     contention: Contention
-    ended: Literal["decided", "last_look", "budget", "interrupted"]
+    ended: Literal["decided", "last_look", "budget", "interrupted", "failed"]
     wall_s: float
     verdict: Verdict
+    remarks: tuple[str, ...] = ()  # what was seen on the way
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,6 +6,7 @@ minutes.  Nothing else may run: a neighbour's burst of 2 ms is a miss.  Every pa
 
 from __future__ import annotations
 
+import itertools
 import json
 import statistics
 import subprocess
@@ -23,7 +24,7 @@ import numpy as np
 
 from mlsys_bench import loadtest, summary
 from mlsys_bench.calibrations import Held
-from mlsys_bench.loadtest import calibrate
+from mlsys_bench.loadtest import calibrate, crew
 from mlsys_bench.loadtest.truth import Behaviour
 from mlsys_bench.loadtest.truth.client import Truth, serving
 from mlsys_bench.types import Lengths, LoadTest, Requests
@@ -61,6 +62,14 @@ class Figures:
         self.show(what, value, unit, f">= {limit:,g}", value >= limit)
 
 
+class Shown(Figures):
+    """Prints figures that are judged elsewhere."""
+
+    def show(self, what: str, value: float, unit: str, bar: str = "(no bar)", kept: bool = True) -> None:
+        """Print one, without its bar."""
+        print(f"{value:12,.4g} {unit:8} {'(shown beside)':22} {'':6} {what}", flush=True)
+
+
 def main() -> int:
     """Print each figure beside its bar; return 1 when one is missed."""
     parts: dict[str, Callable[[Figures], None]] = {
@@ -92,11 +101,21 @@ def loaded(url: str, **how: Any) -> tuple[LoadTest, Requests]:
 
 
 def accuracy(figures: Figures) -> None:
-    """Constant rates, streams of 32 tokens: TTFT, ITL, bias, lateness, gaps and the rate at the server's door."""
+    """Constant rates, streams of 32 tokens: TTFT, ITL, bias, lateness, gaps and the rate at the server's door.
+
+    Runs of a client that sleeps between events and of one that polls take turns.  Where the client has a core of its own the bars are
+    for the one that polls, and the other is shown; elsewhere nobody may poll.
+    """
+    ways = (False, True) if crew.spare_cores(1) > 0 else (False,)
     with serving(STREAM, _truths.SERVER_CORE) as server:
         for rate, seconds in SECONDS.items():
-            runs = [calibrate.against(server, qps=float(rate), arrivals="constant", duration_s=seconds, seed=i) for i in range(RUNS)]
-            _judge(figures, rate, runs)
+            runs: dict[bool, list[Held]] = {polls: [] for polls in ways}
+            for i, polls in itertools.product(range(RUNS), ways):
+                how: Any = {"qps": float(rate), "arrivals": "constant", "duration_s": seconds, "seed": i, "busy_poll": polls}
+                runs[polls].append(calibrate.against(server, **how))
+            for polls in ways:
+                print(f"    {'polling' if polls else 'sleeping'} client at {rate}/s")
+                _judge(figures if polls == ways[-1] else Shown(), rate, runs[polls])
     if _truths.has_reference():
         with _truths.reference(STREAM) as c:
             for rate, seconds in SECONDS.items():

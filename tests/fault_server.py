@@ -13,7 +13,7 @@ import struct
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
 
@@ -51,9 +51,24 @@ class FaultServer(socketserver.ThreadingTCPServer):
         return f"http{'s' if self.tls else ''}://127.0.0.1:{self.server_address[1]}"
 
 
+class Ends(Protocol):
+    """A server of socketserver's whose answers may wait for an end."""
+
+    over: threading.Event
+
+    def serve_forever(self, poll_interval: float = 0.5) -> None: ...
+
+    def shutdown(self) -> None: ...
+
+    def server_close(self) -> None: ...
+
+
+S = TypeVar("S", bound=Ends)
+
+
 @contextmanager
-def serving(plan: Callable[[int], str], tls: ssl.SSLContext | None = None) -> Iterator[FaultServer]:
-    server = FaultServer(plan, tls)
+def answering(server: S) -> Iterator[S]:
+    """Let a server answer in a thread of its own; at the end those who wait for it are let go."""
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
     thread.start()
     try:
@@ -63,6 +78,12 @@ def serving(plan: Callable[[int], str], tls: ssl.SSLContext | None = None) -> It
         server.shutdown()
         server.server_close()
         thread.join()
+
+
+@contextmanager
+def serving(plan: Callable[[int], str], tls: ssl.SSLContext | None = None) -> Iterator[FaultServer]:
+    with answering(FaultServer(plan, tls)) as server:
+        yield server
 
 
 class Handler(socketserver.StreamRequestHandler):

@@ -46,6 +46,9 @@ from mlsys_bench.verdicts import Finding, Verdict
 from tests.sample_bills import claims, costs
 from tests.sample_calibrations import calibration
 from tests.sample_fleets import fleet, fleet_plan
+from tests.sample_gates import calibration as gate_calibration
+from tests.sample_gates import run as gate_run
+from tests.sample_histories import past
 from tests.sample_limits import loadmax, sweep
 from tests.sample_productions import production
 
@@ -565,6 +568,9 @@ def every_record() -> dict[str, Record]:
         production(),
         fleet(),
         fleet_plan(),
+        gate_run(),
+        gate_calibration(),
+        past(),
     )
     return {kind_of(r): r for r in records}
 

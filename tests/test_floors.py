@@ -28,6 +28,7 @@ F0 = {
     "stage_fleets",
     "types",
     "verdicts",
+    "histories",
     "stages",
     "errors",
     "units",
@@ -53,7 +54,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "types": {"billing", "askings", "apart", "stage_fleets", "provenance", "surroundings", "tenancy", "timelines", "serversides",
               "senders"},
     "serversides": set(), "timelines": set(), "senders": set(), "askings": set(), "loadtests": {"types"}, "loadlimits": {"types"},
-    "calibrations": {"loadtests"}, "verdicts": {"types"},
+    "calibrations": {"loadtests"}, "verdicts": {"types"}, "histories": {"types"},
     "claims": {"types"}, "backtests": {"types"}, "productions": {"types"}, "billing": {"provenance"}, "stages": {"types"},
     "errors": set(), "documents": {"errors"}, "workers": {"errors"}, "resources": set(), "stats": set(), "jit": set(),
     "units": {"errors"}, "slo": {"types", "errors", "units"}, "record": F0,
@@ -67,7 +68,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "journeys": F0 | F1 | F2 | F3 | F4,
 }  # fmt: skip
 TORCH = {"engine", "bench"}
-LOCUST = {f"mlsys_bench/loadtest/{name}.py" for name in ("worker", "locustfile", "remote", "master")}
+LOCUST = {f"mlsys_bench/loadtest/{name}.py" for name in ("worker", "locustfile", "remote", "master", "child")}
 
 
 def imports(path: Path) -> set[str]:

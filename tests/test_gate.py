@@ -18,6 +18,7 @@ from mlsys_bench import gate
 from mlsys_bench.errors import BadInput
 from mlsys_bench.gate import decide as arithmetic
 from mlsys_bench.record import Envelope
+from mlsys_bench.summary import launches
 from mlsys_bench.types import Bench, Launch, Machine, Measurement, Round, Scalar
 from mlsys_bench.verdicts import Verdict
 
@@ -145,15 +146,15 @@ def test_pass_is_tested_before_regression(low: float, high: float, verdict: str)
 
 def test_disturbed_samples_do_not_count_when_enough_are_left() -> None:
     one = launch([1.0] * 20 + [9.0] * 30, (0,) * 20 + (1,) * 30)
-    assert arithmetic.statistic_for([one]) == "median"
-    assert arithmetic.number(one, "median", "lower") == 1.0
+    assert launches.statistic_for([one]) == "median"
+    assert launches.number(one, "median", "lower") == 1.0
 
 
 def test_with_too_few_undisturbed_samples_the_best_tenth_counts() -> None:
     one = launch(range(1, 102), (1,) * 101)
-    assert arithmetic.statistic_for([one]) == "best tenth"
-    assert arithmetic.number(one, "best tenth", "lower") == 11.0
-    assert arithmetic.number(one, "best tenth", "higher") == 91.0
+    assert launches.statistic_for([one]) == "best tenth"
+    assert launches.number(one, "best tenth", "lower") == 11.0
+    assert launches.number(one, "best tenth", "higher") == 91.0
 
 
 def test_both_sides_use_the_same_statistic() -> None:

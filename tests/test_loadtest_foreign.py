@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from mlsys_bench import loadtest
-from mlsys_bench.errors import BadInput, MeasurementFailed
+from mlsys_bench.errors import BadInput
 from mlsys_bench.loadtest.form import Form
 from mlsys_bench.types import Lengths
 from tests import loadtest_apis as apis
@@ -218,9 +218,10 @@ def test_a_locust_file_of_ones_own_gives_our_records(tmp_path: Path) -> None:
 @pytest.mark.e2e
 def test_a_locust_file_that_cannot_run_says_why(tmp_path: Path) -> None:
     file = tmp_path / "users.py"
-    file.write_text("import nothing_of_this_name")
-    with pytest.raises(MeasurementFailed, match=r"users\.py cannot be imported: .*nothing_of_this_name"):
-        loadtest.run(options("http://127.0.0.1:9", users=2, locustfile=file))
+    for text, why in (("import nothing_of_this_name", "cannot be imported: .*nothing_of_this_name"), ("x = 1", "has no User class")):
+        file.write_text(text)
+        with pytest.raises(BadInput, match=rf"--locustfile .*users\.py: {why}"):
+            loadtest.run(options("http://127.0.0.1:9", users=2, locustfile=file))
 
 
 def test_what_does_not_go_with_a_locust_file_is_refused(tmp_path: Path) -> None:

@@ -34,7 +34,7 @@ from mlsys_bench.senders import Sender
 from mlsys_bench.types import RequestRecord, Requests
 from mlsys_cli.main import app
 from tests import manifest_schemas, sample_records
-from tests.test_loadtest import children, needs_proc, options, serving, wait_for_exit
+from tests.planned_server import children, needs_proc, options, serving, wait_for_exit
 
 # ---------------------------------------------------------------- clocks
 

@@ -1,180 +1,32 @@
 """The load worker's own machinery against real sockets, on a hub that is not gevent's: connections, timeouts, attempts, cancellations."""
 
-# ruff: noqa: D102  the little servers' methods are named for what they do
-
 from __future__ import annotations
 
-import base64
 import dataclasses
-import io
-import shutil
 import socket
-import socketserver
-import ssl
 import struct
-import subprocess
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import pytest
-from wsproto import ConnectionType, WSConnection, events
 
-from mlsys_bench.loadtest import endpoints, heads, job, loops, payloads, sender, spool
+from mlsys_bench.loadtest import endpoints, heads, payloads, sender, spool
 from mlsys_bench.loadtest.alarm import clock
-from mlsys_bench.loadtest.client import Cancel, Client, Proxy
+from mlsys_bench.loadtest.client import Cancel, Client
 from mlsys_bench.loadtest.payloads.think import Think
-from mlsys_bench.types import Outcome, RequestRecord
-from tests.hub import Hub
-
-needs_openssl = pytest.mark.skipif(shutil.which("openssl") is None, reason="needs openssl to make a certificate")
-
-
-def text(token: str, finish: str = "null") -> bytes:
-    return b'data: {"choices":[{"index":0,"text":"%b","finish_reason":%b}]}\n\n' % (token.encode(), finish.encode())
-
-
-def chunk(data: bytes) -> bytes:
-    return b"%x\r\n%b\r\n" % (len(data), data)
-
-
-STREAM = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
-USAGE = b'data: {"choices":[],"usage":{"prompt_tokens":7,"completion_tokens":3}}\n\n'
-END = chunk(USAGE) + chunk(b"data: [DONE]\n\n") + b"0\r\n\r\n"
-OK = STREAM + chunk(text("a")) + chunk(text("b")) + chunk(text("c", '"length"')) + END
-Answer = Callable[[int, socket.socket, bytes], bool]  # number of the request, connection, head -> whether it stays open
-
-
-def whole(status: int, body: bytes = b"{}", head: bytes = b"") -> bytes:
-    return b"HTTP/1.1 %d X\r\nContent-Type: application/json\r\n%bContent-Length: %d\r\n\r\n%b" % (status, head, len(body), body)
-
-
-class Server(socketserver.ThreadingTCPServer):
-    """Answers the n-th request with the n-th answer, the last one again and again, and keeps the heads and bodies."""
-
-    daemon_threads = True
-    allow_reuse_address = True
-    request_queue_size = 64
-
-    def __init__(self, answers: list[bytes | Answer], tls: ssl.SSLContext | None = None) -> None:
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.answers, self.tls = answers, tls
-        self.heads: list[bytes] = []
-        self.bodies: list[bytes] = []
-        self.connections = self.gone = 0
-        self.over = threading.Event()
-
-    @property
-    def port(self) -> int:
-        return int(self.server_address[1])
-
-    def handle_error(self, *_: object) -> None:
-        """Clients of these tests leave as they like."""
-
-
-class Handler(socketserver.BaseRequestHandler):
-    """One connection of it."""
-
-    server: Server
-
-    def setup(self) -> None:
-        self.server.connections += 1
-        if self.server.tls is not None:
-            self.request = self.server.tls.wrap_socket(self.request, server_side=True)
-
-    def handle(self) -> None:
-        while (got := read_request(self.request)) is not None:
-            number = len(self.server.heads)
-            self.server.heads.append(got[0])
-            self.server.bodies.append(got[1])
-            answer = self.server.answers[min(number, len(self.server.answers) - 1)]
-            if isinstance(answer, bytes):
-                self.request.sendall(answer)
-            elif not answer(number, self.request, got[0]):
-                return
-        self.server.gone += 1
-
-    def finish(self) -> None:
-        self.request.close()
-
-
-def read_request(sock: socket.socket) -> tuple[bytes, bytes] | None:
-    data = b""
-    while b"\r\n\r\n" not in data:
-        got = sock.recv(65536)
-        if not got:
-            return None
-        data += got
-    head, _, body = data.partition(b"\r\n\r\n")
-    length = next((int(line.split(b":")[1]) for line in head.lower().split(b"\r\n") if line.startswith(b"content-length")), 0)
-    while len(body) < length:
-        body += sock.recv(65536)
-    return head, body
-
-
-@contextmanager
-def serving(*answers: bytes | Answer, tls: ssl.SSLContext | None = None) -> Iterator[Server]:
-    with Server(list(answers), tls) as server:
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
-        thread.start()
-        try:
-            yield server
-        finally:
-            server.over.set()
-            server.shutdown()
-            thread.join()
-
-
-def a_job(port: int, **more: Any) -> job.Job:
-    usual: dict[str, Any] = {
-        "scheme": "http", "host": "127.0.0.1", "address": "127.0.0.1", "port": port,
-        "endpoint": endpoints.Spec(name="completions", path="/v1/completions", model="tiny"),
-        "payload": payloads.Spec(prompt_chars=[20], output_tokens=[3], seed=1), "api_key": None, "scheduled_s": [0.0], "users": None,
-        "duration_s": 0.1, "warmup_s": 0.0, "timeout_s": 10.0, "drain_s": 5.0, "connections": 1, "core": None, "seed": 1,
-        "rows": "",
-    }  # fmt: skip
-    return job.Job(**{**usual, **more})
-
-
-Heard = list[tuple[Outcome, int]]
-
-
-@contextmanager
-def a_sender(work: job.Job) -> Iterator[tuple[sender.Sender, Hub, io.BytesIO, Heard]]:
-    hub, rows, heard = Hub(), io.BytesIO(), Heard()
-    made = sender.Sender(work, hub, rows, lambda outcome, _at, _took, tokens: heard.append((outcome, tokens)))
-    try:
-        yield made, hub, rows, heard
-    finally:
-        made.close()
-
-
-def sent(work: job.Job, tmp_path: Path) -> list[RequestRecord]:
-    """Do a job from its connections to its last row."""
-    with a_sender(work) as (made, hub, rows, heard):
-        filled: list[bool] = []
-        made.links.fill(work.connections, lambda: filled.append(True))
-        hub.run(lambda: bool(filled))
-        made.start_clock(clock() + 0.01)
-        running = loops.lanes(made, work)
-        ended: list[bool] = []
-        for lane in running:
-            lane.begin(lambda: ended.append(True))
-        hub.run(lambda: len(ended) == len(running) and not made.in_flight)
-        made.end_all("unfinished")
-        path = tmp_path / "rows"
-        path.write_bytes(rows.getvalue())
-    found = spool.read(path)
-    assert sorted(r.outcome for r in found) == sorted(outcome for outcome, _ in heard)
-    return found
-
-
-def one(work: job.Job, tmp_path: Path) -> RequestRecord:
-    (record,) = sent(work, tmp_path)
-    return record
-
+from tests.sent_requests import (
+    END,
+    OK,
+    STREAM,
+    Answer,
+    a_job,
+    a_sender,
+    chunk,
+    one,
+    sent,
+    serving,
+    text,
+    whole,
+)
 
 # ---------------------------------------------------------------- what came of a request
 
@@ -432,170 +284,6 @@ def test_seconds_end_a_stream_too(tmp_path: Path) -> None:
     assert r.sent_s is not None
     assert r.done_s - r.sent_s >= 0.03
     assert r.in_window
-
-
-# ---------------------------------------------------------------- TLS and proxies
-
-
-@pytest.fixture(scope="module")
-def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    folder = tmp_path_factory.mktemp("tls")
-    key, made = folder / "key.pem", folder / "cert.pem"
-    new = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2"]
-    named = ["-subj", "/CN=127.0.0.1", "-addext", "subjectAltName=IP:127.0.0.1", "-keyout", str(key), "-out", str(made)]
-    subprocess.run([*new, *named], check=True, capture_output=True)
-    return key, made
-
-
-@pytest.fixture
-def tls(certificate: tuple[Path, Path]) -> ssl.SSLContext:
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(certificate[1], certificate[0])
-    return context
-
-
-@needs_openssl
-def test_a_certificate_must_be_trusted_named_or_waved_through(certificate: tuple[Path, Path], tls: ssl.SSLContext, tmp_path: Path) -> None:
-    with serving(OK, tls=tls) as server:
-        outcomes = [
-            one(a_job(server.port, scheme="https", client=client), tmp_path).outcome
-            for client in (Client(), Client(ca_file=str(certificate[1])), Client(insecure=True))
-        ]
-    assert outcomes == ["connect", "ok", "ok"]
-
-
-@needs_openssl
-def test_much_goes_over_tls_both_ways(certificate: tuple[Path, Path], tls: ssl.SSLContext, tmp_path: Path) -> None:
-    words = [*[text("a" * 900)] * 400, text("c", '"length"'), b"data: [DONE]\n\n"]
-    long = STREAM + b"".join(map(chunk, words)) + b"0\r\n\r\n"
-    work = a_job(0, scheme="https", client=Client(ca_file=str(certificate[1])), scheduled_s=[0.0, 0.05])
-    work = dataclasses.replace(work, payload=payloads.Spec(prompt_chars=[1_000_000], output_tokens=[3], seed=1))
-    with serving(long, tls=tls) as server:
-        found = sent(dataclasses.replace(work, port=server.port), tmp_path)
-    assert [(r.outcome, r.output_tokens) for r in found] == [("ok", 401)] * 2
-
-
-class ProxyHandler(socketserver.BaseRequestHandler):
-    """Tunnels, and passes plain requests on as they are."""
-
-    server: socketserver.ThreadingTCPServer
-
-    def handle(self) -> None:
-        got = read_request(self.request)
-        while got is not None:
-            seen: list[bytes] = self.server.seen  # type: ignore[attr-defined]
-            seen.append(got[0])
-            method, where, _ = got[0].split(b"\r\n")[0].split(b" ")
-            if b"cHc6dQ==" in got[0]:  # pw:u: the wrong way round
-                self.request.sendall(b"HTTP/1.1 407 No\r\nContent-Length: 0\r\n\r\n")
-                return
-            host, port = where.removeprefix(b"http://").split(b"/")[0].split(b":")
-            with socket.create_connection((host.decode(), int(port))) as there:
-                if method == b"CONNECT":
-                    self.request.sendall(b"HTTP/1.1 200 Connection established\r\n\r\n")
-                    thread = threading.Thread(target=pump, args=(self.request, there))
-                    thread.start()
-                    pump(there, self.request)
-                    thread.join()
-                    return
-                there.sendall(got[0] + b"\r\n\r\n" + got[1])
-                there.shutdown(socket.SHUT_WR)
-                pump(there, self.request, ends=False)
-            got = read_request(self.request)
-
-
-def pump(source: socket.socket, sink: socket.socket, ends: bool = True) -> None:
-    try:
-        while data := source.recv(65536):
-            sink.sendall(data)
-        if ends:
-            sink.shutdown(socket.SHUT_WR)
-    except OSError:
-        return
-
-
-@contextmanager
-def proxying() -> Iterator[tuple[int, list[bytes]]]:
-    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), ProxyHandler) as server:
-        server.daemon_threads = True
-        seen: list[bytes] = []
-        server.seen = seen  # type: ignore[attr-defined]
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
-        thread.start()
-        try:
-            yield int(server.server_address[1]), seen
-        finally:
-            server.shutdown()
-            thread.join()
-
-
-def test_plain_http_names_the_whole_url_to_a_proxy(tmp_path: Path) -> None:
-    with serving(OK) as server, proxying() as (port, seen):
-        proxy = Proxy(host="127.0.0.1", port=port, credentials="u:pw")
-        r = one(a_job(server.port, proxy=proxy, address="192.0.2.1"), tmp_path)
-        assert seen[0].startswith(
-            b"POST http://127.0.0.1:%d/v1/completions HTTP/1.1\r\nHost: 127.0.0.1:%d\r\n" % (server.port, server.port)
-        )
-    assert b"Proxy-Authorization: Basic " + base64.b64encode(b"u:pw") in seen[0]
-    assert r.outcome == "ok"
-
-
-@needs_openssl
-def test_https_goes_through_a_tunnel(certificate: tuple[Path, Path], tls: ssl.SSLContext, tmp_path: Path) -> None:
-    with serving(OK, tls=tls) as server, proxying() as (port, seen):
-        proxy = Proxy(host="127.0.0.1", port=port, credentials="u:pw")
-        work = a_job(server.port, scheme="https", proxy=proxy, client=Client(ca_file=str(certificate[1])), scheduled_s=[0.0, 0.03])
-        found = sent(work, tmp_path)
-        refused = one(dataclasses.replace(work, proxy=dataclasses.replace(proxy, credentials="pw:u"), scheduled_s=[0.0]), tmp_path)
-        assert seen[0].startswith(b"CONNECT 127.0.0.1:%d HTTP/1.1\r\n" % server.port)
-        assert b"Proxy-Authorization" not in server.heads[0]
-    assert [r.outcome for r in found] == ["ok", "ok"]
-    assert refused.outcome == "connect"
-
-
-# ---------------------------------------------------------------- WebSocket
-
-
-class SocketHandler(socketserver.BaseRequestHandler):
-    """Greets, pings, and answers a message with three tokens and an end; the fourth with a goodbye."""
-
-    def handle(self) -> None:
-        protocol, asked = WSConnection(ConnectionType.SERVER), 0
-        while data := self.request.recv(65536):
-            protocol.receive_data(data)
-            for event in protocol.events():
-                if isinstance(event, events.Request):
-                    self.request.sendall(protocol.send(events.AcceptConnection()) + protocol.send(events.TextMessage(data='{"hello": 1}')))
-                elif isinstance(event, events.TextMessage):
-                    asked += 1
-                    self.answer(protocol, asked)
-                elif isinstance(event, events.CloseConnection):
-                    return
-
-    def answer(self, protocol: WSConnection, asked: int) -> None:
-        for token in ("a", "b"):
-            said = text(token).removeprefix(b"data: ").decode()
-            self.request.sendall(protocol.send(events.Ping()) + protocol.send(events.TextMessage(data=said)))
-        last = text("c", '"stop"').removeprefix(b"data: ").decode()
-        end = events.TextMessage(data="[DONE]") if asked < 4 else events.CloseConnection(code=1000)
-        self.request.sendall(protocol.send(events.TextMessage(data=last)) + protocol.send(end))
-
-
-def test_requests_go_over_one_websocket_after_the_other(tmp_path: Path) -> None:
-    """Greetings and pings are no tokens; [DONE] and a goodbye both end an answer; after a goodbye the next connection is used."""
-    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), SocketHandler) as server:
-        server.daemon_threads = True
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
-        thread.start()
-        work = a_job(
-            int(server.server_address[1]), transport="websocket", scheduled_s=[], users=1, think=Think(mean_s=0.01), duration_s=0.2
-        )
-        found = sent(work, tmp_path)
-        server.shutdown()
-        thread.join()
-    assert found
-    assert {(r.outcome, r.http_status, r.tokens_per_event, r.token_source) for r in found} == {("ok", 200, (1, 1, 1), "chunks")}
-    assert all(list(r.token_s) == sorted(r.token_s) for r in found)
 
 
 # ---------------------------------------------------------------- who sends when

@@ -77,7 +77,6 @@ def test_small_samples_have_no_interval() -> None:
     assert stats.mean_interval([1.0]) is None
     assert stats.wilson(0, 0) is None
     assert stats.bootstrap([1.0], np.mean) is None
-    assert stats.median_ratio_interval([1.0], [2.0, 3.0]) is None
 
 
 def test_the_interval_of_a_mean_is_students() -> None:
@@ -138,12 +137,6 @@ def test_a_poisson_process_has_dispersion_one() -> None:
 def test_dispersion_needs_two_windows() -> None:
     with pytest.raises(ValueError, match="fewer than two windows"):
         stats.index_of_dispersion([0.0, 1.0, 2.5], 2.0)
-
-
-def test_a_ratio_of_medians_is_of_the_medians() -> None:
-    ratio, low, high = stats.median_ratio_interval([1.0, 2.0, 3.0] * 20, [2.0, 4.0, 6.0] * 20) or (0, 0, 0)
-    assert ratio == 2.0
-    assert low <= 2.0 <= high
 
 
 POSITIVE = st.lists(st.floats(1e-3, 1e3), min_size=2, max_size=40)

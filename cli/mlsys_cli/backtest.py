@@ -7,7 +7,6 @@ from typing import Annotated
 
 import typer
 
-from mlsys_bench.errors import NotBuilt
 from mlsys_cli.options import AsJson, Cluster, Html, Markdown, Seed
 from mlsys_cli.show import show
 
@@ -72,12 +71,18 @@ def backtest_plan(
     show(result, as_json, None, html, md, inputs=[*files, *(calibrate or [])])
 
 
-def _backtest(name: str, line: str) -> None:
-    def command(files: Annotated[list[Path], typer.Argument(help="Tables to score on.")]) -> None:
-        raise NotBuilt(f"backtest {name} {files[0]} is not built yet; docs/roadmap.md says when")
+@backtest_app.command("gate")
+def backtest_gate(
+    files: Annotated[list[Path], typer.Argument(help="Lines of session, disturbed, arm, round, position, samples.", dir_okay=False)],
+    tolerance: Annotated[list[str] | None, typer.Option(help="How much worse is still accepted; repeatable.  [default: 5%]")] = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Write the ratio of every launch pair here.", dir_okay=False)] = None,
+    seed: Seed = 0,
+    html: Html = None,
+    md: Markdown = None,
+    as_json: AsJson = False,
+) -> None:
+    """Replay recorded launches through the looks of the gate; print how often each arm fails, passes or stays undecided."""
+    from mlsys_bench.journeys import backtest_gate as journey
 
-    command.__doc__ = line
-    backtest_app.command(name)(command)
-
-
-_backtest("gate", "Score gate decisions on recorded launches.  (Not built yet.)")
+    result = journey.gate(files, tolerances=tolerance or ["5%"], out=out, seed=seed, quiet=as_json)
+    show(result, as_json, None, html, md, inputs=files)

@@ -27,3 +27,16 @@ LOADTEST = {
     ),
     "Results": ("out", "csv", "png", "html", "md", "as_json"),
 }  # fmt: skip
+
+GATE_RUN = {
+    "What is compared": ("base", "cand", "bench", "worker"),
+    "Commands": ("command", "base_command", "cand_command", "read", "run_timeout", "warm_runs", "instructions"),
+    "Servers": (
+        "base_serve", "cand_serve", "base_restart", "cand_restart", "alternate", "idle", "ready", "qps", "users", "duration_each", "turns",
+        "slo", "arrivals", "prompt_tokens", "output_tokens", "model", "endpoint", "header", "api_key_env",
+    ),
+    "How it is decided": ("tolerance", "policy", "budget", "seed", "metric", "tails", "counter_tolerance", "calibration"),
+    "Results": (
+        "out", "html", "md", "junit", "comment", "bmf", "smaller", "bigger", "annotations", "label", "history", "branch", "as_json",
+    ),
+}  # fmt: skip

@@ -111,6 +111,7 @@ def loadtest(
     web: Annotated[bool, typer.Option("--web", help="Show the run in Locust's web UI while it lasts.")] = False,
     web_address: Annotated[str | None, typer.Option(help="Where the web UI listens.  [default: 127.0.0.1:8089]")] = None,
     processes: Annotated[str, typer.Option(help="Worker processes that share the one schedule, or auto: one per core.")] = "1",
+    busy_poll: Annotated[bool, typer.Option("--busy-poll", help="Workers never sleep: truer stamps, for a core of its own each.")] = False,
     master: Annotated[bool, typer.Option("--master", help="Let workers on other hosts send; this one leads them.")] = False,
     expect_workers: Annotated[int | None, typer.Option(help="Worker processes a --master waits for.  [default: 1]", min=1)] = None,
     bind: Annotated[str | None, typer.Option(help="Address a --master listens on.  [default: * (all)]")] = None,
@@ -132,10 +133,12 @@ def loadtest(
         ahead.start("mlsys_bench.loadtest.worker")  # it imports Locust for a second, we ourselves for half of one
     writable(html, md)
     if calibrate:
-        alone("--calibrate", context, ("calibrate", "budget", "arrivals", "processes", "seed", "out", "html", "md", "as_json"))
+        alone("--calibrate", context, ("calibrate", "budget", "arrivals", "processes", "busy_poll", "seed", "out", "html", "md", "as_json"))
         from mlsys_bench.journeys import calibrating
 
-        found = calibrating.run(budget=budget or "60s", arrivals=arrivals, processes=processes, seed=seed, out=out, quiet=as_json)
+        found = calibrating.run(
+            budget=budget or "60s", arrivals=arrivals, processes=processes, busy_poll=busy_poll, seed=seed, out=out, quiet=as_json
+        )
         show(found, as_json, html=html, md=md)
         raise typer.Exit(calibrating.exit_status(found))
     from mlsys_bench.journeys import asking, limits, load, spread
@@ -184,7 +187,7 @@ def loadtest(
             ca_file=ca_file, insecure=insecure, proxy=proxy,
         ),
         headers=auth.headers(header or (), key_variable=api_key_env, file=auth_file) if export is None else (), locustfile=locustfile,
-        calibration=calibration,
+        calibration=calibration, busy_poll=busy_poll,
     )  # fmt: skip
     plan = spread.scaled(
         plan,

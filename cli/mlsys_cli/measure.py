@@ -11,13 +11,26 @@ from mlsys_bench.errors import NotBuilt
 from mlsys_cli.options import AsJson, Out, Seed
 from mlsys_cli.show import refuse, show
 
-bench_app = typer.Typer(help="Microbenchmarks of this machine and of the built-in engine.", no_args_is_help=True)
+bench_app = typer.Typer(
+    help="Microbenchmarks of this machine and of the built-in engine.", no_args_is_help=True, invoke_without_command=True
+)
 
 
 def register(app: typer.Typer) -> None:
     """Add these commands to the door."""
     app.add_typer(bench_app, name="bench")
     app.command()(serve)
+
+
+@bench_app.callback()
+def worker(
+    name: Annotated[str | None, typer.Option("--worker", metavar="NAME", help="Be a benchmark's process for `gate run`.")] = None,
+) -> None:
+    """Microbenchmarks of this machine and of the built-in engine."""
+    if name is not None:
+        from mlsys_bench.journeys.gating import benchmarks
+
+        raise typer.Exit(benchmarks.work(name))
 
 
 @bench_app.command("gpu")

@@ -24,7 +24,8 @@ class Spec:
     name: str
     unit: str
     better: Literal["lower", "higher"]
-    parameters: dict[str, Scalar]
+    parameters: dict[str, Scalar] = dataclasses.field(default_factory=dict)
+    deterministic: bool = False  # a counter: the same program gives the same value
 
 
 Sampled = tuple[Spec, Round]

@@ -16,6 +16,12 @@ BENCHMARKS = (
     ("engine.coldstart", "from the start of the process to the first token, s"),
     ("engine.step", "one step of the built-in engine: decode over batch x context, prefill over chunk x past, both mixed, s"),
 )
+GATED = (  # of `gate run`, each in a process of its own: `mlsys bench --worker NAME`
+    ("engine.decode", "a decode step of the built-in engine on one thread, s; operators, KV blocks, bytes and the memory peak beside it"),
+    ("engine.quality", "int8 against fp32: divergence of the next token's distribution, error of the logits"),
+    ("planner.plan", "one plan of a fixed workload, s, and what it costs"),
+    ("loadtest.sender", "what one request costs the load generator, s"),
+)
 PRECISIONS = ("fp32", "bf16", "int8")  # of the built-in engine
 
 
@@ -80,8 +86,8 @@ class Options:
 
 
 def catalogue() -> list[tuple[str, str]]:
-    """Return name and one line of every benchmark."""
-    return list(BENCHMARKS)
+    """Return name and one line of every benchmark, those of the gate last."""
+    return [*BENCHMARKS, *GATED]
 
 
 def wants(only: Sequence[str], name: str) -> bool:

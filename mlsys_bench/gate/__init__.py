@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
-from mlsys_bench.gate.compare import compare, exit_status
+from mlsys_bench.gate.compare import compare, exit_status, verdict_of
+from mlsys_bench.gate.judge import Standing, judge
 
-__all__ = ["compare", "exit_status"]
+__all__ = ["Standing", "compare", "exit_status", "judge", "verdict_of"]

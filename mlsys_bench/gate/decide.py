@@ -1,4 +1,4 @@
-"""The arithmetic of one metric: launches in, a decision out.  Pure functions; + is worse, in logarithms.
+"""The arithmetic of recorded files whose launches are no pairs: numbers of launches in, a decision out.  + is worse, in logarithms.
 
 Two processes of one program differ persistently (log sd 2-3 % on a noisy two-core machine), so the launch is the unit of evidence:
 samples never enter n.
@@ -11,17 +11,11 @@ from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
-
-from mlsys_bench.types import Launch
 
 ENOUGH_LAUNCHES = 6
-ENOUGH_SAMPLES = 20  # un-preempted ones, for a median
 ONE_SIDED = 0.995  # of each bound
 POWER = 0.9  # at which an effect counts as detectable
 MOST_LAUNCHES = 1000  # beyond this many nobody will run them
-
-Statistic = Literal["median", "best tenth"]
 
 
 class Bounds(NamedTuple):
@@ -32,31 +26,6 @@ class Bounds(NamedTuple):
     high: float
     sd: float  # between launches, both sides pooled
     detectable: float
-
-
-def samples(launch: Launch) -> npt.NDArray[np.float64]:
-    """Return every sample of a launch."""
-    return np.array([v for r in launch.rounds for v in r.values], dtype=float)
-
-
-def undisturbed(launch: Launch) -> npt.NDArray[np.float64] | None:
-    """Return the samples without an involuntary context switch, or None where any round did not count them."""
-    if any(r.involuntary is None for r in launch.rounds):
-        return None
-    return np.array([v for r in launch.rounds for v, n in zip(r.values, r.involuntary or (), strict=True) if n == 0], dtype=float)
-
-
-def statistic_for(launches: Sequence[Launch]) -> Statistic:
-    """Return the one statistic that all launches of both sides allow: two different ones must not be compared."""
-    clean = [undisturbed(launch) for launch in launches]
-    return "median" if all(c is not None and len(c) >= ENOUGH_SAMPLES for c in clean) else "best tenth"
-
-
-def number(launch: Launch, statistic: Statistic, better: Literal["lower", "higher"]) -> float:
-    """Return the one number of a launch: the median of undisturbed samples, or the quantile a tenth from the good end."""
-    if statistic == "median":
-        return float(np.median(undisturbed(launch)))  # type: ignore[arg-type]  # statistic_for has seen that it is there
-    return float(np.quantile(samples(launch), 0.1 if better == "lower" else 0.9))
 
 
 def welch(base: Sequence[float], cand: Sequence[float], tolerance: float) -> Bounds:

@@ -8,6 +8,7 @@ so is any difference where a run is degraded: its client may be what differs.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import operator
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -20,12 +21,14 @@ import numpy.typing as npt
 from mlsys_bench import stats, summary
 from mlsys_bench.errors import BadInput
 from mlsys_bench.gate import decide as arithmetic
-from mlsys_bench.gate.compare import EXIT, _overall, _reasons
+from mlsys_bench.gate import load_limits
+from mlsys_bench.gate import policy as rules
+from mlsys_bench.gate.words import EXIT, counted, overall, ruled
 from mlsys_bench.loadtests import LoadTests
 from mlsys_bench.record import Envelope
 from mlsys_bench.summary.intervals import Z_90, resampled
 from mlsys_bench.types import LoadTest, Machine
-from mlsys_bench.verdicts import Finding, Verdict, Word
+from mlsys_bench.verdicts import Finding, Policy, Verdict, Word
 
 Floats = npt.NDArray[np.float64]
 
@@ -54,16 +57,19 @@ class Side:
         return self.record.runs if isinstance(self.record, LoadTests) else (self.record,)
 
 
-def compare(base: Side, cand: Side, *, tolerance: float = 0.05) -> Verdict:
-    """Return what can be said of the candidate against the baseline.  `tolerance` is the slowdown that may pass."""
+def compare(base: Side, cand: Side, *, tolerance: float = 0.05, policy: Policy | None = None) -> Verdict:
+    """Return what can be said of the candidate against the baseline.  `tolerance` is the slowdown that may pass where no policy says it."""
+    policy = policy or Policy(tolerance=tolerance)
+    tolerance = policy.tolerance
     if not 0 < tolerance < 1:
         raise BadInput(f"a tolerance of {tolerance:g} cannot be used; give a share between 0 and 1, e.g. 0.05")
     different = (*_machines(base.envelope.machine, cand.envelope.machine), *_loads(base.runs[0], cand.runs[0]), *_beliefs(base, cand))
     if different:
         reason = "the two runs are not of the same load: what differs between them is not the server alone"
         return Verdict(verdict="not_comparable", findings=(), tolerance=tolerance, reasons=(reason,), fingerprint_differences=different)
-    findings = (*_latencies(base, cand, tolerance), *_rates(base, cand, tolerance), _failures(base, cand))
-    return Verdict(verdict=_overall(findings), findings=findings, tolerance=tolerance, reasons=(*_reasons(findings), *_remarks(base, cand)))
+    findings = (*_latencies(base, cand, policy), *_rates(base, cand, policy), _failures(base, cand), *_limits(base, cand, policy))
+    findings = tuple(ruled(f, policy) for f in findings)
+    return Verdict(verdict=overall(findings), findings=findings, tolerance=tolerance, reasons=(*counted(findings), *_remarks(base, cand)))
 
 
 def exit_status(verdict: Verdict) -> int:
@@ -124,18 +130,28 @@ def _remarks(base: Side, cand: Side) -> Iterator[str]:
 # ---------------------------------------------------------------- figures
 
 
-def _latencies(base: Side, cand: Side, tolerance: float) -> Iterator[Finding]:
+def _limits(base: Side, cand: Side, policy: Policy) -> Iterator[Finding]:
+    """Yield the absolute limits.  A degraded run decides none: its client may be what was slow."""
+    enough = min(len(base.runs), len(cand.runs)) >= arithmetic.ENOUGH_LAUNCHES
+    believed = all(run.validity.verdict == "valid" for run in cand.runs)
+    requests = cand.requests if len(cand.requests) == len(cand.runs) else ()
+    for found in load_limits.findings(base.runs, cand.runs, requests, policy, enough=enough, slack=_ALONE):
+        doubtful = found.verdict == "regression" and not believed
+        yield dataclasses.replace(found, verdict="suspect", reason=f"{found.reason}; but a run is degraded") if doubtful else found
+
+
+def _latencies(base: Side, cand: Side, policy: Policy) -> Iterator[Finding]:
     known = [_spreads(side) for side in (base, cand)]
     for metric in METRICS:
         for stat in QUANTILES:
-            yield from _finding(f"{metric}_{stat}", "s", "lower", _figure(f"{metric}_s", stat), base, cand, known, tolerance)
+            yield from _finding(f"{metric}_{stat}", "s", "lower", _figure(f"{metric}_s", stat), base, cand, known, policy)
 
 
-def _rates(base: Side, cand: Side, tolerance: float) -> Iterator[Finding]:
+def _rates(base: Side, cand: Side, policy: Policy) -> Iterator[Finding]:
     """Yield what a closed loop is about; in an open loop the rate is the client's."""
     if base.runs[0].offered_rate_per_s is None:
         for name, unit in (("request_rate_per_s", "requests/s"), ("output_tokens_per_s", "tokens/s")):
-            yield from _finding(name, unit, "higher", operator.attrgetter(name), base, cand, [{}, {}], tolerance)
+            yield from _finding(name, unit, "higher", operator.attrgetter(name), base, cand, [{}, {}], policy)
 
 
 def _figure(metric: str, stat: str) -> Callable[[LoadTest], float | None]:
@@ -150,8 +166,9 @@ def _finding(
     base: Side,
     cand: Side,
     known: Sequence[Mapping[str, float]],
-    tolerance: float,
+    policy: Policy,
 ) -> Iterator[Finding]:
+    tolerance = rules.tolerance_of(policy, name)
     before, after = ([value for run in side.runs if (value := of(run)) is not None and value > 0] for side in (base, cand))
     if not before or not after:
         return

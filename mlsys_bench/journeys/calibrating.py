@@ -13,7 +13,14 @@ from mlsys_bench.loadtest import calibrate, crew, trust
 
 
 def run(
-    *, budget: str, arrivals: str | None = None, processes: str = "1", seed: int = 0, out: Path | None = None, quiet: bool = False
+    *,
+    budget: str,
+    arrivals: str | None = None,
+    processes: str = "1",
+    busy_poll: bool = False,
+    seed: int = 0,
+    out: Path | None = None,
+    quiet: bool = False,
 ) -> Calibration:
     """Calibrate within a budget of time; write the record to the user's cache and, when asked, to a file of its own."""
     if out is not None:
@@ -21,13 +28,18 @@ def run(
     line = Line(quiet)
     try:
         found = calibrate.run(
-            units.seconds(budget, "--budget"), arrivals=arrivals or "poisson", processes=_count(processes), seed=seed, say=line.show
+            units.seconds(budget, "--budget"),
+            arrivals=arrivals or "poisson",
+            processes=_count(processes),
+            busy_poll=busy_poll,
+            seed=seed,
+            say=line.show,
         )
     finally:
         line.clear()
     machine = hardware.machine()
     try:
-        record.write(trust.cached(), found, machine)
+        record.write(trust.cached(busy_poll=busy_poll), found, machine)
     except RecordError as error:
         found = dataclasses.replace(found, notes=(*found.notes, f"later runs will not know of it: {error}"))
     if out is not None:

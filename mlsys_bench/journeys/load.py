@@ -22,6 +22,7 @@ from mlsys_bench.loadtests import LoadTests
 from mlsys_bench.report import rows
 from mlsys_bench.types import SLO, Lengths, LoadTest, Requests
 
+INTERRUPTED = 130  # as a shell says of what SIGINT ended
 _NO_TRACE, _NOTHING_MORE = asking.Traced(), asking.Carried()
 
 
@@ -51,6 +52,7 @@ def options(
     headers: Headers = (),
     locustfile: Path | None = None,
     calibration: Path | None = None,
+    busy_poll: bool = False,
 ) -> loadtest.Options:
     """Return a checked load test."""
     scenario = asking.preset(preset, qps=qps, users=users, trace=traced.file, arrivals=arrivals, slo=slo)
@@ -82,6 +84,7 @@ def options(
         timeout_s=units.seconds(timeout, "--timeout"),
         slo=_slo(slo),
         seed=seed,
+        busy_poll=busy_poll,
         metrics=tuple(metrics or ("auto",)),
     )
 
@@ -216,15 +219,18 @@ def progress(p: loadtest.Progress) -> str:
 
 
 def exit_status(result: LoadTest | LoadTests) -> int:
-    """Return 1 when a limit of the SLO is missed, 3 when the run cannot be believed or a limit cannot be decided, else 0.
+    """Return 1 when a limit of the SLO is missed, 3 when the run cannot be believed or a limit cannot be decided, else 0; 130 for Ctrl-C.
 
-    Of repeated runs that of the worst: missed in any, else undecided in any.
+    Of repeated runs that of the worst: missed in any, else undecided in any.  A run that was ended by hand and would have been 0 or 3 is
+    130: what it was asked to find out it did not; a limit that was missed is missed.
     """
     if isinstance(result, LoadTests):
         statuses = {exit_status(run) for run in result.runs}
         return 1 if 1 in statuses else max(statuses)
     if any(met is False for met in result.slo_met.values()):
         return 1
+    if _stopped(result):
+        return INTERRUPTED
     if result.validity.verdict == "invalid" or any(met is None for met in result.slo_met.values()):
         return 3
     return 0

@@ -8,7 +8,7 @@ where Locust and gevent live.  This file stays light: the worker imports it befo
 | what is asked for | `client`, `content`, `form`, `auth`, `mlperf`; `schedule` draws every request, `payloads/` writes what each carries |
 | what is there | `target` probes through `caller`, `detect` tells the API; `endpoints/` writes and reads each kind |
 | the processes | `parent` leads; `crew` starts workers here, `fleet`, `master`, `remote` on other hosts; they speak by `job`, `words` |
-| the worker | `worker`; `loops` says when, `sender` follows each request, `links` and `layers` connect, `wire` reads, `alarm` keeps time |
+| the worker | `worker` (and `child`, its first steps); `loops` says when, `sender` follows each request, `links` and `layers` connect, `wire` reads, `alarm` keeps time |
 | the records | `spool` (a row a request), `shards` joins them, `clocks` sets them to one time, `answers` tells tokens from pieces |
 | the result | `window`, `asked`, `outcome`; `validity` judges, `trust` holds it against a calibration |
 | a person's own Locust file | `own` in the parent, `locustfile` in the worker |
@@ -64,6 +64,7 @@ class Options:
     warmup_s: float | None = None  # of `duration_s`; None: as long as the data say, see `summary.steady`
     slo: SLO | None = None
     seed: int = 0
+    busy_poll: bool = False  # workers look for events all the time, each on a core of its own, instead of sleeping until one comes
     timeout_s: float = 120.0  # of one request
     drain_s: float = 30.0  # how long answers still in flight at the end are waited for
     endpoint: str = "auto"  # a kind of `endpoints.kinds`; auto: the first that the server answers to, completions before chat

@@ -63,7 +63,9 @@ class Budget:
         return self.seconds - (time.monotonic() - self.began)
 
 
-def run(budget_s: float, *, arrivals: str = "poisson", processes: int = 1, seed: int = 0, say: Say = lambda _: None) -> Calibration:
+def run(
+    budget_s: float, *, arrivals: str = "poisson", processes: int = 1, busy_poll: bool = False, seed: int = 0, say: Say = lambda _: None
+) -> Calibration:
     """Measure this machine's client, alone and, when asked, with several processes.  Raises BadInput, MeasurementFailed."""
     if budget_s < LEAST_BUDGET_S:
         raise BadInput(f"--budget {units.show_s(budget_s)}: a calibration needs {units.show_s(LEAST_BUDGET_S)} at least")
@@ -73,7 +75,7 @@ def run(budget_s: float, *, arrivals: str = "poisson", processes: int = 1, seed:
     clients = []
     for i, count in enumerate(counts):
         share = Budget(each.seconds * (i + 1), began)
-        clients.append(_client(share, each.seconds, arrivals, count, seed, say))
+        clients.append(_client(share, each.seconds, arrivals, count, busy_poll, seed, say))
     return Calibration(
         clients=tuple(clients),
         arrivals=arrivals,
@@ -83,6 +85,7 @@ def run(budget_s: float, *, arrivals: str = "poisson", processes: int = 1, seed:
         repeats=REPEATS,
         took_s=time.monotonic() - began,
         notes=_notes(load, processes),
+        busy_poll=busy_poll,
     )
 
 
@@ -156,7 +159,7 @@ def _step(rate: float, runs: Sequence[Held]) -> Step:
 # ---------------------------------------------------------------- with real processes
 
 
-def _client(budget: Budget, whole_s: float, arrivals: str, processes: int, seed: int, say: Say) -> Client:
+def _client(budget: Budget, whole_s: float, arrivals: str, processes: int, busy_poll: bool, seed: int, say: Say) -> Client:
     """Return what so many processes can be trusted at."""
     run_s = min(max(whole_s / 20, LEAST_RUN_S), 10.0)
     costs = [run_s + 2.5]  # seconds a run has taken so far: it is learned
@@ -164,14 +167,16 @@ def _client(budget: Budget, whole_s: float, arrivals: str, processes: int, seed:
     def attempt(rate: float) -> Held:
         began = time.monotonic()
         say(f"{processes} process{'es' * (processes > 1)} at {rate:,.0f}/s")
-        found = against(server, qps=rate, arrivals=arrivals, duration_s=run_s, seed=seed + len(costs), processes=processes)
+        found = against(
+            server, qps=rate, arrivals=arrivals, duration_s=run_s, seed=seed + len(costs), processes=processes, busy_poll=busy_poll
+        )
         costs.append(time.monotonic() - began)
         return found
 
     with serving(_STREAM, server_core()) as server:
         keep_s = _CEILINGS * whole_s
         trusted, steps = search(attempt, lambda n: budget.left_s - keep_s > n * max(costs[1:] or costs), REPEATS)
-    whole, streams, who = _ceilings(budget, processes, say)
+    whole, streams, who = _ceilings(budget, processes, busy_poll, say)
     best = next((step for step in steps if step.rate_per_s == trusted), None)
     above = next((step for step in steps if step.missed and (trusted is None or step.rate_per_s > trusted)), None)
     return Client(
@@ -196,12 +201,14 @@ def against(server: Truth, **how: object) -> Held:
     return held.hold(result, requests, server.rows(), server.stats())
 
 
-def closed_loop(server: Truth, *, stream: bool, duration_s: float, users: int, processes: int = 1) -> tuple[float, Who]:
+def closed_loop(
+    server: Truth, *, stream: bool, duration_s: float, users: int, processes: int = 1, busy_poll: bool = False
+) -> tuple[float, Who]:
     """Return requests per second of a closed loop, and who was busier."""
     server.reset()
     options = loadtest.Options(
         url=server.url, users=users, stream=stream, duration_s=duration_s, warmup_s=0.2 * duration_s, prompt_tokens=_PROMPT,
-        output_tokens=_TOKENS, processes=processes, drain_s=5.0, timeout_s=20.0,
+        output_tokens=_TOKENS, processes=processes, busy_poll=busy_poll, drain_s=5.0, timeout_s=20.0,
     )  # fmt: skip
     result, _ = _run(options)
     busy = max((s.cpu_share for s in result.senders if s.cpu_share is not None), default=1.0)
@@ -216,7 +223,7 @@ def _run(options: loadtest.Options) -> tuple[LoadTest, Requests]:
     return result, requests
 
 
-def _ceilings(budget: Budget, processes: int, say: Say) -> tuple[Spread | None, Spread | None, Who | None]:
+def _ceilings(budget: Budget, processes: int, busy_poll: bool, say: Say) -> tuple[Spread | None, Spread | None, Who | None]:
     """Return the closed loop's request and stream rates over repeats, as many as the time allows, and who limited them."""
     figures: dict[bool, list[float]] = {False: [], True: []}
     blamed: list[Who] = []
@@ -225,7 +232,9 @@ def _ceilings(budget: Budget, processes: int, say: Say) -> tuple[Spread | None, 
             began = time.monotonic()
             for stream in (False, True):
                 say(f"closed loop, {'streams' if stream else 'whole answers'} without delay")
-                per_s, who = closed_loop(server, stream=stream, duration_s=CEILING_RUN_S, users=_USERS * processes, processes=processes)
+                per_s, who = closed_loop(
+                    server, stream=stream, duration_s=CEILING_RUN_S, users=_USERS * processes, processes=processes, busy_poll=busy_poll
+                )
                 figures[stream].append(per_s)
                 blamed.append(who)
             if budget.left_s < time.monotonic() - began:

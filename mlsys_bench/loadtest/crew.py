@@ -162,11 +162,13 @@ class Crew:
         self._started = self._ended = False
         self._was_given = False
         self._stops = 0
+        self._refused = ""
 
     def run(self, work: job.Job, on_progress: OnProgress = None) -> list[Report]:
         """Let each worker do its share of a job and return what became of each.
 
-        One that dies on the way has no `done`; the others go on.  Raises MeasurementFailed when one dies before the start.
+        One that dies on the way has no `done`; the others go on.  Raises MeasurementFailed when one dies before the start, and BadInput
+        where it says that what a person gave cannot be used.
         """
         total = Total(len(self._workers), on_progress, lambda: self._stop(1))
         with interrupts(self._stop):
@@ -183,6 +185,8 @@ class Crew:
                 patience_s=lambda: _SILENCE_S if self._started else _START_S,
             )
         self.end()
+        if self._refused:
+            raise BadInput(self._refused)
         lost = [report for report in self.reports if report.done is None]
         if lost and not self._started:
             raise MeasurementFailed(f"a load worker died before the start {lost[0].last_words}")
@@ -202,6 +206,7 @@ class Crew:
         said, report = job.decode_said(line), self.reports[self._workers.index(worker)]
         report.t0_unix_s = said.hello or report.t0_unix_s
         report.done = said.done or report.done
+        self._refused = said.refused or self._refused
         if said.ready:
             self._ready.add(worker)
             self._start()
@@ -282,6 +287,11 @@ def _whole_cores() -> int:
     quota = hardware.cpu_quota()
     seen = len(usable_cores()) or os.cpu_count() or 1
     return seen if quota is None else max(1, min(seen, int(quota)))
+
+
+def spare_cores(count: int) -> int:
+    """Return how many cores are left beside so many workers."""
+    return _whole_cores() - count
 
 
 _MOST = 16  # workers on a machine however few its cores: more only take its memory

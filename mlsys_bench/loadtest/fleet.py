@@ -158,7 +158,8 @@ def join(
 ) -> None:
     """Lend this host's cores to a master and return when its run is over.  `headers` are this host's: the master's never travel.
 
-    Raises MeasurementFailed where no master answers, or where it went away before it had the records: those are named, and kept.
+    Raises MeasurementFailed where no master answers, or where it went away before it had the records: those are named, and kept; and
+    KeyboardInterrupt, once all is over, where a person ended it here.
     """
     workers = [Process("mlsys_bench.loadtest.remote") for _ in cores]
     note, total = on_note or _nothing, Total(len(cores), on_progress)
@@ -178,7 +179,10 @@ def join(
         elif word.kind == "failed":
             failed.append(word.text)
 
+    stops: list[int] = []
+
     def stop(count: int) -> None:
+        stops.append(count)
         for worker in workers:
             if count > 1:
                 worker.kill()
@@ -195,6 +199,8 @@ def join(
         ends = [worker.end() for worker in workers]
     died = [end for end in ends if end != "with status 0"]
     files = ", ".join(text for text in kept.values() if text)
+    if stops and not files:
+        raise KeyboardInterrupt
     if failed or died or files:
         why = failed[0] if failed else f"a load worker died {died[0]}" if died else f"the master at {host}:{port} went away"
         raise MeasurementFailed(f"{why}; the records the master did not get are kept in {files}" if files else why)

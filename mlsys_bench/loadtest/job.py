@@ -39,6 +39,7 @@ class Job:
     transport: Literal["http", "websocket"] = "http"
     client: Client = field(default_factory=Client)
     proxy: Proxy | None = None  # on the way to `address`; its own host is numeric
+    busy_poll: bool = False  # look for events all the time instead of sleeping until one comes
     think: Think = field(default_factory=Think)  # of a closed loop's users, between an answer and the next request
     at_once: int = 1  # requests a user of the closed loop sends at one moment, to wait for them all
 
@@ -51,6 +52,7 @@ class Said:
     hello: float | None = None  # t0 in unix seconds
     progress: Progress | None = None
     done: Done | None = None
+    refused: str | None = None  # what a person gave cannot be used; nothing was sent
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,6 +70,7 @@ class Done:
     lag_p99_s: float = 0.0  # how late a beat of 10 ms was, the answers that came with it stamped: the hub's lag, in which stamps share
     gc_pause_max_s: float = 0.0  # the longest of the collector
     retries: int = 0  # attempts beyond the first, of all requests
+    polled_share: float | None = None  # of the run, spent looking for events in vain; in no `cpu_share`.  None: it slept
 
 
 encode = msgspec.json.Encoder().encode

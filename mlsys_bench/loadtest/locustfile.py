@@ -96,8 +96,12 @@ def kind_of(exception: object, status: int | None) -> Outcome:
     return "bad_response"
 
 
+class RefusedError(Exception):
+    """A person's file cannot be used."""
+
+
 def load(work: job.Job, rows: IO[bytes], voice: Any) -> job.Done:
-    """Let the users of a file do their work for the time of a job, and return what it took."""
+    """Let the users of a file do their work for the time of a job, and return what it took.  Raises RefusedError."""
     settings = work.endpoint.settings
     environment = _environment(settings["file"], settings["url"], work.drain_s)
     events: Any = environment.events
@@ -139,15 +143,15 @@ def load(work: job.Job, rows: IO[bytes], voice: Any) -> job.Done:
 
 
 def _environment(file: str, url: str, drain_s: float) -> Environment:
-    """Return Locust's environment with the users of a file.  Ends the process with one line where there are none."""
+    """Return Locust's environment with the users of a file.  Raises RefusedError where there are none."""
     try:
         users, _shapes = load_locustfile(file)
     except SystemExit:
         raise
     except BaseException as error:  # whatever a file of somebody else's raises
-        sys.exit(f"{file} cannot be imported: {type(error).__name__}: {error}")
+        raise RefusedError(f"--locustfile {file}: cannot be imported: {type(error).__name__}: {error}") from error
     if not users:
-        sys.exit(f"{file} has no User class; derive one from locust.HttpUser or locust.FastHttpUser")
+        raise RefusedError(f"--locustfile {file}: has no User class; derive one from locust.HttpUser or locust.FastHttpUser")
     environment = Environment(
         user_classes=list(users.values()), events=locust.events, host=url, stop_timeout=drain_s,
         parsed_options=argparse.Namespace(**{**default_args_dict(), "host": url, "stop_timeout": drain_s}),

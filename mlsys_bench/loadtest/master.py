@@ -7,12 +7,9 @@ clock, and sends its records once its load is over.  Its parent hears of all tha
 from __future__ import annotations
 
 import locust  # isort: skip  it must be the first: it patches the interpreter
-import logging
 import os
 import platform
-import signal
 import socket
-import sys
 import time
 import zlib
 from collections import Counter
@@ -23,12 +20,11 @@ from typing import Any
 import gevent
 import msgspec
 from gevent.event import AsyncResult, Event
-from gevent.fileobject import FileObject
 from locust.env import Environment
 from locust.runners import STATE_MISSING, MasterRunner
 from locust.stats import stats_history
 
-from mlsys_bench.loadtest import Progress, clocks, job, words
+from mlsys_bench.loadtest import Progress, child, clocks, job, words
 from mlsys_bench.loadtest.client import authority
 
 _clock = time.monotonic
@@ -344,10 +340,7 @@ def _listen(commands: Any, stop: Callable[[], None]) -> None:
 
 def main() -> int:
     """Lead one run."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
-    logging.disable(logging.CRITICAL)
-    sys.stdout = sys.stderr  # Locust prints at times; only our lines may go to the parent
-    commands = FileObject(sys.stdin.fileno(), "rb", closefd=False)
+    commands = child.commands()
     line = commands.readline()
     if not line:
         return 0

@@ -11,7 +11,7 @@ import numpy as np
 
 from mlsys_bench import summary, units
 from mlsys_bench.errors import MeasurementFailed, NothingYet
-from mlsys_bench.loadtest import Options, job, mlperf, own, shards, target, trust, validity
+from mlsys_bench.loadtest import Options, crew, job, mlperf, own, shards, target, trust, validity
 from mlsys_bench.loadtest import asked as askings
 from mlsys_bench.loadtest.caller import shown
 from mlsys_bench.loadtest.crew import Report
@@ -91,6 +91,7 @@ def result(
             steadiness=steadiness,
             open_loop=offered_per_s is not None,
             all_at_once=options.offline is not None,
+            may_poll=not options.busy_poll and options.hosts is None and crew.spare_cores(len(reports)) > 0,
             loops=[done_so for report in reports if (done_so := report.done) is not None],
             breaks=_losses(reports, requests.requests, work, end_s),
             flaws=flaws,
@@ -166,6 +167,7 @@ def _sender(report: Report) -> Sender:
         sent=done.sent if done else sum(r.sent_s is not None for r in report.records),
         cpu_share=done.cpu_share if done else None,
         lateness_p99_s=float(np.quantile(late_s, 0.99)) if late_s else None,
+        polled_share=done.polled_share if done else None,
         ended=f"died {report.last_words}" if done is None else "stopped" if done.stopped else "done",
         clock_offset_s=clock.wall_offset_s if clock else None,
         clock_error_s=clock.error_s if clock else None,

@@ -25,6 +25,8 @@ def check(options: Options) -> None:
         raise BadInput(f"--locustfile {file}: its users send as they like: say how many with --users")
     if options.hosts is not None:
         raise BadInput(f"--locustfile {file}: runs on this machine only; use Locust's own --master and --worker for several")
+    if options.busy_poll:
+        raise BadInput(f"--locustfile {file}: its users wait as they like; leave out --busy-poll")
     if options.headers or options.api_key:
         raise BadInput(f"--locustfile {file}: its users set their own headers; leave out --header, --api-key-env and --auth-file")
     try:

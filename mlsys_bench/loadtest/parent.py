@@ -67,17 +67,18 @@ def run(
     rows = [report.rows for report in workers.reports]
     given = contextlib.ExitStack()  # of files that carry what is too large for a line
     try:
-        known = trust.load(options.calibration)
+        known = trust.load(options.calibration, busy_poll=options.busy_poll)
         found = own.target(options) if options.locustfile is not None else _probed(options)
         if on_note is not None:
             on_note(f"found {found.found}")
         work = _job(options, plan, found, _payload(options, plan, found, given))
         _import_for_the_end(options)
-        with serverside.watching(
+        watch = serverside.begin(
             options.metrics, base_url=serverside.base_url(found.scheme, found.host, found.port), address=found.address,
             headers=_own_headers(options), client=options.client,
             avoid_cores=[core for core in crew.cores(options.core, len(rows)) if core is not None],
-        ) as seen:  # fmt: skip
+        )  # fmt: skip
+        with serverside.watching(watch) as seen:
             reports = workers.run(work, on_progress)
     except BaseException:
         _forget_empty(rows)
@@ -158,6 +159,8 @@ def _workers(options: Options, on_note: Callable[[str], None] | None) -> crew.Cr
     count = hosts.expect_workers if hosts else crew.how_many(options.processes, _host(options.url), options.users)
     if hosts and options.users is not None and options.users < count:
         raise BadInput(f"{count} workers cannot share {options.users} users: ask for more users or fewer workers")
+    if options.busy_poll and not hosts and crew.spare_cores(count) < 1:
+        raise BadInput(f"--busy-poll: {count} worker(s) would take a whole core each and leave none here for anything else; leave it out")
     cores = [] if hosts else crew.cores(options.core, count)
     rows = shards.files(options.requests_file, count)
     if hosts is None and options.web is None:
@@ -193,6 +196,7 @@ def _job(options: Options, plan: Schedule, found: target.Target, payload: payloa
         scheduled_s=[] if options.users else times.tolist(),
         users=options.users,
         think=options.think or Think(),
+        busy_poll=options.busy_poll,
         at_once=options.at_once,
         duration_s=schedules.duration_s(options),
         warmup_s=_warmup_s(options),

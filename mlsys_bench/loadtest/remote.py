@@ -8,10 +8,7 @@ from __future__ import annotations
 
 from mlsys_bench.loadtest import worker  # isort: skip  it must be the first: it imports Locust, which patches the interpreter
 import argparse
-import logging
 import os
-import signal
-import sys
 import tempfile
 import time
 import zlib
@@ -21,12 +18,11 @@ from typing import Any
 
 import gevent
 from gevent.event import Event
-from gevent.fileobject import FileObject
 from locust import runners
 from locust.env import Environment
 from locust.runners import STATE_INIT, WorkerRunner
 
-from mlsys_bench.loadtest import job, words
+from mlsys_bench.loadtest import child, job, words
 
 _clock = time.monotonic
 _PIECE_BYTES = 1 << 20  # of records, deflated before they are sent
@@ -230,10 +226,7 @@ def _rows_file(errand: words.Errand) -> Path:
 
 def main() -> int:
     """Do one errand."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
-    logging.disable(logging.CRITICAL)
-    sys.stdout = sys.stderr  # Locust prints at times; only our lines may go to the parent
-    commands = FileObject(sys.stdin.fileno(), "rb", closefd=False)
+    commands = child.commands()
     line = commands.readline()
     if not line:
         return 0

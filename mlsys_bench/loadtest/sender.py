@@ -14,7 +14,7 @@ from typing import IO
 import msgspec
 
 from mlsys_bench.loadtest import endpoints, heads, job, payloads, spool, wire
-from mlsys_bench.loadtest.alarm import Alarm, Loop, Pulse, clock
+from mlsys_bench.loadtest.alarm import Alarm, Awake, Loop, Pulse, clock
 from mlsys_bench.loadtest.answers import Answer
 from mlsys_bench.loadtest.client import Cancel
 from mlsys_bench.loadtest.layers import Way
@@ -94,6 +94,7 @@ class Sender:
         self.pulse.each_beat(self._sweep)
         self.links = Links(loop, Way(work), keeps=work.client.keep_alive)
         self._idle = loop.idle()
+        self._awake = Awake(loop) if work.busy_poll else None
         self._is_reading = False
         self._unread: deque[Flight] = deque()
         self._most_unread = min(work.users * work.at_once, _BACKLOG) if work.users else _BACKLOG
@@ -109,10 +110,17 @@ class Sender:
         """Make a moment of the monotonic clock the run's second zero."""
         self.t0, self.t0_unix_s = at, time.time() + at - clock()
         self.pulse.start()
+        if self._awake is not None:
+            self._awake.start()
 
     def now_s(self) -> float:
         """Return seconds since the run's start."""
         return clock() - self.t0
+
+    @property
+    def polled_s(self) -> float:
+        """Return how long the hub looked for events that were not there, instead of sleeping."""
+        return 0.0 if self._awake is None else self._awake.vain_s
 
     @property
     def in_flight(self) -> int:
@@ -215,6 +223,8 @@ class Sender:
         """Let go of timers and connections."""
         self._idle.stop()
         self._idle.close()
+        if self._awake is not None:
+            self._awake.close()
         self.links.close()
         self.pulse.close()
         self.alarm.close()

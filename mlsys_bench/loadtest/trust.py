@@ -25,19 +25,19 @@ class Trust:
     where: str  # file and date
 
 
-def cached() -> Path:
-    """Return where `mlsys loadtest --calibrate` keeps its result for later runs."""
+def cached(*, busy_poll: bool = False) -> Path:
+    """Return where `mlsys loadtest --calibrate` keeps its result for later runs; clients that poll have a place of their own."""
     base = os.environ.get("XDG_CACHE_HOME") or ""
-    return (Path(base) if Path(base).is_absolute() else Path.home() / ".cache") / "mlsys" / "calibration.json"
+    return (Path(base) if Path(base).is_absolute() else Path.home() / ".cache") / "mlsys" / f"calibration{'-polling' * busy_poll}.json"
 
 
-def load(given: Path | None) -> Trust | None:
+def load(given: Path | None, *, busy_poll: bool = False) -> Trust | None:
     """Return the calibration a run is held against: the one given, else the cached one where it is of this machine, else None.
 
-    Raises BadInput for a file that was given and is of another machine, or is no calibration.
+    Raises BadInput for a file that was given and is of another machine or of a client that polled where this one sleeps, or is none.
     """
     if given is None:
-        return _from_cache(cached())
+        return _from_cache(cached(busy_poll=busy_poll))
     from mlsys_bench import record  # here and below: most runs have no calibration and need not wait for this
 
     envelope, calibration = record.load(given)
@@ -48,6 +48,8 @@ def load(given: Path | None) -> Trust | None:
         raise BadInput(
             f"--calibration {given}: is of another machine ({', '.join(differs)}); make one here with mlsys loadtest --calibrate"
         )
+    if calibration.busy_poll and not busy_poll:
+        raise BadInput(f"--calibration {given}: is of a client that polled, this one sleeps between events; add --busy-poll")
     return Trust(calibration=calibration, where=f"{given}, {envelope.created[:10]}")
 
 

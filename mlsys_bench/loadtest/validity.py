@@ -67,6 +67,7 @@ def judge(
     steadiness: Steadiness | None = None,
     open_loop: bool = False,
     all_at_once: bool = False,
+    may_poll: bool = False,
     loops: Sequence[Done] = (),
     breaks: Iterable[str] = (),
     flaws: Iterable[str] = (),
@@ -74,6 +75,7 @@ def judge(
 ) -> Validity:
     """Return the verdict on the requests of the window, with what to change.
 
+    `may_poll` says that cores are left over and the client slept between events.
     `loops` is what each worker process said at its end.  `breaks` spoil a run as they stand, `flaws` degrade it, `notes` do neither.
     """
     run = records if isinstance(records, summary.Columns) else columns.of(records)
@@ -81,7 +83,7 @@ def judge(
     ok = inside.where(inside.ok)
     found = [
         *(() if all_at_once else _steadiness(steadiness)),
-        *(() if all_at_once else _lateness(_known(inside.lateness_s))),
+        *(() if all_at_once else _lateness(_known(inside.lateness_s), may_poll)),
         *(_rate(inside) if open_loop else ()),
         *_over(
             cpu_share, CPU_SHARE,
@@ -106,11 +108,12 @@ def _over(value: float, limits: tuple[float, float], text: str) -> list[Finding]
     return [(level, text)] if level else []
 
 
-def _lateness(late_s: Floats) -> list[Finding]:
+def _lateness(late_s: Floats, may_poll: bool) -> list[Finding]:
     if not len(late_s):
         return []
     p99_s, share = float(np.quantile(late_s, 0.99)), float(np.mean(late_s > LATE_S))
     cure = "lower the rate, use more --processes, or give the client a core of its own"
+    cure += ", where --busy-poll keeps it awake" * may_poll
     return [
         *_over(p99_s, LATENESS_P99_S, f"the client itself sent late: p99 {units.show_s(p99_s)} after schedule; {cure}"),
         *_over(share, LATE_SHARE, f"{units.show_share(share)} of the requests were sent more than 1 ms late by the client; {cure}"),

@@ -9,10 +9,7 @@ from __future__ import annotations
 import locust  # isort: skip  it must be the first: it patches the interpreter
 import contextlib
 import gc
-import logging
 import os
-import signal
-import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -20,12 +17,11 @@ from typing import IO, Any, Protocol
 
 import gevent
 from gevent.event import Event
-from gevent.fileobject import FileObject
 from locust import stats
 from locust.env import Environment
 from locust.runners import LocalRunner, Runner
 
-from mlsys_bench.loadtest import Progress, job
+from mlsys_bench.loadtest import Progress, child, job
 from mlsys_bench.loadtest.alarm import clock
 from mlsys_bench.loadtest.loops import Lane, lanes
 from mlsys_bench.loadtest.sender import Sender
@@ -183,7 +179,8 @@ def load(work: job.Job, rows: IO[bytes], environment: Environment, runner: Runne
             gevent.wait([voice.stopped, broken, gevent.spawn(_all_ended, ended)], count=1)
         is_stopped = at is None or voice.stopped.is_set()
         ran_s = max(0.0, sender.now_s())
-        cpu_share = min(1.0, (time.process_time() - cpu_s) / max(ran_s, 1e-3))
+        polled_s = sender.polled_s
+        cpu_share = min(1.0, max(0.0, time.process_time() - cpu_s - polled_s) / max(ran_s, 1e-3))
         lag_p99_s = sender.pulse.lag_p99_s()
         sender.is_stopped = is_stopped
         if not is_stopped:
@@ -210,6 +207,7 @@ def load(work: job.Job, rows: IO[bytes], environment: Environment, runner: Runne
         lag_p99_s=lag_p99_s,
         gc_pause_max_s=pauses.longest_s,
         retries=sender.retries,
+        polled_share=min(1.0, polled_s / max(ran_s, 1e-3)) if work.busy_poll else None,
     )
 
 
@@ -279,9 +277,10 @@ def _failures(broken: Event) -> Iterator[list[BaseException]]:
 
 def _tell(sender: Sender, tally: Tally, voice: Voice) -> None:
     """Say how it stands, once a second."""
-    before, cpu_s, at_s = 0, time.process_time(), 0.0
+    before, cpu_s, at_s = 0, _worked_s(sender), 0.0
     for second in _seconds(sender):
-        used, cpu_s = time.process_time() - cpu_s, time.process_time()
+        now_s = _worked_s(sender)
+        used, cpu_s = max(0.0, now_s - cpu_s), now_s
         share, at_s = used / max(second - at_s, 1e-9), second
         sent, late_s = sender.sent, sender.worst_late_s
         sender.worst_late_s = 0.0
@@ -289,6 +288,11 @@ def _tell(sender: Sender, tally: Tally, voice: Voice) -> None:
         voice.say(job.Said(progress=Progress(t_s=second, **now, sent_per_s=sent - before, lateness_s=late_s, cpu_share=share)))
         before = sent
         tally.flush()
+
+
+def _worked_s(sender: Sender) -> float:
+    """Return the CPU time so far, without what was spent looking for events in vain."""
+    return time.process_time() - sender.polled_s
 
 
 def _seconds(sender: Sender) -> Iterator[float]:
@@ -304,10 +308,7 @@ def _seconds(sender: Sender) -> Iterator[float]:
 
 def main() -> int:
     """Do one job."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
-    logging.disable(logging.CRITICAL)
-    sys.stdout = sys.stderr  # what Locust or a person's own users print is no line of ours
-    commands = FileObject(sys.stdin.fileno(), "rb", closefd=False)
+    commands = child.commands()
     line = commands.readline()
     if not line:
         return 0  # the parent found no target to load
@@ -331,8 +332,12 @@ def _own_users(work: job.Job, voice: Voice) -> int:
     """Do one job with the users of a person's own Locust file."""
     from mlsys_bench.loadtest import locustfile
 
-    with open(work.rows, "wb", buffering=0) as rows:  # noqa: PTH123  as above
-        done = locustfile.load(work, rows, voice)
+    try:
+        with open(work.rows, "wb", buffering=0) as rows:  # noqa: PTH123  as above
+            done = locustfile.load(work, rows, voice)
+    except locustfile.RefusedError as refused:
+        voice.say(job.Said(refused=str(refused)))
+        return 0
     voice.say(job.Said(done=done))
     return 0
 

@@ -27,18 +27,24 @@ def write_markdown(path: Path, items: Sequence[Item]) -> Path:
 
 
 def write_png(path: Path, items: Sequence[Item]) -> Path:
-    """Write the first load test, or its repeats, as one picture for a slide, and return its path.  Raises BadInput where there is none."""
+    """Write the first load test, its repeats or the first gate as one picture for a slide.  Raises BadInput where there is none."""
     from mlsys_bench.errors import BadInput
     from mlsys_bench.loadtests import LoadTests
     from mlsys_bench.types import LoadTest
+    from mlsys_bench.verdicts import GateCalibration, GateRun, Verdict
 
-    found = next((record for _, _, record in items if isinstance(record, LoadTest | LoadTests)), None)
+    drawn = LoadTest | LoadTests | GateRun | GateCalibration | Verdict
+    found = next((record for _, _, record in items if isinstance(record, drawn)), None)
     if found is None:
-        raise BadInput(f"{path}: a picture is drawn of a load test; none of the files holds one")
+        raise BadInput(f"{path}: a picture is drawn of a load test or a gate; none of the files holds one")
     check_pictures(path)
-    from mlsys_bench.report.load_pictures import write_png as write
+    if isinstance(found, LoadTest | LoadTests):
+        from mlsys_bench.report import load_pictures
 
-    return write(path, found)
+        return load_pictures.write_png(path, found)
+    from mlsys_bench.report import gate_slides
+
+    return gate_slides.write_png(path, found)
 
 
 def check_pictures(path: Path) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mlsys_bench.backtests import Backtest, Choosing, Errors, Score, Sizing
+from mlsys_bench.backtests import Backtest, Choosing, Deciding, Errors, Score, Sizing
 from mlsys_bench.report.parts import NONE, Cell, Column, Fact, Section, Table, Tone, count, digits, joined, percent
 
 COLUMNS = (
@@ -13,8 +13,8 @@ NOTE = "errors are relative to the value; simulated waits below 1 % of a service
 
 
 def backtest(record: Backtest) -> Section:
-    """Return a back-test in words: of queueing formulas, of predicted serving runs, or of fleets planned for them."""
-    return {"llm": _llm, "plan": _plan, "queueing": _queueing}[record.table](record)
+    """Return a back-test in words: of queueing formulas, of predicted serving runs, of fleets planned for them, or of the gate's looks."""
+    return {"llm": _llm, "plan": _plan, "queueing": _queueing, "gate": _gate}[record.table](record)
 
 
 def _queueing(record: Backtest) -> Section:
@@ -269,3 +269,62 @@ def _choice(c: Choosing) -> tuple[Cell, ...]:
         Cell(share(c.mean)),
         Cell(percent(100 * c.missed)),
     )
+
+
+# ---------------------------------------------------------------- the gate
+
+DECIDED = (
+    Column("arm"), Column("decided by", flexible=True), Column("change", right=True), Column("sd of pairs", right=True, wide=True),
+    Column("regression", right=True), Column("improved", right=True, wide=True), Column("pass", right=True),
+    Column("inconclusive", right=True), Column("launches a side", right=True),
+)  # fmt: skip
+DECIDED_NOTE = (
+    "shares of jobs whose launch pairs are drawn from the sessions, below them 90 % intervals, drawn over sessions; of the same program "
+    "pairs are turned round at random, so that a regression there is a false alarm; 'all' fails where one of its metrics does"
+)
+
+
+def _gate(record: Backtest) -> Section:
+    """Return how often the looks of the gate decide rightly, arm by arm."""
+    groups = list(dict.fromkeys((d.source, d.tolerance) for d in record.deciding))
+    alarms = [d for d in record.deciding if d.same and _decides(d, record)]
+    worst = max((d.regression for d in alarms), default=None)
+    told = "no arm is the same program" if worst is None else f"the same program fails in at most {_of_jobs(worst)} of jobs"
+    return Section(
+        kind="backtest",
+        title=f"Back-test of the gate on {record.source}",
+        lead=f"{record.rows:,} recorded rounds; {told}.",
+        tables=tuple(_decided(source, tolerance, record, first=i == 0) for i, (source, tolerance) in enumerate(groups)),
+        notes=(("Recorded", record.notes),) if record.notes else (),
+    )
+
+
+def _decided(source: str, tolerance: float, record: Backtest, first: bool) -> Table:
+    rows = tuple(_deciding(d) for d in record.deciding if (d.source, d.tolerance) == (source, tolerance))
+    return Table(title=f"{source} at a tolerance of {100 * tolerance:g} %", columns=DECIDED, rows=rows, note=DECIDED_NOTE if first else "")
+
+
+def _decides(d: Deciding, record: Backtest) -> bool:
+    """Say whether this is what a build would see: all metrics together, or the one there is."""
+    return d.metric is None or not any(o.metric is None and (o.source, o.arm) == (d.source, d.arm) for o in record.deciding)
+
+
+def _deciding(d: Deciding) -> tuple[Cell, ...]:
+    def rate(value: float, interval: tuple[float, float], tone: Tone = "") -> Cell:
+        return Cell(_of_jobs(value), tone, f"{_of_jobs(interval[0])} to {_of_jobs(interval[1])}")
+
+    return (
+        Cell(d.arm, "strong", "the same program" if d.same else ""),
+        Cell(d.metric or "all"),
+        Cell(f"{100 * d.change:+.1f} %", "muted", f"{d.sessions} sessions"),
+        Cell(f"{100 * d.sd:.1f} %", "muted"),
+        rate(d.regression, d.regression_interval, "bad" if d.same and d.regression > 0 else ""),
+        rate(d.improved, d.improved_interval),
+        rate(d.passed, d.passed_interval),
+        rate(d.inconclusive, d.inconclusive_interval, "unsure" if d.inconclusive > 0 else ""),
+        Cell(f"{d.pairs:.1f}", "", f"{d.pairs_interval[0]:.1f} to {d.pairs_interval[1]:.1f}"),
+    )
+
+
+def _of_jobs(share_of: float) -> str:
+    return f"{100 * share_of:.2f} %" if share_of < 0.1 or share_of > 0.9 else f"{100 * share_of:.1f} %"

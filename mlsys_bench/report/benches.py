@@ -1,4 +1,4 @@
-"""Benchmarks and the gate's verdicts, in words."""
+"""Benchmarks in words."""
 
 from __future__ import annotations
 
@@ -16,29 +16,14 @@ from mlsys_bench.report.parts import (
     Fact,
     Section,
     Table,
-    Tone,
     count,
     joined,
     parameters,
     percent,
     quantity,
-    ratio,
     scalar,
 )
 from mlsys_bench.types import Bench, Measurement, Scalar
-from mlsys_bench.verdicts import Finding, Verdict
-
-VERDICT_TONE: dict[str, Tone] = {
-    "regression": "bad", "improved": "good", "pass": "good", "inconclusive": "unsure", "suspect": "unsure", "not_comparable": "unsure",
-}  # fmt: skip
-MEANING = {
-    "regression": "The candidate is slower: a regression.",
-    "improved": "The candidate is faster.",
-    "pass": "The candidate is no slower than the tolerance allows.",
-    "inconclusive": "Nothing can be said either way.",
-    "suspect": "The candidate looks slower; single launches cannot prove it.",
-    "not_comparable": "The two sides must not be compared.",
-}
 
 
 def bench(record: Bench, rows: Sequence[Any] | None = None) -> Section:
@@ -94,11 +79,11 @@ def _row(row: Any) -> tuple[Cell, ...]:
 
 def _own(measurements: Sequence[Measurement], everywhere: Mapping[str, Scalar]) -> Table:
     columns = (Column("benchmark"), Column("parameters", flexible=True), Column("median", right=True), Column("samples", right=True))
-    rows = tuple((Cell(m.name, "strong"), Cell(_short(m.parameters, everywhere), "muted"), *_figures(m)) for m in measurements)
+    rows = tuple((Cell(m.name, "strong"), Cell(short(m.parameters, everywhere), "muted"), *_figures(m)) for m in measurements)
     return Table(title="", columns=columns, rows=rows, note="below each median its 90 % interval, within launches")
 
 
-def _short(values: Mapping[str, Scalar], everywhere: Mapping[str, Scalar]) -> str:
+def short(values: Mapping[str, Scalar], everywhere: Mapping[str, Scalar]) -> str:
     """Print parameters without those said already; the five features of an engine step in their own words."""
     if "decode_kv_tokens" not in values:
         return parameters({k: v for k, v in values.items() if everywhere.get(k) != v})
@@ -117,68 +102,3 @@ def _figures(m: Measurement) -> tuple[Cell, Cell]:
         return Cell(NONE, "muted"), Cell("0")
     text, interval = quantity(stats.quantile(values, 0.5), m.unit, stats.quantile_interval(values, 0.5))
     return Cell(text, "", interval or "too few"), Cell(f"{len(values):,}", "", f"{len(m.launches)} x" if len(m.launches) > 1 else "")
-
-
-# ---------------------------------------------------------------- the gate
-
-
-def verdict(record: Verdict) -> Section:
-    """Return the gate's verdict, its reasons, and every metric with its change."""
-    word = record.verdict.replace("_", " ")
-    changed = tuple(f for f in record.findings if f.ratio is not None)
-    better, worse = (sum(1 for f in changed if f.verdict == v) for v in ("improved", "regression"))
-    facts = [Fact("Verdict", word, f"tolerance {100 * record.tolerance:g} %", "", VERDICT_TONE[record.verdict])]
-    if changed:
-        facts.append(
-            Fact(
-                "Metrics",
-                f"{worse} regressed, {better} improved",
-                f"of {len(changed)} compared",
-                "measured",
-            )
-        )
-    notes = (
-        ("Reasons", record.reasons),
-        ("Fingerprint differences", record.fingerprint_differences),
-        ("Metric by metric", _why(record.findings)),
-    )
-    return Section(
-        kind="verdict",
-        title=f"Gate: {word}",
-        lead=MEANING[record.verdict],
-        tag="measured",
-        tone=VERDICT_TONE[record.verdict],
-        facts=tuple(facts),
-        tables=(_findings(record.findings),) if record.findings else (),
-        notes=tuple((head, lines) for head, lines in notes if lines),
-    )
-
-
-def _why(findings: Sequence[Finding]) -> tuple[str, ...]:
-    """Return each reason once, with the metrics it is of."""
-    names: dict[str, list[str]] = {}
-    for f in findings:
-        names.setdefault(f.reason, []).append(f.name)
-    return tuple(
-        f"{', '.join(f'{name} ({n} x)' if n > 1 else name for name, n in Counter(of).items())}: {reason}" for reason, of in names.items()
-    )
-
-
-def _findings(findings: Sequence[Finding]) -> Table:
-    columns = (
-        Column("metric", flexible=True), Column("baseline", right=True), Column("candidate", right=True), Column("change", right=True),
-        Column("verdict"),
-    )  # fmt: skip
-    return Table(title="", columns=columns, rows=tuple(map(_finding, findings)), note="change: candidate over baseline, its interval below")
-
-
-def _finding(f: Finding) -> tuple[Cell, ...]:
-    interval = None if f.interval is None else (100 * (f.interval[0] - 1), 100 * (f.interval[1] - 1))
-    ends = "" if interval is None else f"{interval[0]:+.1f} to {interval[1]:+.1f} %"
-    return (
-        Cell(f.name, "strong", _short(f.parameters, {})),
-        Cell(quantity(f.baseline, f.unit)[0]),
-        Cell(quantity(f.candidate, f.unit)[0]),
-        Cell(ratio(f.ratio), "", ends),
-        Cell(f.verdict.replace("_", " "), VERDICT_TONE[f.verdict]),
-    )

@@ -9,6 +9,7 @@ from mlsys_bench.billing import Costs
 from mlsys_bench.calibrations import Calibration
 from mlsys_bench.claims import Claims
 from mlsys_bench.fleets import Fleet, FleetPlan
+from mlsys_bench.histories import History
 from mlsys_bench.loadlimits import LoadMax, LoadSweep
 from mlsys_bench.loadtests import LoadTests
 from mlsys_bench.productions import Production
@@ -64,17 +65,21 @@ def describe(record: Record, extra: object = None) -> tuple[Section, ...]:
 
             return runs.verification(record)
         case Verdict():
-            from mlsys_bench.report import benches
+            from mlsys_bench.report import gates
 
-            return (benches.verdict(record),)
+            return (gates.verdict(record),)
         case GateRun():
-            from mlsys_bench.report import benches
+            from mlsys_bench.report import gates
 
-            return (benches.verdict(record.verdict),)
+            return (gates.run(record),)
         case GateCalibration():
-            from mlsys_bench.report import benches
+            from mlsys_bench.report import gate_calibrations
 
-            return (benches.verdict(record.run.verdict),)
+            return (gate_calibrations.calibration(record),)
+        case History():
+            from mlsys_bench.report import histories
+
+            return (histories.history(record),)
         case Workload():
             from mlsys_bench.report import traffic
 

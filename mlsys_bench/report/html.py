@@ -11,7 +11,7 @@ from mlsys_bench.report.parts import Section
 from mlsys_bench.report.templates import environment
 
 ORDER = (  # the answer first
-    "demo", "verify", "production", "plan", "fleet-plan", "baseline", "sensitivity", "around", "verdict",
+    "demo", "verify", "production", "plan", "fleet-plan", "baseline", "sensitivity", "around", "gate", "gate-calibration", "verdict",
     "loadmax", "loadsweep", "loadtests", "loadtest", "requests", "bench", "profile", "workload",
 )  # fmt: skip
 

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from mlsys_bench.fleets import FleetPlan
+from mlsys_bench.histories import History
 from mlsys_bench.loadlimits import LoadMax, LoadSweep
 from mlsys_bench.loadtests import LoadTests
 from mlsys_bench.productions import Production
@@ -14,6 +15,7 @@ from mlsys_bench.record import Envelope, Record
 from mlsys_bench.report import drawing, productions, stacks
 from mlsys_bench.stages import StageGraph
 from mlsys_bench.types import Bench, Check, Demo, LatencyProfile, LoadTest, Plan, Requests, Verification
+from mlsys_bench.verdicts import GateCalibration, GateRun, Verdict
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -83,6 +85,10 @@ def _every(records: Sequence[Record]) -> Iterator[tuple[str, str, Figure | None]
         yield "loadtest", SERVER, _server(run)
     for found in (r for r in records if isinstance(r, LoadSweep | LoadMax)):
         yield _limits(found)
+    for past in (r for r in records if isinstance(r, History)):
+        yield _trends(past)
+    for gate in (r for r in records if isinstance(r, GateRun | GateCalibration | Verdict)):
+        yield from _gate(gate)
     yield from _fits(records, plan)
     for requests in (r for r in records if isinstance(r, Requests)):
         yield from _runs(requests, plan if checked is not None else None)
@@ -104,6 +110,30 @@ def _limits(record: LoadSweep | LoadMax) -> tuple[str, str, Figure | None]:
     if isinstance(record, LoadSweep):
         return "loadsweep", limits.CURVE, limits.curve(record, where)
     return "loadmax", limits.SEARCH, limits.closing_in(record, f"{record.slo}; {where}")
+
+
+def _trends(record: History) -> tuple[str, str, Figure | None]:
+    from mlsys_bench.report import history_pictures
+
+    where = f"measured; {record.results} results in {record.database}"
+    return "gate-history", history_pictures.TREND, history_pictures.trends(record, where)
+
+
+def _gate(record: GateRun | GateCalibration | Verdict) -> Iterator[tuple[str, str, Figure | None]]:
+    from mlsys_bench.report import gate_forest
+    from mlsys_bench.report import gate_pictures as drawn
+
+    match record:
+        case Verdict():
+            yield "verdict", gate_forest.FOREST, gate_forest.forest(record, "from recorded files")
+        case GateRun():
+            where = drawn.run_subtitle(record)
+            yield "gate", gate_forest.FOREST, gate_forest.forest(record.verdict, where)
+            yield "gate", drawn.LAUNCHES, drawn.launches(record, where)
+            yield "gate", drawn.QUANTILES, drawn.quantiles(record, where)
+        case GateCalibration():
+            yield "gate-calibration", drawn.SAME, drawn.same(record, drawn.calibration_subtitle(record))
+            yield "gate-calibration", drawn.LAUNCHES, drawn.launches(record.run, drawn.calibration_subtitle(record))
 
 
 def _server(run: LoadTest) -> Figure | None:

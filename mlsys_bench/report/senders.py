@@ -7,7 +7,20 @@ from mlsys_bench.senders import Sender
 
 
 def facts(senders: tuple[Sender, ...]) -> list[Fact]:
-    """Return a line on several senders; one alone is told by its lateness and CPU share."""
+    """Return a line on several senders, and on polling; one that slept is told by its lateness and CPU share."""
+    return [*_together(senders), *_polled(senders)]
+
+
+def _polled(senders: tuple[Sender, ...]) -> list[Fact]:
+    """Say that the client never slept: its stamps are truer than those of one that does, and it had a core to itself for that."""
+    shares = [sender.polled_share for sender in senders if sender.polled_share is not None]
+    if not shares:
+        return []
+    said = f"{percent(100 * max(shares))} of a core spent looking for events"
+    return [Fact("Busy poll", said, "CPU shares are of the rest", "measured")]
+
+
+def _together(senders: tuple[Sender, ...]) -> list[Fact]:
     if len(senders) < 2:
         return []
     hosts = len({sender.host for sender in senders})

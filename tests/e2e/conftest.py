@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
 import sys
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import pytest
@@ -35,6 +36,15 @@ class Cli:
                 raise
         return subprocess.CompletedProcess(list(map(str, args)), process.returncode, out, err)
 
+    def warm(self, commands: Iterable[list[str]]) -> list[subprocess.CompletedProcess[str]]:
+        """Run many short commands, each in a fork of a process that has the program imported (see warm.py)."""
+        asked = list(commands)
+        done = subprocess.run(
+            [sys.executable, str(Path(__file__).parent / "warm.py")], input=json.dumps(asked), capture_output=True, text=True,
+            cwd=self.folder, env=self._environment(), timeout=PATIENCE_S * len(asked), check=True,
+        )  # fmt: skip
+        return [subprocess.CompletedProcess(args, *said) for args, said in zip(asked, json.loads(done.stdout), strict=True)]
+
     def start(self, *args: object, stdout: int = subprocess.PIPE, stderr: int = subprocess.PIPE) -> subprocess.Popen[str]:
         """Start a command."""
         return subprocess.Popen(
@@ -44,8 +54,11 @@ class Cli:
             stdout=stdout,
             stderr=stderr,
             text=True,
-            env={**os.environ, "COLUMNS": "100", "OPENBLAS_NUM_THREADS": "1", MARK: self.mark},
+            env=self._environment(),
         )
+
+    def _environment(self) -> dict[str, str]:
+        return {**os.environ, "COLUMNS": "100", "OPENBLAS_NUM_THREADS": "1", MARK: self.mark}
 
     def alive(self) -> list[int]:
         """Return the processes of this folder's commands that still run, children of children included."""

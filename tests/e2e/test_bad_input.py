@@ -8,7 +8,6 @@ import os
 import socket
 import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from subprocess import CompletedProcess
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -274,11 +273,10 @@ def answers(
     request: pytest.FixtureRequest, folder: Path, places: dict[str, str], cli_in: Callable[[Path], Cli]
 ) -> dict[str, CompletedProcess[str]]:
     """Run the commands of all chosen cases, as many at once as there are cores, and return what each said."""
-    mlsys = cli_in(folder)
     chosen = [item.callspec.params["case"] for item in request.session.items if getattr(item, "originalname", "") == HERE]  # type: ignore[attr-defined]
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        said = pool.map(lambda case: mlsys(*case.command.format(**places).split()), chosen)
-        return {case.command: one for case, one in zip(chosen, said, strict=True)}
+    return dict(
+        zip((case.command for case in chosen), cli_in(folder).warm(case.command.format(**places).split() for case in chosen), strict=True)
+    )
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.command)

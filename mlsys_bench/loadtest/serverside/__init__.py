@@ -67,18 +67,9 @@ def _checked(source: page.Page, word: str) -> page.Page:
 
 
 @contextlib.contextmanager
-def watching(
-    asked: Sequence[str],
-    *,
-    base_url: str,
-    address: str,
-    headers: page.Headers = (),
-    client: Client | None = None,
-    avoid_cores: Collection[int] = (),
-) -> Iterator[list[Looks]]:
-    """Look at the server while the body runs; the list is filled when it ends.  See `begin`."""
+def watching(watch: Watch | None) -> Iterator[list[Looks]]:
+    """Look at the server while the body runs, if somebody does (see `begin`); the list is filled when it ends."""
     seen: list[Looks] = []
-    watch = begin(asked, base_url=base_url, address=address, headers=headers, client=client, avoid_cores=avoid_cores)
     try:
         yield seen
     finally:
