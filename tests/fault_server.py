@@ -86,10 +86,9 @@ def serving(plan: Callable[[int], str], tls: ssl.SSLContext | None = None) -> It
         yield server
 
 
-class Handler(socketserver.StreamRequestHandler):
-    """One connection; a method returns whether it stays open."""
+class Connection(socketserver.StreamRequestHandler):
+    """One connection: requests with JSON bodies, one after the other, as long as `answer` says that it stays open."""
 
-    server: FaultServer
     disable_nagle_algorithm = True
     wbufsize = 0
 
@@ -99,6 +98,15 @@ class Handler(socketserver.StreamRequestHandler):
             body = json.loads(self.rfile.read(int(headers.get("Content-Length") or 0)) or b"{}")
             if not self.answer(line, headers, body):
                 return
+
+    def answer(self, line: bytes, headers: Any, body: dict[str, Any]) -> bool:
+        raise NotImplementedError
+
+
+class Handler(Connection):
+    """Does what the plan says; a method returns whether the connection stays open."""
+
+    server: FaultServer
 
     def answer(self, line: bytes, headers: Any, body: dict[str, Any]) -> bool:
         if line.startswith(b"GET"):

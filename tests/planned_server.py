@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import http.client
 import json
 import os
 import select
@@ -22,7 +21,7 @@ import pytest
 
 from mlsys_bench import loadtest
 from mlsys_bench.types import Lengths
-from tests.fault_server import answering
+from tests.fault_server import Connection, answering
 
 needs_proc = pytest.mark.skipif(
     not Path("/proc/self/task").is_dir() or not hasattr(os, "pidfd_open"), reason="needs Linux's /proc and pidfd"
@@ -79,22 +78,13 @@ def serving(**how: Any) -> Iterator[Server]:
         yield server
 
 
-class Handler(socketserver.StreamRequestHandler):
+class Handler(Connection):
     """One connection."""
 
     server: Server
-    disable_nagle_algorithm = True
-    wbufsize = 0
 
-    def handle(self) -> None:
-        while line := self.rfile.readline():
-            headers = http.client.parse_headers(self.rfile)
-            body = json.loads(self.rfile.read(int(headers.get("Content-Length") or 0)) or b"{}")
-            if not self.answer(line.decode(), headers, body):
-                return
-
-    def answer(self, line: str, headers: Any, body: dict[str, Any]) -> bool:
-        if line.startswith("GET"):
+    def answer(self, line: bytes, headers: Any, body: dict[str, Any]) -> bool:
+        if line.startswith(b"GET"):
             return self.json(200, {"data": [{"id": "tiny"}, {"id": "other"}]})
         if self.server.refuses_ignore_eos and "ignore_eos" in body:
             return self.json(400, {"error": {"message": "unknown field ignore_eos"}})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import jsonschema
@@ -9,6 +10,7 @@ import pytest
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
+from typer.testing import CliRunner
 
 from mlsys_bench.errors import BadInput, UnitError
 from mlsys_bench.gate import policy
@@ -187,3 +189,14 @@ def test_a_checked_file_is_told_in_a_line(tmp_path: Path) -> None:
         "tolerance 4%, engine.step 3%, memory.* 10%, planner.* 8%, loss only reported, planner.* only reported, ttft_p95<500ms, "
         "memory.peak<2GB, tails may fail the build, counters 2%"
     )
+
+
+def test_the_command_checks_a_file_and_prints_the_format(tmp_path: Path) -> None:
+    from mlsys_cli.main import app
+
+    path = tmp_path / "gate.yaml"
+    path.write_text("gate: {tolerance: 2%}", encoding="utf-8")
+    checked, schema = (CliRunner().invoke(app, ["gate", "policy", *more]) for more in ([str(path)], []))
+    assert (checked.exit_code, schema.exit_code) == (0, 0)
+    assert checked.stdout.strip().endswith("gate.yaml: tolerance 2%, tails are reported, counters 1%")
+    assert json.loads(schema.stdout) == policy.schema()

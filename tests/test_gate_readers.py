@@ -20,10 +20,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mlsys_bench import record
-from mlsys_bench.errors import BadInput, MeasurementFailed, UnknownName
+from mlsys_bench.errors import BadInput, MeasurementFailed, RecordError, UnknownName
 from mlsys_bench.gate import readers
 from mlsys_bench.journeys import foreign
-from mlsys_bench.journeys.compare import compare
+from mlsys_bench.journeys.compare import again, compare
 from mlsys_bench.types import Bench, Machine, Measurement
 from mlsys_bench.verdicts import Finding, Verdict
 
@@ -438,6 +438,11 @@ def test_a_result_of_another_tool_is_not_comparable_with_a_record_of_ours(tmp_pa
     verdict = compare(ours, INPUTS / "hyperfine_cand.json", "5%")
     assert verdict.verdict == "not_comparable"
     assert "cpu_name: x -> unknown" in verdict.fingerprint_differences
+
+
+def test_one_result_alone_is_told_what_it_lacks() -> None:
+    with pytest.raises(RecordError, match="needs a CAND to compare with"):
+        again(INPUTS / "hyperfine_base.json")
 
 
 # ---------------------------------------------------------------- load tests of other tools

@@ -23,7 +23,7 @@ LOADTEST = {
         "slo", "sweep", "rates", "points", "find_max", "budget", "calibrate", "calibration", "repeats", "warmup", "seed",
     ),
     "Processes and hosts": (
-        "processes", "master", "expect_workers", "bind", "port", "worker", "web", "web_address", "export", "image",
+        "processes", "busy_poll", "master", "expect_workers", "bind", "port", "worker", "web", "web_address", "export", "image",
     ),
     "Results": ("out", "csv", "png", "html", "md", "as_json"),
 }  # fmt: skip

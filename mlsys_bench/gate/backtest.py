@@ -70,7 +70,7 @@ def _pools(found: Sessions, policy: Policy) -> Iterator[Pool]:
     yield from pools
     if len(same) > 1 and len({pool.logs.shape for pool in same}) == 1:
         together = np.concatenate([pool.logs for pool in same], axis=1)
-        yield Pool(" and ".join(pool.arm for pool in same), True, same[0].sessions, same[0].rows, together)
+        yield Pool(", ".join(pool.arm for pool in same), True, same[0].sessions, same[0].rows, together)
 
 
 def _pool(arm: Arm, policy: Policy) -> Pool:

@@ -76,6 +76,8 @@ def parse(text: str) -> Budget:
     budget = Budget(metric=found["metric"], stat=found["stat"], sign=sign, limit=limit, dimension=dimension, text=found["limit"])
     if budget.quantile is not None and not 0 < budget.quantile < 1:
         raise BadInput(f"budget {text!r}: {budget.stat} is no quantile between p0 and p100")
+    if dimension == "share" and limit >= 1:
+        raise BadInput(f"budget {text!r}: a share is below 100 %, and no sample can prove that none is bad; give less, e.g. 99%")
     return budget
 
 

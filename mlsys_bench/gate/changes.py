@@ -148,8 +148,12 @@ def pooled_sd(sds: Sequence[float], pairs: Sequence[int]) -> float:
     """Return the usual sd between pairs of launches: the median of the runs' variances, each without its small sample's bias."""
     from scipy.special import chdtri
 
-    known = [sd**2 * (n - 1) / float(chdtri(n - 1, 0.5)) for sd, n in zip(sds, pairs, strict=True) if n >= 2]
-    return math.sqrt(float(np.median(known))) if known else 0.0
+    freedom = np.asarray(pairs, dtype=float) - 1
+    several = freedom >= 1
+    if not several.any():
+        return 0.0
+    squares = np.asarray(sds, dtype=float)[several] ** 2
+    return math.sqrt(float(np.median(squares * freedom[several] / chdtri(freedom[several], 0.5))))
 
 
 class Errors(NamedTuple):

@@ -67,7 +67,7 @@ def _history(state: int, decided_at: int, first: int, low: float, high: float, d
     if state == OPEN:
         return f"{UNDECIDED}: "
     if state == DOUBTED:
-        return f"{UNDECIDED}: slower in the first {first} pairs, by less than twice the tolerance, so others must show it again; "
+        return f"{UNDECIDED}: slower in the first {first} pairs, not clearly enough to fail at once, so others must show it again; "
     if state == REGRESSION and first:
         return f"slower in {first} pairs, and again in {decided_at - first} others; "
     if first:

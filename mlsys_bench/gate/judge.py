@@ -64,11 +64,11 @@ def _sorted_out(base: Bench, cand: Bench, policy: Policy) -> tuple[list[Finding]
         both.append((before, after))
         if before.deterministic and after.deterministic:
             settled.append(findings.counter(before, after, policy))
-        else:
-            found = tuple(rows.of(before, after, policy))
-            alone = None if found else words.only(before, "baseline", "not_comparable", words.NO_RATIO)
+        elif found := tuple(rows.of(before, after, policy)):
             tested.extend(found)
-            settled.extend([replace(alone, may_fail=rules.may_fail(policy, alone.name))] if alone else [])
+        else:
+            alone = words.only(before, "baseline", "not_comparable", words.NO_RATIO)
+            settled.append(replace(alone, may_fail=rules.may_fail(policy, alone.name)))
     for held in limits.of(both, policy):
         if isinstance(held, Finding):
             settled.append(held)

@@ -32,10 +32,12 @@ def again(path: Path, tolerance: str | None = None, policy: Policy | None = None
 
     Raises RecordError for another record: its candidate is missing.
     """
+    if foreign.is_foreign(path):
+        raise RecordError(f"{path}: needs a CAND to compare with; a record of `gate run` stands alone")
     envelope, value = record.load(path)
     if not isinstance(value, GateRun):
         raise RecordError(
-            f"{path}: holds a {envelope.kind!r} record, give a CAND to compare it with (only a record of `gate run` stands alone)"
+            f"{path}: holds a {envelope.kind!r} record; give a CAND to compare it with (only a record of `gate run` stands alone)"
         )
     asked = policy or value.policy
     if policy is None and tolerance is not None:

@@ -8,7 +8,7 @@ where Locust and gevent live.  This file stays light: the worker imports it befo
 | what is asked for | `client`, `content`, `form`, `auth`, `mlperf`; `schedule` draws every request, `payloads/` writes what each carries |
 | what is there | `target` probes through `caller`, `detect` tells the API; `endpoints/` writes and reads each kind |
 | the processes | `parent` leads; `crew` starts workers here, `fleet`, `master`, `remote` on other hosts; they speak by `job`, `words` |
-| the worker | `worker` (and `child`, its first steps); `loops` says when, `sender` follows each request, `links` and `layers` connect, `wire` reads, `alarm` keeps time |
+| the worker | `child`, `worker`; `loops` says when, `sender` follows each, `links`, `layers` connect, `wire` reads, `alarm` keeps time |
 | the records | `spool` (a row a request), `shards` joins them, `clocks` sets them to one time, `answers` tells tokens from pieces |
 | the result | `window`, `asked`, `outcome`; `validity` judges, `trust` holds it against a calibration |
 | a person's own Locust file | `own` in the parent, `locustfile` in the worker |

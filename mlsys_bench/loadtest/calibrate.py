@@ -44,6 +44,7 @@ _TOKENS, _PROMPT = Lengths(mean=32), Lengths(mean=32)
 _USERS = 32
 _SERVER_BUSY = 0.85  # CPU share from which on the server is the narrow point
 _SERVER_LATE_S = 0.001
+POLLED = "the client polled instead of sleeping: this holds for runs with --busy-poll only"
 
 Who = Literal["client", "server"]
 Say = Callable[[str], None]
@@ -84,7 +85,7 @@ def run(
         itl_s=_STREAM.itl_s,
         repeats=REPEATS,
         took_s=time.monotonic() - began,
-        notes=_notes(load, processes),
+        notes=(*_notes(load, processes), *((POLLED,) * busy_poll)),
         busy_poll=busy_poll,
     )
 

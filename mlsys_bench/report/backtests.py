@@ -274,13 +274,14 @@ def _choice(c: Choosing) -> tuple[Cell, ...]:
 # ---------------------------------------------------------------- the gate
 
 DECIDED = (
-    Column("arm"), Column("decided by", flexible=True), Column("change", right=True), Column("sd of pairs", right=True, wide=True),
+    Column("arm", flexible=True), Column("by"), Column("change", right=True), Column("sd of pairs", right=True, wide=True),
     Column("regression", right=True), Column("improved", right=True, wide=True), Column("pass", right=True),
-    Column("inconclusive", right=True), Column("launches a side", right=True),
+    Column("inconclusive", right=True), Column("pairs", right=True),
 )  # fmt: skip
 DECIDED_NOTE = (
     "shares of jobs whose launch pairs are drawn from the sessions, below them 90 % intervals, drawn over sessions; of the same program "
-    "pairs are turned round at random, so that a regression there is a false alarm; 'all' fails where one of its metrics does"
+    "pairs are turned round at random, so that a regression there is a false alarm; 'all' fails where one of its metrics does; pairs: mean "
+    "launches of each side"
 )
 
 
@@ -311,18 +312,18 @@ def _decides(d: Deciding, record: Backtest) -> bool:
 
 def _deciding(d: Deciding) -> tuple[Cell, ...]:
     def rate(value: float, interval: tuple[float, float], tone: Tone = "") -> Cell:
-        return Cell(_of_jobs(value), tone, f"{_of_jobs(interval[0])} to {_of_jobs(interval[1])}")
+        return Cell(_of_jobs(value), tone, f"{100 * interval[0]:.3g}–{100 * interval[1]:.3g} %")
 
     return (
-        Cell(d.arm, "strong", "the same program" if d.same else ""),
+        Cell(d.arm, "strong", "same" if d.same else ""),
         Cell(d.metric or "all"),
-        Cell(f"{100 * d.change:+.1f} %", "muted", f"{d.sessions} sessions"),
+        Cell(f"{100 * d.change:+.1f} %", "muted"),
         Cell(f"{100 * d.sd:.1f} %", "muted"),
         rate(d.regression, d.regression_interval, "bad" if d.same and d.regression > 0 else ""),
         rate(d.improved, d.improved_interval),
         rate(d.passed, d.passed_interval),
         rate(d.inconclusive, d.inconclusive_interval, "unsure" if d.inconclusive > 0 else ""),
-        Cell(f"{d.pairs:.1f}", "", f"{d.pairs_interval[0]:.1f} to {d.pairs_interval[1]:.1f}"),
+        Cell(f"{d.pairs:.1f}", "", f"{d.pairs_interval[0]:.1f}–{d.pairs_interval[1]:.1f}"),
     )
 
 

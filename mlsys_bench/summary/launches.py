@@ -25,7 +25,7 @@ def undisturbed(launch: Launch) -> npt.NDArray[np.float64] | None:
     if any(r.involuntary is None for r in launch.rounds):
         return None
     switches = np.array([n for r in launch.rounds for n in r.involuntary or ()])
-    return samples(launch)[switches == 0]
+    return np.asarray(samples(launch)[switches == 0])
 
 
 def statistic_for(launches: Sequence[Launch]) -> Statistic:

@@ -173,10 +173,13 @@ USAGE = [
     bad("cost nowhere.json", "nowhere.json: cannot be read"),
     bad("cost plan.json --baseline nowhere.json", "nowhere.json: cannot be read"),
     bad("cost plan.json --vectors many", "--vectors many: write count x dimensions"),
+    bad("backtest gate t.csv", "t.csv: cannot be read"),
+    bad("backtest gate t.csv --tolerance 0%", "--tolerance 0%"),
+    bad("gate compare bench.json", "bench.json", "give a CAND"),
 ]
 NOT_BUILT = [
     "gate run --base a --cand b", "gate calibrate", "gate history",
-    "backtest gate t.csv", "bench scenario rag", "serve --replicas 2",
+    "bench scenario rag", "serve --replicas 2",
 ]  # fmt: skip
 CASES = [*FILES, *NAMES, *QUANTITIES, *NETWORK, *PLACES, *SCENARIOS, *USAGE, *(bad(command, "not built yet") for command in NOT_BUILT)]
 

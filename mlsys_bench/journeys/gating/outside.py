@@ -192,7 +192,7 @@ _OF_SERVERS = {
 
 
 def _none_of(typed: Typed, usual: Mapping[str, object], whose: str) -> None:
-    given = next((name for name, value in usual.items() if getattr(typed, name) != value), None)
+    given = next((name for name, value in usual.items() if getattr(typed, name) not in (value, ())), None)  # (): a list left out
     if given is not None:
         raise BadInput(f"--{given.replace('_', '-')} belongs to {whose}")
 

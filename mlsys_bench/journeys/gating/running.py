@@ -124,7 +124,8 @@ def _started(
     try:
         return subprocess.Popen(
             [sys.executable, "-I", "-S", str(_STOPWATCH), str(told), *command],
-            cwd=folder, env=dict(environment), stdin=subprocess.DEVNULL, stdout=out, stderr=trouble, pass_fds=[told], start_new_session=True,
+            cwd=folder, env=dict(environment), stdin=subprocess.DEVNULL, stdout=out, stderr=trouble,
+            pass_fds=[told], start_new_session=True,
         )  # fmt: skip
     finally:
         os.close(told)

@@ -21,7 +21,7 @@ from urllib.parse import urlsplit
 import numpy as np
 import numpy.typing as npt
 
-from mlsys_bench import loadtest, slo, summary
+from mlsys_bench import ahead, loadtest, slo, summary
 from mlsys_bench.errors import BadInput, MeasurementFailed, NothingYet
 from mlsys_bench.journeys.gating import proc, running, servers
 from mlsys_bench.journeys.gating.source import Metric, Sampled
@@ -143,7 +143,7 @@ class Launched:
         self._side, self._pair = side, pair
         self._url = side.asked.url or ""
         self._server = self._started() if side.asked.serve else None
-        if side.asked.restart and pair >= 1:
+        if side.asked.restart:
             self._restart(side.asked.restart)
 
     @property
@@ -156,6 +156,7 @@ class Launched:
 
     def hello(self) -> Machine:
         """Wait until the server answers, send it turns that nobody counts, and return the client's machine."""
+        ahead.start("mlsys_bench.loadtest.worker")  # it imports Locust while the server starts
         if self._server is not None:
             self._server.wait_until(self._trouble, self._side.load.ready_s)
         elif self._side.asked.restart:

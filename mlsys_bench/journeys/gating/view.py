@@ -83,11 +83,15 @@ def is_look(progress: Progress, due: int) -> bool:
 def look(progress: Progress) -> str:
     """Return how it stands in a line."""
     found = "; ".join(_said(f) for f in progress.standing.verdict.findings if f.ratio is not None)
-    after = f"after {progress.pairs} pairs, {units.show_s(progress.spent_s)}"
+    after = f"after {_pairs(progress.pairs)}, {units.show_s(progress.spent_s)}"
     ahead = progress.standing.next_look
     if progress.standing.decided or ahead is None:
         return f"{after}: {found}"
     return f"{after}: {found}; next look after {ahead} pairs, in about {units.show_s(progress.left_s)}"
+
+
+def _pairs(count: int) -> str:
+    return f"{count} pair{'s' * (count != 1)}"
 
 
 def _said(finding: Finding) -> str:
@@ -101,7 +105,7 @@ def _table(progress: Progress) -> Table:
 
     standing = progress.standing
     ahead = f"next look after {standing.next_look} pairs, in about {units.show_s(progress.left_s)}" if standing.next_look else "last look"
-    table = Table(title=f"{progress.pairs} pairs, {units.show_s(progress.spent_s)}; {ahead}", title_justify="left", box=None)
+    table = Table(title=f"{_pairs(progress.pairs)}, {units.show_s(progress.spent_s)}; {ahead}", title_justify="left", box=None)
     for heading in ("metric", "candidate / baseline", "faster ← 1 → slower", "so far"):
         table.add_column(heading)
     for f in standing.verdict.findings:
