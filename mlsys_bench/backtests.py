@@ -94,7 +94,8 @@ class Choosing:
 class Deciding:
     """What the gate says of one recorded arm beside the baseline when sessions are drawn as launch pairs.  Shares of jobs.
 
-    Intervals (90 %) are drawn over sessions: those are what is independent.  `metric` is None where all that may fail decide together.
+    Intervals (90 %) are drawn over sessions, those are what is independent, and no narrower than so many jobs allow.
+    `metric` is None where all that may fail decide together.
     """
 
     source: str
@@ -115,6 +116,7 @@ class Deciding:
     inconclusive_interval: tuple[float, float]
     pairs: float  # mean launches of each side
     pairs_interval: tuple[float, float]
+    may_fail: bool = True  # a build; what may not is reported only
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

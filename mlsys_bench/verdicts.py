@@ -9,6 +9,7 @@ from mlsys_bench.types import Bench, Machine, Scalar
 
 Word = Literal["regression", "improved", "pass", "inconclusive", "suspect", "not_comparable"]
 Kind = Literal["relative", "tail", "budget", "counter"]
+WORST_FIRST: tuple[Word, ...] = ("regression", "not_comparable", "suspect", "inconclusive", "improved", "pass")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

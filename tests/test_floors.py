@@ -135,9 +135,10 @@ def test_importing_any_module_but_the_load_worker_leaves_gevent_and_locust_out()
 
 
 def test_the_planning_path_imports_nothing_heavy() -> None:
-    """torch, locust, pandas, matplotlib, pyarrow and scipy.stats are imported where they are used; planning uses none of them."""
-    heavy = ("torch", "locust", "pandas", "matplotlib", "pyarrow", "scipy.stats")
-    imported = "import sys, mlsys_bench.plan, mlsys_bench.scenario, mlsys_bench.report.terminal"
+    """torch, locust, pandas, matplotlib, pyarrow, scipy.stats and the gate are imported where they are used; planning uses none of them."""
+    libraries = ("torch", "locust", "pandas", "matplotlib", "pyarrow", "scipy.stats")
+    heavy = (*libraries, "sqlite3", "mlsys_bench.gate", "mlsys_bench.journeys.gating")
+    imported = "import sys, mlsys_cli.main, mlsys_bench.plan, mlsys_bench.scenario, mlsys_bench.report.terminal"
     code = f"{imported}\nprint(sorted(m for m in {heavy!r} if m in sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import json
 import math
@@ -84,9 +85,32 @@ def test_quiet_sessions_are_decided_rightly(tmp_path: Path) -> None:
 def test_shares_of_jobs_add_up_and_lie_in_their_intervals(tmp_path: Path) -> None:
     for d in backtest.replay(sessions.read(written(tmp_path, lines(sd=0.05))), Policy(tolerance=0.03), jobs=400, draws=20):
         assert d.regression + d.improved + d.passed + d.inconclusive == pytest.approx(1.0)
-        for low, high in (d.regression_interval, d.passed_interval, d.inconclusive_interval):
-            assert 0 <= low <= high <= 1
-        assert 6 <= d.pairs_interval[0] <= d.pairs_interval[1] <= 40
+        spans = (d.regression_interval, d.passed_interval, d.inconclusive_interval)
+        for share, (low, high) in zip((d.regression, d.passed, d.inconclusive), spans, strict=True):
+            assert 0 <= low <= share <= high <= 1
+            assert high > low  # none of 400 jobs is not never
+        assert 6 <= d.pairs_interval[0] <= d.pairs <= d.pairs_interval[1] <= 40
+
+
+def test_the_order_of_the_lines_says_nothing(tmp_path: Path) -> None:
+    rows = lines(sd=0.03, count=11)
+    turned = sessions.read(written(tmp_path, rows[::-1], "s.csv"))
+    assert turned == sessions.read(written(tmp_path, rows, "s.csv"))
+    assert turned.sessions == tuple(str(n) for n in range(11))
+
+
+def test_an_arm_of_too_few_sessions_is_left_out_and_named(tmp_path: Path) -> None:
+    extra = [row.replace(",B5,", ",C7,") for row in lines(count=2) if ",B5," in row]
+    path = written(tmp_path, [*lines(), *extra])
+    found = sessions.read(path)
+    assert ([arm.name for arm in found.arms], found.left_out) == (["A2", "A3", "B5", "B10"], ("C7",))
+    assert "left out, in fewer than 3 sessions beside it: C7" in journey.gate([path], tolerances=["5%"], quiet=True).notes[0]
+
+
+def test_the_same_programs_of_different_sessions_are_not_pooled(tmp_path: Path) -> None:
+    rows = [row for row in lines() if not row.startswith(("0,0,A2,", "1,1,A3,"))]
+    arms = [d.arm for d in backtest.replay(sessions.read(written(tmp_path, rows)), Policy(), jobs=20, draws=0)]
+    assert "A2, A3" not in arms
 
 
 def test_a_lean_of_the_same_program_does_not_count(tmp_path: Path) -> None:
@@ -184,6 +208,10 @@ def test_the_report_says_how_often_the_same_program_fails(tmp_path: Path) -> Non
     )  # fmt: skip
     section = report.backtest(record)
     assert "fails in at most 0.00 % of jobs" in section.lead
+    assert section.tables[0].rows[0][4].sub == "0–0.67"  # none of 400
+    tail = dataclasses.replace(next(d for d in record.deciding if d.same), metric="time.p99", regression=0.5, may_fail=False)
+    alone = dataclasses.replace(record, deciding=(*(d for d in record.deciding if d.metric == "time"), tail))
+    assert "fails in at most 0.00 % of jobs" in report.backtest(alone).lead  # what is reported only fails nobody
     assert [row[0].text for row in section.tables[0].rows] == ["A2"] * 3 + ["B10"] * 3
 
 

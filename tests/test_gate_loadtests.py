@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from mlsys_bench import record, summary
-from mlsys_bench.gate import loadtests
+from mlsys_bench.gate import exit_status, loadtests
 from mlsys_bench.journeys import compare as journey
 from mlsys_bench.loadtests import LoadTests
 from mlsys_bench.types import LoadTest, RequestRecord, Requests, Validity
@@ -110,7 +110,7 @@ def test_the_resampled_error_is_what_runs_of_the_same_server_differ_by() -> None
 def test_another_load_is_not_compared(change: dict[str, object], says: str) -> None:
     base = run(requests(0))
     found = loadtests.compare(side(base), side(dataclasses.replace(base, **change)))  # type: ignore[arg-type]
-    assert (found.verdict, loadtests.exit_status(found)) == ("not_comparable", 4)
+    assert (found.verdict, exit_status(found)) == ("not_comparable", 4)
     assert any(says in line for line in found.fingerprint_differences)
 
 

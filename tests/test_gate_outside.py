@@ -451,7 +451,7 @@ def test_options_that_do_not_go_together_are_refused(typed: dict[str, Any], cure
         ({"command": "x"}, "--base REF and --cand REF"),
         ({"command": "x", "base_command": "y"}, "either one --command"),
         ({"base": "http://a", "cand": "main", "qps": 1.0}, "the other side is a server"),
-        ({"base": "http://a", "cand": "http://b"}, "exactly one of --qps"),
+        ({"base": "http://a", "cand": "http://b"}, "one of --qps R .* and --users N"),
         ({"base": "http://a", "base_serve": "x {port}", "cand": "http://b", "qps": 1.0}, "either --base URL or --base-serve"),
         ({"base": "http://a", "cand": "http://b", "qps": 1.0, "idle": "sleep"}, "--idle sleep"),
     ],

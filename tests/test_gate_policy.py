@@ -85,6 +85,12 @@ def test_the_command_line_stands_above_the_file(tmp_path: Path) -> None:
     assert set(found.reported) == {"loss", "planner.*", "engine.step"}
 
 
+def test_a_rule_about_nothing_that_was_measured_is_named() -> None:
+    rules = Policy(tolerances={"command.wal": 0.03, "command.*": 0.1}, reported=("planner.*", "command.wall"))
+    assert policy.idle(rules, ("command.wall", "command.wall.cpu")) == ("command.wal", "planner.*")
+    assert policy.idle(Policy(), ("command.wall",)) == ()
+
+
 def test_without_a_file_options_stand_above_the_defaults() -> None:
     assert policy.given() == Policy()
     assert policy.given(counters="3%") == Policy(counter_tolerance=0.03)

@@ -344,7 +344,7 @@ def folder(path: Path, name: str, n: int, factor: float = 1.0) -> Path:
     for i in range(n):
         document = raw(f"{name}_base.json")
         for test in document["benchmarks"]:
-            test["stats"]["data"] = [v * factor * (1 + 0.002 * (i % 3)) for v in test["stats"]["data"]]
+            test["stats"]["data"] = [v * factor * (1 + 0.002 * (i % 3) + 1e-6 * i) for v in test["stats"]["data"]]
         written(path / f"{i}.json", document)
     return path
 
@@ -352,6 +352,13 @@ def folder(path: Path, name: str, n: int, factor: float = 1.0) -> Path:
 def test_a_folder_of_files_is_a_launch_a_file(tmp_path: Path) -> None:
     found = readers.read(folder(tmp_path / "a", "pytest_benchmark", 6))
     assert [len(m.launches) for m in found.measurements] == [6, 6, 6]
+
+
+def test_a_copy_of_a_launch_is_no_second_one(tmp_path: Path) -> None:
+    place = folder(tmp_path / "a", "pytest_benchmark", 2)
+    (place / "2.json").write_text((place / "0.json").read_text())
+    with pytest.raises(BadInput, match=r"2\.json: is a copy of 0\.json"):
+        readers.read(place)
 
 
 def test_results_of_two_tools_or_machines_do_not_belong_in_one_folder(tmp_path: Path) -> None:

@@ -223,7 +223,21 @@ def test_nothing_measured_is_no_pass(repository: Repository) -> None:
         gated("quiet")
 
 
+def test_a_side_alone_that_measured_nothing_is_no_undecided_question(repository: Repository, tmp_path: Path) -> None:
+    repository.tag("cand", silent=True)
+    with pytest.raises(MeasurementFailed, match="the candidate measured nothing"):
+        gated(out=tmp_path / "gate.json")
+    assert record.read(tmp_path / "gate.json", GateRun).verdict.verdict == "inconclusive"
+
+
 # ---------------------------------------------------------------- what people mistype
+
+
+def test_a_project_without_our_benchmarks_is_told_what_to_give(repository: Repository) -> None:
+    repository.tag("cand", note="x")
+    with pytest.raises(NotComparable, match=r"base: holds no mlsys_cli.*--command") as caught:
+        run.refs("base", "cand", asked=Asked(quiet=True))
+    assert caught.value.exit_status == 4
 
 
 def test_an_unknown_ref_names_a_near_one(repository: Repository) -> None:

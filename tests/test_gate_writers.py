@@ -25,6 +25,7 @@ from mlsys_bench.gate.writers import markdown, parts
 from mlsys_bench.journeys.gating.outputs import Outputs, check, write, write_failure
 from mlsys_bench.types import Bench, Launch, Machine, Measurement, Round
 from mlsys_bench.verdicts import Contention, Finding, GateRun, Policy, Subject, Verdict, Word
+from tests import sample_gates as sample
 
 MLSYS = str(Path(sysconfig.get_path("scripts")) / "mlsys")
 GOLDEN = Path(__file__).parent / "golden" / "gate_writers"
@@ -515,3 +516,21 @@ def test_nothing_is_written_that_was_not_asked_for(tmp_path: Path) -> None:
 def test_a_file_that_cannot_be_written_is_told_before_anything_is_measured(tmp_path: Path) -> None:
     with pytest.raises(Exception, match="it is a folder"):
         check(Outputs(junit=tmp_path))
+
+
+def test_a_comment_says_that_a_working_tree_had_changes() -> None:
+    run = sample.run(cand=Subject(kind="ref", label=".", commit="b" * 40 + "-dirty"))
+    assert f". ({'b' * 10}-dirty)" in writers.comment(run)
+
+
+def test_a_comment_counts_only_what_passed_as_within_the_tolerance() -> None:
+    found = (sample.finding("a", "pass", 0.0), sample.finding("b", "inconclusive", 0.02, may_fail=False))
+    text = writers.comment(sample.run(found, "pass"))
+    assert "1 of 2 metrics within a tolerance of" in text
+    assert "inconclusive, reported only" in text
+
+
+def test_what_is_only_reported_and_undecided_is_no_annotation() -> None:
+    """A warning on a build for what may never fail it is noise."""
+    quiet = sample.finding("command.wall.cpu", "inconclusive", 0.02, may_fail=False)
+    assert writers.annotated(sample.run((sample.finding(verdict="pass", change=0.0), quiet), "pass")) == ()

@@ -72,14 +72,11 @@ def run(
     bench: Annotated[
         str | None, typer.Option(help="Only these benchmarks, e.g. engine.decode,planner.  [default: all]", metavar="NAMES")
     ] = None,
-    worker: Annotated[
-        str | None,
-        typer.Option(help="The project's own bench worker, run in each side's folder, the benchmark's name behind.", metavar="COMMAND"),
-    ] = None,
+    worker: sides.Worker = None,
     budget: Annotated[
         str | None, typer.Option(help="Time for the whole run.  [default: 90s for each benchmark, 10min for commands, 20 pairs of servers]")
     ] = None,
-    tolerance: Annotated[str | None, typer.Option(help="How much worse is still accepted.  [default: 5%]")] = None,
+    tolerance: sides.Tolerance = None,
     policy: sides.PolicyFile = None,
     metric: sides.Metric = None,
     tails: sides.Tails = None,

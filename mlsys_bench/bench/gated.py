@@ -19,7 +19,7 @@ from mlsys_bench.bench.turns import Benchmark
 from mlsys_bench.engine import Engine
 from mlsys_bench.types import Scalar
 
-MODEL, BATCH, CONTEXT, STEPS = "nano", 4, 48, 5
+MODEL, BATCH, CONTEXT, STEPS = "nano", 2, 48, 5
 PROMPTS, TOKENS = 8, 96  # of the quality
 
 

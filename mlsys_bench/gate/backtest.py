@@ -1,6 +1,7 @@
 """How often the gate is right, on recorded sessions: pairs are drawn from the sessions, and the looks of a live gate decide.
 
 The sessions are what is independent, so the interval of each rate is drawn over them: first sessions are drawn, then jobs from those.
+It is never narrower than Wilson's of the jobs that were played: none of 4,000 is not never.
 Of the same program pairs are turned round at random, so that what one session leans to does not count.
 """
 
@@ -17,11 +18,9 @@ from mlsys_bench import stats
 from mlsys_bench.backtests import Deciding
 from mlsys_bench.gate import rows, sequence
 from mlsys_bench.gate.rows import Row
-from mlsys_bench.gate.sequence import Evidence, Floats, Ints
+from mlsys_bench.gate.sequence import Bools, Evidence, Floats, Ints
 from mlsys_bench.gate.sessions import Arm, Sessions
 from mlsys_bench.verdicts import Policy
-
-Bools = npt.NDArray[np.bool_]
 
 JOBS = 4000
 DRAWS = 200  # of sessions
@@ -48,7 +47,7 @@ class Outcome(NamedTuple):
 
 
 def replay(found: Sessions, policy: Policy, seed: int = 0, jobs: int = JOBS, draws: int = DRAWS) -> Iterator[Deciding]:
-    """Yield the rates of each arm: of all metrics that may fail together, then of each alone.  Without draws intervals have no width."""
+    """Yield the rates of each arm: of all metrics that may fail together, then of each alone.  Without draws intervals are of jobs only."""
     for pool in _pools(found, policy):
         counting = [i for i, row in enumerate(pool.rows) if row.may_fail]
         for metrics in (*([counting] if len(counting) > 1 else []), *([i] for i in range(len(pool.rows)))):
@@ -68,7 +67,8 @@ def _pools(found: Sessions, policy: Policy) -> Iterator[Pool]:
     pools = [_pool(arm, policy) for arm in found.arms]
     same = [pool for pool in pools if pool.same]
     yield from pools
-    if len(same) > 1 and len({pool.logs.shape for pool in same}) == 1:
+    alike = len({pool.logs.shape for pool in same}) == 1 and len({arm.sessions for arm in found.arms if arm.is_same}) == 1
+    if len(same) > 1 and alike:  # in the same sessions: places of the pool are sessions
         together = np.concatenate([pool.logs for pool in same], axis=1)
         yield Pool(", ".join(pool.arm for pool in same), True, same[0].sessions, same[0].rows, together)
 
@@ -89,15 +89,18 @@ def _deciding(source: str, pool: Pool, metrics: Sequence[int], policy: Policy, e
         return _interval(of.reshape(draws or 1, -1).mean(axis=1, dtype=float))
 
     def share(of: Bools, drawn: Bools) -> tuple[float, tuple[float, float]]:
-        return float(of.mean()), spread(drawn)
+        (low, high), played = spread(drawn), stats.wilson(int(of.sum()), len(of))
+        assert played is not None
+        return float(of.mean()), (min(low, played[0]), max(high, played[1]))
 
+    pairs, span = float(said.pairs.mean()), spread(again.pairs)
     shares = [share(a, b) for a, b in zip(_words(said), _words(again), strict=True)]
     return Deciding(
         source=source, arm=pool.arm, metric=used[0].name if len(used) == 1 else None, tolerance=policy.tolerance, same=pool.same,
         sessions=pool.sessions, change=math.expm1(float(logs.mean())), sd=float(logs.std(axis=1, ddof=1).max()),
         regression=shares[0][0], regression_interval=shares[0][1], improved=shares[1][0], improved_interval=shares[1][1],
         passed=shares[2][0], passed_interval=shares[2][1], inconclusive=shares[3][0], inconclusive_interval=shares[3][1],
-        pairs=float(said.pairs.mean()), pairs_interval=spread(again.pairs),
+        pairs=pairs, pairs_interval=(min(pairs, span[0]), max(pairs, span[1])), may_fail=any(row.may_fail for row in used),
     )  # fmt: skip
 
 

@@ -2,7 +2,8 @@
 
 A quantile keeps its limit when few enough samples lie beyond it.  Samples of one round and of one launch resemble each other, so their
 number is divided by the design effect: how much more the share beyond the limit varies from round to round (or launch to launch) than
-independent samples would.  Where no quantile is named, the one number of each launch is held against the limit.
+independent samples would.  Six launches know that effect badly, so their bounds are widened as Student's are against the normal ones.
+Where no quantile is named, the one number of each launch is held against the limit.
 """
 
 from __future__ import annotations
@@ -14,14 +15,11 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-import numpy.typing as npt
 
 from mlsys_bench import units
 from mlsys_bench.errors import BadInput, UnitError
-from mlsys_bench.gate.sequence import Evidence
+from mlsys_bench.gate.sequence import LOOKS, Evidence, Floats
 from mlsys_bench.types import Launch
-
-Floats = npt.NDArray[np.float64]
 
 _BUDGET = re.compile(
     r"^\s*(?P<metric>[A-Za-z][\w.:/-]*?)(?:_(?P<stat>p\d{1,2}(?:\.\d+)?|mean))?\s*(?P<sign>[<>])=?\s*(?P<limit>[^\s<>=].*?)\s*$"
@@ -123,12 +121,27 @@ class Share:
     samples: int
     effective: float
     allowed: float
+    groups: int = 1  # launches, or blocks of fewer of them, by which the design effect is known; 1: it is not
+
+    def counting(self, level: float) -> float:
+        """Return how many independent samples bounds of this level may count on.
+
+        The design effect comes from few groups, so the effective number is taken times (t[n - 1] / t[groups - 1])^2.
+        Source: Korn and Graubard (1998), Survey Methodology 24.
+        """
+        from scipy.special import stdtrit
+
+        if self.groups < 2:
+            return self.effective
+        known, few = (float(stdtrit(df, 1 - level)) for df in (max(self.samples, self.groups) - 1, self.groups - 1))
+        return self.effective * (known / few) ** 2
 
     def bounds(self, level: float) -> tuple[float, float]:
         """Return the one-sided bounds of the share.  Source: Clopper and Pearson (1934), Biometrika 26, by the beta law."""
         from scipy.special import betaincinv
 
-        k, n = self.beyond * self.effective, self.effective
+        n = self.counting(level)
+        k = self.beyond * n
         low = float(betaincinv(k, n - k + 1, level)) if k > 0 else 0.0
         high = float(betaincinv(k + 1, n - k, 1 - level)) if k < n else 1.0
         return low, high
@@ -138,7 +151,8 @@ class Share:
         from scipy.special import betainc
 
         low, high = self.bounds(level)
-        k, n = self.beyond * self.effective, self.effective
+        n = self.counting(level)
+        k = self.beyond * n
         worse = float(betainc(k, n - k + 1, self.allowed)) if k > 0 else 1.0  # P(at least so many | as many as allowed)
         figures = (*(_log(share / self.allowed) for share in (self.beyond, low, high)), worse, 1.0)
         return Evidence(*(np.array(figure) for figure in figures))
@@ -155,7 +169,10 @@ def share(budget: Budget, launches: Sequence[Launch]) -> Share:
     whole = [np.concatenate(launch) for launch in beyond if launch]
     samples = sum(map(len, rounds))
     effect = max(1.0, design_effect(rounds), design_effect(whole))
-    return Share(beyond=sum(int(r.sum()) for r in rounds) / samples, samples=samples, effective=samples / effect, allowed=allowed(budget))
+    return Share(
+        beyond=sum(int(r.sum()) for r in rounds) / samples, samples=samples, effective=samples / effect, allowed=allowed(budget),
+        groups=len(whole) if len(whole) >= LOOKS[0] else len(rounds),
+    )  # fmt: skip
 
 
 def allowed(budget: Budget) -> float:

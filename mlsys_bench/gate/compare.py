@@ -97,25 +97,33 @@ def _decided(base: Measurement, cand: Measurement, tolerance: float) -> Finding:
     statistic = launches.statistic_for((*base.launches, *cand.launches))
     before = [launches.number(launch, statistic, base.better) for launch in base.launches]
     after = [launches.number(launch, statistic, cand.better) for launch in cand.launches]
+    found, needed = None, None
     if min(len(before), len(after)) < arithmetic.ENOUGH_LAUNCHES:
         ratio, interval, verdict, reason = few.said(base.launches, cand.launches, base.better, statistic, (before, after), tolerance)
     else:
-        ratio, interval, verdict, reason = _from_many(before, after, base.better, statistic, tolerance)
+        bounds = _bounds(before, after, base.better, tolerance)
+        ratio, interval, verdict, reason = _from_many(bounds, f"{len(before)} against {len(after)}", base.better, statistic, tolerance)
+        found, needed = math.expm1(min(bounds.detectable, 50.0)), arithmetic.launches_needed(bounds.sd, tolerance)
     return Finding(
-        name=base.name, parameters=base.parameters, unit=base.unit, better=base.better, baseline=few.centre(before),
-        candidate=few.centre(after), ratio=ratio, interval=interval, verdict=verdict, reason=reason, pairs=min(len(before), len(after)),
+        name=base.name, parameters=base.parameters, unit=base.unit, better=base.better, ratio=ratio, interval=interval,
+        baseline=few.figure(base.launches, before, statistic), candidate=few.figure(cand.launches, after, statistic),
+        verdict=verdict, reason=reason, pairs=min(len(before), len(after)), detectable=found, pairs_needed=needed,
     )  # fmt: skip
 
 
-def _from_many(
-    before: Sequence[float], after: Sequence[float], better: str, statistic: str, tolerance: float
-) -> tuple[float, tuple[float, float], Word, str]:
+def _bounds(before: Sequence[float], after: Sequence[float], better: str, tolerance: float) -> arithmetic.Bounds:
     sign = 1 if better == "lower" else -1
     logs = [[sign * math.log(v) for v in side] for side in (before, after)]
-    bounds = arithmetic.welch(logs[0], logs[1], tolerance)
+    return arithmetic.welch(logs[0], logs[1], tolerance)
+
+
+def _from_many(
+    bounds: arithmetic.Bounds, numbers: str, better: str, statistic: str, tolerance: float
+) -> tuple[float, tuple[float, float], Word, str]:
+    sign = 1 if better == "lower" else -1
     verdict = arithmetic.decide(bounds.low, bounds.high, tolerance)
     ends = sorted(math.exp(sign * end) for end in (bounds.low, bounds.high))
-    counts = f"{len(before)} against {len(after)} launches ({statistic} of each), launch sd {100 * bounds.sd:.1f} %"
+    counts = f"{numbers} launches ({statistic} of each), launch sd {100 * bounds.sd:.1f} %"
     if verdict == "inconclusive":
         needed = arithmetic.launches_needed(bounds.sd, tolerance)
         counts += f"; finds a slowdown of {100 * math.expm1(bounds.detectable):.1f} % nine times in ten, " + (

@@ -35,14 +35,15 @@ def welch(base: Sequence[float], cand: Sequence[float], tolerance: float) -> Bou
     b, c = np.asarray(base, dtype=float), np.asarray(cand, dtype=float)
     share_b, share_c = float(b.var(ddof=1)) / len(b), float(c.var(ddof=1)) / len(c)
     error = math.sqrt(share_b + share_c)
+    d1 = math.log1p(tolerance)
     estimate = float(c.mean() - b.mean())
     sd = math.sqrt((float(b.var(ddof=1)) + float(c.var(ddof=1))) / 2)
-    d0 = math.log1p(tolerance) / 5
     if error == 0:
-        return Bounds(estimate, estimate, estimate, sd, d0)
+        return Bounds(estimate, estimate, estimate, sd, d1)
     df = (share_b + share_c) ** 2 / (share_b**2 / (len(b) - 1) + share_c**2 / (len(c) - 1))
     half, reach = float(stdtrit(df, ONE_SIDED)) * error, float(stdtrit(df, POWER)) * error
-    return Bounds(estimate, estimate - half, estimate + half, sd, d0 + half + reach)
+    found = max(d1 / 5 + half + reach, d1 - half + reach)  # beyond d0, and not a pass
+    return Bounds(estimate, estimate - half, estimate + half, sd, found)
 
 
 def decide(low: float, high: float, tolerance: float) -> Literal["regression", "improved", "pass", "inconclusive"]:

@@ -34,13 +34,20 @@ def said(
     number = min(map(len, numbers))
     start = "single launch" if number == 1 else f"{number} launches"
     spread = "; the interval is the spread within launches" if interval else ""
-    reason = f"{start}: needs at least {arithmetic.ENOUGH_LAUNCHES} launch pairs; run mlsys gate run{spread}"
+    reason = f"{start}: needs at least {arithmetic.ENOUGH_LAUNCHES} launch pairs{spread}"
     return ratio, interval, "suspect" if suspicious else "inconclusive", reason
 
 
 def centre(numbers: Iterable[float]) -> float:
     """Return the geometric mean: the ratio of two of them is the mean log difference, and swapping sides inverts it."""
     return math.exp(float(np.mean([math.log(v) for v in numbers])))
+
+
+def figure(measured: Sequence[Launch], numbers: Sequence[float], statistic: str) -> float:
+    """Return the one figure of a side that a person reads: of shares the share itself, without what keeps a launch's number above zero."""
+    if statistic == "share":
+        return float(np.mean(np.concatenate([np.asarray(launches.samples(launch)) for launch in measured])))
+    return centre(numbers)
 
 
 def _within_launches(base: Sequence[Launch], cand: Sequence[Launch], statistic: Statistic, better: str) -> tuple[float, float] | None:

@@ -19,6 +19,7 @@ from mlsys_bench.types import Measurement
 from mlsys_bench.verdicts import Finding, Policy, Word
 
 UNDECIDED = "not decided yet"  # how the reason of what more pairs may decide begins
+_PLAIN_TO_SEE = math.log(10.0)  # ten times as slow
 
 
 def of(tested: Row | Limit, track: Track, at: int) -> Finding:
@@ -39,21 +40,28 @@ def _relative(row: Row, state: int, decided_at: int, first: int) -> Finding:
     sd = float(logs.std(ddof=1)) if n > 1 else None
     reason = f"{_history(state, decided_at, first, float(seen.low), float(seen.high), row.accepted)}{_effort(row, n, sd)}"
     unsure = state in (OPEN, DOUBTED, INCONCLUSIVE)
-    found = None if sd is None else math.expm1(min(sequence.detectable(sd, n, row.tolerance), 50.0))
+    found = None if sd is None else _detectable(sd, n, row.tolerance)
     needed = None if sd is None else sequence.pairs_needed(sd, row.tolerance)
-    if unsure and found is not None:
-        reason += f"; finds a slowdown of {100 * found:.1f} % nine times in ten, " + (
+    if unsure and n >= sequence.LOOKS[0]:
+        reason += (f"; finds a slowdown of {100 * found:.1f} % nine times in ten, " if found is not None else "; ") + (
             f"{needed} pairs would find {100 * row.tolerance:g} %" if needed else f"too noisy for {100 * row.tolerance:g} %"
         )
     ends = sorted(row.sign * float(end) for end in (seen.low, seen.high))
     return Finding(
         name=row.name, parameters=row.parameters, unit=row.unit, better=row.better, kind=row.kind, may_fail=row.may_fail,
-        baseline=few.centre([b for b, _ in used]) if used else None, candidate=few.centre([c for _, c in used]) if used else None,
+        baseline=few.figure([b for b, _ in row.pairs[:n]], [b for b, _ in used], row.statistic) if used else None,
+        candidate=few.figure([c for _, c in row.pairs[:n]], [c for _, c in used], row.statistic) if used else None,
         ratio=math.exp(row.sign * float(seen.estimate)) if n else None,
         interval=(math.exp(ends[0]), math.exp(ends[1])) if np.isfinite(ends).all() else None,
         verdict=sequence.WORDS.get(state, "inconclusive"), reason=reason, tolerance=row.tolerance, pairs=n, launch_sd=sd,
         detectable=found, pairs_needed=needed,
     )  # fmt: skip
+
+
+def _detectable(sd: float, pairs: int, tolerance: float) -> float | None:
+    """Return the slowdown, as a share, that so many pairs find nine times in ten; None where they find none, or what anybody sees."""
+    log = sequence.detectable(sd, pairs, tolerance)
+    return math.expm1(log) if log < _PLAIN_TO_SEE else None
 
 
 def _shown(state: int, decided_at: int, first: int, available: int) -> tuple[int, float]:
@@ -89,8 +97,9 @@ def _single(row: Row) -> Finding:
     statistic = launches.statistic_for((base, cand))
     ratio, interval, verdict, reason = few.said([base], [cand], row.better, statistic, ([before], [after]), row.tolerance)
     return Finding(
-        name=row.name, parameters=row.parameters, unit=row.unit, better=row.better, baseline=before, candidate=after, ratio=ratio,
-        interval=interval, verdict=verdict, reason=f"{UNDECIDED}: {reason}", kind=row.kind, may_fail=row.may_fail,
+        name=row.name, parameters=row.parameters, unit=row.unit, better=row.better, ratio=ratio, interval=interval,
+        baseline=few.figure([base], [before], statistic), candidate=few.figure([cand], [after], statistic),
+        verdict=verdict, reason=f"{UNDECIDED}: {reason}", kind=row.kind, may_fail=row.may_fail,
         tolerance=row.tolerance, pairs=1,
     )  # fmt: skip
 

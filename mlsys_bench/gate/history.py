@@ -27,7 +27,6 @@ from mlsys_bench.summary import launches
 from mlsys_bench.types import Bench, Machine, Measurement, Scalar
 from mlsys_bench.verdicts import Finding, GateRun, Policy, Verdict
 
-DEFAULT = Path(".mlsys/gate.sqlite")
 SCHEMA = 1
 APPLICATION = 0x6D6C7379  # 'mlsy', in the file's header: whose database it is
 WAIT_S = 30.0  # for another writer

@@ -66,6 +66,8 @@ def _limit(budget: Budget, base: Measurement, cand: Measurement, may_fail: bool)
     pairs = paired(base, cand)
     if cand.deterministic:
         return _at_once(budget, base, cand, may_fail)
+    if any(not len(launches.samples(after)) for _, after in pairs):
+        return finding(budget, base, cand, may_fail, "not_comparable", "a launch of the candidate holds no sample", 0)
     by_share = budget.quantile is not None or (cand.unit == "share" and budget.stat is None)
     numbers = [] if by_share else _numbers(budget, cand, [after for _, after in pairs])
     if not by_share and min(numbers, default=1.0) <= 0:

@@ -12,18 +12,17 @@ import statistics
 from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
-import numpy.typing as npt
 
 from mlsys_bench import errors, stats, summary
 from mlsys_bench import slo as promised
 from mlsys_bench.gate import budgets
 from mlsys_bench.gate import policy as rules
 from mlsys_bench.gate.budgets import Budget
+from mlsys_bench.gate.sequence import Floats
 from mlsys_bench.summary import promises
 from mlsys_bench.types import SLO, Launch, LoadTest, Round
 from mlsys_bench.verdicts import Finding, Policy, Word
 
-Floats = npt.NDArray[np.float64]
 _BLOCKS = 20  # of neighbouring requests, of a run
 _LEVEL = 0.005  # chance that a bound is wrong, each
 

@@ -16,27 +16,24 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-import numpy.typing as npt
 
 from mlsys_bench import stats, summary
 from mlsys_bench.errors import BadInput
 from mlsys_bench.gate import decide as arithmetic
 from mlsys_bench.gate import load_limits
 from mlsys_bench.gate import policy as rules
-from mlsys_bench.gate.words import EXIT, counted, overall, ruled
+from mlsys_bench.gate.words import counted, overall, ruled
 from mlsys_bench.loadtests import LoadTests
 from mlsys_bench.record import Envelope
 from mlsys_bench.summary.intervals import Z_90, resampled
 from mlsys_bench.types import LoadTest, Machine
 from mlsys_bench.verdicts import Finding, Policy, Verdict, Word
 
-Floats = npt.NDArray[np.float64]
-
 METRICS = ("ttft", "tpot", "itl", "e2e")
 QUANTILES = {"p50": 0.5, "p95": 0.95, "p99": 0.99}
 SAME_RATE = 0.01  # of the asked rate
 SAME_LENGTHS = 0.05  # of the mean tokens
-BETWEEN_RUNS_SD = 0.025  # of logarithms: what runs of one program differ by on a noisy machine, see `decide`
+BETWEEN_RUNS_SD = 0.025  # of logarithms: what runs of one program differ by on a noisy machine, see `gate.decide`
 _ALONE = 2.326 * math.sqrt(2) * BETWEEN_RUNS_SD  # what one run a side must differ by beyond chance inside it: 1 %, one-sided
 _RESAMPLES = 400
 # of the fingerprint: what a load client is made of
@@ -70,11 +67,6 @@ def compare(base: Side, cand: Side, *, tolerance: float = 0.05, policy: Policy |
     findings = (*_latencies(base, cand, policy), *_rates(base, cand, policy), _failures(base, cand), *_limits(base, cand, policy))
     findings = tuple(ruled(f, policy) for f in findings)
     return Verdict(verdict=overall(findings), findings=findings, tolerance=tolerance, reasons=(*counted(findings), *_remarks(base, cand)))
-
-
-def exit_status(verdict: Verdict) -> int:
-    """Return what the command ends with."""
-    return EXIT[verdict.verdict]
 
 
 # ---------------------------------------------------------------- may they be compared?

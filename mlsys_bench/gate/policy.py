@@ -100,6 +100,13 @@ def _rule_about(patterns: Iterable[str], name: str) -> str | None:
     return _longest(patterns, parent) if found is None and parent is not None else found
 
 
+def idle(policy: Policy, names: Iterable[str]) -> tuple[str, ...]:
+    """Return the rules that are about none of these metrics: a mistyped one does nothing."""
+    names = tuple(names)
+    rules = dict.fromkeys((*(policy.tolerances or {}), *policy.reported))
+    return tuple(rule for rule in rules if not any(_longest((rule,), name) for name in names))
+
+
 def told(policy: Policy) -> str:
     """Print what a policy says in a line."""
     named = [f"{name} {100 * share:g}%" for name, share in (policy.tolerances or {}).items()]

@@ -13,17 +13,15 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-import numpy.typing as npt
 
 from mlsys_bench import stats
 from mlsys_bench.gate import policy as rules
 from mlsys_bench.gate import sequence
-from mlsys_bench.gate.sequence import Evidence
+from mlsys_bench.gate.sequence import Evidence, Floats
 from mlsys_bench.summary import launches
 from mlsys_bench.types import Launch, Measurement, Scalar
 from mlsys_bench.verdicts import Kind, Policy
 
-Floats = npt.NDArray[np.float64]
 Pair = tuple[Launch, Launch]
 Numbers = tuple[float, float]
 
@@ -106,10 +104,17 @@ def _by_launch(pairs: tuple[Pair, ...], better: Literal["lower", "higher"]) -> t
     """Return the numbers of each pair, the same statistic on both its sides, and its name."""
     used = [launches.statistic_for(pair) for pair in pairs]
     numbers = tuple(
-        (launches.number(base, statistic, better), launches.number(cand, statistic, better))
+        _shares(base, cand)
+        if statistic == "share"
+        else (launches.number(base, statistic, better), launches.number(cand, statistic, better))
         for statistic, (base, cand) in zip(used, pairs, strict=True)
     )
     return numbers, " or ".join(dict.fromkeys(used))
+
+
+def _shares(base: Launch, cand: Launch) -> Numbers:
+    among = min(len(launches.samples(launch)) for launch in (base, cand))
+    return launches.share(base, among), launches.share(cand, among)
 
 
 def _each(pairs: tuple[Pair, ...], of_launch: Callable[[Launch], float | None]) -> tuple[Numbers, ...] | None:

@@ -6,6 +6,7 @@ d1 = log(1 + tolerance) may pass, d0 = d1 / 5 is what nobody minds.  docs/adr/00
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from typing import NamedTuple
@@ -152,20 +153,53 @@ def alone(logs: npt.ArrayLike, tolerance: float) -> tuple[Word, int]:
 
 
 def detectable(sd: float, pairs: int, tolerance: float) -> float:
-    """Return the log slowdown that so many pairs find nine times in ten when their sd is this."""
+    """Return the log slowdown that fails nine times in ten within so many pairs when their sd is this; infinite before the first look.
+
+    The easier of failing at once and of being slower in a first batch and again in a second; `resolution` plays the same and agrees.
+    """
+    d1 = math.log1p(tolerance)
+
+    def beyond(limit: float, n: int, level: float) -> float:
+        return limit + (_reach(n, level) + _reach(n, 1 - POWER)) * sd / math.sqrt(n)
+
+    def at_least(limit: float, n: int) -> float:
+        return limit + _reach(n, 1 - POWER) * sd / math.sqrt(n)
+
+    def no_pass(n: int, level: float) -> float:
+        return d1 - (_reach(n, level) - _reach(n, 1 - POWER)) * sd / math.sqrt(n)
+
+    at_once = (max(at_least(2 * d1, n), beyond(d1, n, LEVELS[n])) for n in LOOKS if n <= pairs)
+    again = (
+        max(
+            beyond(d1 / 5, first, LEVELS[first]), no_pass(first, LEVELS[first]), beyond(d1 / 5, size, CONFIRMING[size]),
+            at_least(BEYOND * d1, first + size), no_pass(first + size, LEVELS[size]),
+        )
+        for first in LOOKS for size in LOOKS if first + size <= pairs
+    )  # fmt: skip
+    return min((*at_once, *again), default=math.inf)
+
+
+@functools.cache
+def _reach(n: int, level: float) -> float:
+    """Return how many standard errors off the mean of n pairs its one-sided bound lies."""
     from scipy.special import stdtrit
 
-    reach = float(stdtrit(pairs - 1, 1 - PLAIN_LEVEL)) + float(stdtrit(pairs - 1, POWER))
-    return math.log1p(tolerance) / 5 + reach * sd / math.sqrt(pairs)
+    return float(stdtrit(n - 1, 1 - level))
 
 
 def pairs_needed(sd: float, tolerance: float) -> int | None:
-    """Return the pairs that find a slowdown of `tolerance` nine times in ten, or None when nobody would run so many."""
+    """Return the pairs that find a slowdown of `tolerance` nine times in ten, or None when nobody would run so many.
+
+    Where those of a run do not, the pairs that one look at PLAIN_LEVEL would take.
+    """
     from scipy.special import stdtrit
 
-    n = np.arange(LOOKS[0], MOST_ANYBODY_RUNS + 1)
+    d1 = math.log1p(tolerance)
+    if within := next((n for n in COUNTS if detectable(sd, n, tolerance) <= d1), None):
+        return within
+    n = np.arange(MOST_PAIRS + 1, MOST_ANYBODY_RUNS + 1)
     reach = (stdtrit(n - 1, 1 - PLAIN_LEVEL) + stdtrit(n - 1, POWER)) * sd / np.sqrt(n)
-    found = np.flatnonzero(reach <= 0.8 * math.log1p(tolerance))
+    found = np.flatnonzero(reach <= 0.8 * d1)
     return int(n[found[0]]) if len(found) else None
 
 

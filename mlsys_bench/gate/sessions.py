@@ -4,6 +4,7 @@
 
 A sample is a time in microseconds, or wall_us:cpu_us:involuntary_switches.  In each session every arm is one launch; the arms A, A2, A3 are
 the same program.  Other arms are held against A of their session only: two others may share an address layout, and are no independent pair.
+The order of the lines says nothing.
 """
 
 from __future__ import annotations
@@ -48,6 +49,7 @@ class Sessions:
     sessions: tuple[str, ...]
     disturbed: tuple[str, ...]  # the sessions that a neighbour disturbed
     arms: tuple[Arm, ...]
+    left_out: tuple[str, ...] = ()  # arms that stand beside the baseline in too few sessions
 
 
 def read(path: Path) -> Sessions:
@@ -65,10 +67,19 @@ def read(path: Path) -> Sessions:
             raise BadInput(f"{where}: round {turn} of arm {arm} in session {session} comes twice")
         rounds[turn] = samples
     _check_alike(found, path)
+    found = {session: found[session] for session in sorted(found, key=_place)}
+    arms = tuple(_arms(found, path))
+    known = {BASELINE, *(arm.name for arm in arms)}
     return Sessions(
-        source=str(path), lines=len(lines), sessions=tuple(found), disturbed=tuple(s for s, flag in disturbed.items() if flag),
-        arms=tuple(_arms(found, path)),
+        source=str(path), lines=len(lines), sessions=tuple(found), disturbed=tuple(s for s in found if disturbed[s]), arms=arms,
+        left_out=tuple(sorted({name for each in found.values() for name in each} - known, key=_order)),
     )  # fmt: skip
+
+
+def _place(session: str) -> tuple[bool, int, str]:
+    """Return what sessions are sorted by: numbers first, as numbers."""
+    number = session.isascii() and session.isdigit()
+    return not number, int(session) if number else 0, session
 
 
 def _fields(fields: Sequence[str], where: str) -> tuple[str, bool, str, int, Round]:
@@ -117,12 +128,15 @@ def _check_alike(found: dict[str, dict[str, dict[int, Round]]], path: Path) -> N
 
 
 def _arms(found: dict[str, dict[str, dict[int, Round]]], path: Path) -> Iterator[Arm]:
-    """Yield each arm with the baseline of the sessions that hold both, those of the same program first."""
+    """Yield each arm with the baseline of the sessions that hold both, those of the same program first; none that stands in too few."""
     names = sorted({arm for arms in found.values() for arm in arms} - {BASELINE}, key=_order)
-    for name in names:
-        both = [s for s, arms in found.items() if BASELINE in arms and name in arms]
+    beside = {name: [s for s, arms in found.items() if BASELINE in arms and name in arms] for name in names}
+    most = max(names, key=lambda name: len(beside[name]), default=None)
+    if most is not None and len(beside[most]) < FEWEST:
+        raise BadInput(f"{path}: arm {most} stands beside {BASELINE} in {len(beside[most])} sessions; at least {FEWEST} are needed")
+    for name, both in beside.items():
         if len(both) < FEWEST:
-            raise BadInput(f"{path}: arm {name} stands beside {BASELINE} in {len(both)} sessions; at least {FEWEST} are needed")
+            continue
         base, cand = (_measurement([found[s][arm] for s in both]) for arm in (BASELINE, name))
         yield Arm(name=name, sessions=tuple(both), base=base, cand=cand)
     if not names:

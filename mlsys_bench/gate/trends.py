@@ -22,8 +22,8 @@ from mlsys_bench.gate import changes, history
 from mlsys_bench.gate.changes import Change
 from mlsys_bench.gate.history import Metric, Result
 from mlsys_bench.histories import Drawn, History, HistoryChange, HistoryPoint, HistorySeries
+from mlsys_bench.summary.intervals import Z_90
 
-Z_90 = 1.6449  # of an interval of 90 %
 Key = tuple[str, str, str]  # name, parameters, class of machine
 
 

@@ -12,13 +12,12 @@ from mlsys_bench.errors import BadInput
 from mlsys_bench.gate import policy as rules
 from mlsys_bench.summary import launches
 from mlsys_bench.types import Bench, Measurement, Scalar
-from mlsys_bench.verdicts import Finding, Policy, Word
+from mlsys_bench.verdicts import WORST_FIRST, Finding, Policy, Word
 
 Key = tuple[str, tuple[tuple[str, Scalar], ...]]
 EXIT: dict[Word, int] = {"pass": 0, "improved": 0, "regression": 1, "inconclusive": 3, "suspect": 3, "not_comparable": 4}
 NEW, GONE = "new: ", "gone: "  # how the reason of a metric on one side only begins
 NO_RATIO = "holds no samples, or values at or below zero: a ratio means nothing"
-WORST_FIRST: tuple[Word, ...] = ("regression", "not_comparable", "suspect", "inconclusive", "improved", "pass")
 
 
 def by_key(bench: Bench, side: str) -> dict[Key, Measurement]:

@@ -52,9 +52,10 @@ def _tolerance(text: str) -> float:
 
 
 def _note(found: sessions.Sessions) -> str:
+    without = f"; left out, in fewer than {sessions.FEWEST} sessions beside it: {', '.join(found.left_out)}" if found.left_out else ""
     return (
         f"{found.source}: {len(found.sessions)} sessions, {len(found.disturbed)} of them disturbed; "
-        f"{', '.join(arm.name for arm in found.arms)} beside {sessions.BASELINE}"
+        f"{', '.join(arm.name for arm in found.arms)} beside {sessions.BASELINE}{without}"
     )
 
 

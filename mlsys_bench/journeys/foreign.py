@@ -4,24 +4,24 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
+import functools
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mlsys_bench import record
 from mlsys_bench.errors import BadInput, RecordError
 from mlsys_bench.gate import readers
 from mlsys_bench.gate.readers import Reading
 from mlsys_bench.gate.readers.parts import measurement, skipped
-from mlsys_bench.predict.readers import aiperf, guidellm, inference_perf, trtllm, vllm
-from mlsys_bench.predict.readers import parts as loads
 from mlsys_bench.record import Envelope
 from mlsys_bench.types import Bench, Machine, Measurement, Scalar
 from mlsys_bench.verdicts import Verdict
 
-_LOAD_TOOLS: tuple[Any, ...] = (trtllm, guidellm, inference_perf, vllm, aiperf)
-KNOWN = (*readers.KNOWN, *(tool.NAME for tool in _LOAD_TOOLS))
+if TYPE_CHECKING:
+    from mlsys_bench.predict.readers import parts as loads
+
 APART = (
     "the two were measured one after the other, not in pairs: what the machine changed in between counts as a difference; "
     "mlsys gate run --command measures in pairs"
@@ -32,6 +32,18 @@ _MOST_FAILED = 0.01  # of the requests, for its latencies to be those of the sys
 _SAME_LENGTHS = 0.05  # of the mean: lengths that differ by more are another load
 
 Side = tuple[Envelope, Bench]
+
+
+@functools.cache
+def _load_tools() -> tuple[Any, ...]:
+    """Return the readers of load tests, imported where a file asks for them: they bring all that predicts."""
+    from mlsys_bench.predict.readers import aiperf, guidellm, inference_perf, trtllm, vllm
+
+    return trtllm, guidellm, inference_perf, vllm, aiperf
+
+
+def _known() -> str:
+    return ", ".join((*readers.KNOWN, *(tool.NAME for tool in _load_tools())))
 
 
 def is_foreign(path: Path) -> bool:
@@ -101,9 +113,11 @@ def _documents(path: Path) -> list[Any]:
     """Return the JSON of a file: one object, an object a line (vLLM's --append-result: a run each), or AIPerf's table."""
     text = readers.text_of(path)
     if path.suffix == ".csv":
+        from mlsys_bench.predict.readers import aiperf
+
         table = aiperf.from_csv(text)
         if table is None:
-            raise BadInput(f"{path}: is no table of AIPerf; known results: {', '.join(KNOWN)}")
+            raise BadInput(f"{path}: is no table of AIPerf; known results: {_known()}")
         return [table]
     lines = text.splitlines()
     if len(lines) > 1 and _is_json(lines[0]):
@@ -121,10 +135,10 @@ def _is_json(line: str) -> bool:
 def _of(document: Any, path: Path) -> Reading:
     if readers.recognised(document) is not None:
         return readers.parse_document(document, str(path), folder=path.parent)
-    for tool in _LOAD_TOOLS:
+    for tool in _load_tools():
         if tool.knows(document):
             return _load_test(tool, document, str(path))
-    raise BadInput(f"{path}: is no record of ours and no result of a tool known here; known: {', '.join(KNOWN)}")
+    raise BadInput(f"{path}: is no record of ours and no result of a tool known here; known: {_known()}")
 
 
 def _hints(found: Reading) -> Iterator[str]:
@@ -137,6 +151,8 @@ def _hints(found: Reading) -> Iterator[str]:
 
 def _load_test(tool: Any, document: Mapping[str, Any], where: str) -> Reading:
     """Return a load test as measurements of one launch: a value a request where the file has them, else its figures."""
+    from mlsys_bench.predict.readers import vllm
+
     try:
         runs: list[loads.Run] = tool.runs(document, where)
         requests = _requests(document) if tool is vllm else {}

@@ -279,9 +279,9 @@ DECIDED = (
     Column("inconclusive", right=True), Column("pairs", right=True),
 )  # fmt: skip
 DECIDED_NOTE = (
-    "shares of jobs whose launch pairs are drawn from the sessions, below them 90 % intervals, drawn over sessions; of the same program "
-    "pairs are turned round at random, so that a regression there is a false alarm; 'all' fails where one of its metrics does; pairs: mean "
-    "launches of each side"
+    "shares of jobs whose launch pairs are drawn from the sessions, below them 90 % intervals in % over sessions, or over jobs where those "
+    "are wider; of the same program pairs are turned round at random, so that a regression there is a false alarm; 'all' fails where one "
+    "of its metrics does; pairs: mean launches of each side; what is 'reported' fails no build"
 )
 
 
@@ -306,17 +306,19 @@ def _decided(source: str, tolerance: float, record: Backtest, first: bool) -> Ta
 
 
 def _decides(d: Deciding, record: Backtest) -> bool:
-    """Say whether this is what a build would see: all metrics together, or the one there is."""
+    """Say whether this is what a build would see: all metrics that may fail it together, or the one there is."""
+    if not d.may_fail:
+        return False
     return d.metric is None or not any(o.metric is None and (o.source, o.arm) == (d.source, d.arm) for o in record.deciding)
 
 
 def _deciding(d: Deciding) -> tuple[Cell, ...]:
     def rate(value: float, interval: tuple[float, float], tone: Tone = "") -> Cell:
-        return Cell(_of_jobs(value), tone, f"{100 * interval[0]:.3g}–{100 * interval[1]:.3g} %")
+        return Cell(_of_jobs(value), tone, f"{_short(interval[0])}–{_short(interval[1])}")
 
     return (
         Cell(d.arm, "strong", "same" if d.same else ""),
-        Cell(d.metric or "all"),
+        Cell(d.metric or "all", "", "" if d.may_fail else "reported"),
         Cell(f"{100 * d.change:+.1f} %", "muted"),
         Cell(f"{100 * d.sd:.1f} %", "muted"),
         rate(d.regression, d.regression_interval, "bad" if d.same and d.regression > 0 else ""),
@@ -325,6 +327,11 @@ def _deciding(d: Deciding) -> tuple[Cell, ...]:
         rate(d.inconclusive, d.inconclusive_interval, "unsure" if d.inconclusive > 0 else ""),
         Cell(f"{d.pairs:.1f}", "", f"{d.pairs_interval[0]:.1f}–{d.pairs_interval[1]:.1f}"),
     )
+
+
+def _short(end: float) -> str:
+    """Return the end of an interval in percent: two digits after the point where they matter."""
+    return f"{100 * end:.{2 if end < 0.01 or end > 0.99 else 1}f}".rstrip("0").rstrip(".")
 
 
 def _of_jobs(share_of: float) -> str:

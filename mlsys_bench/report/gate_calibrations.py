@@ -5,11 +5,10 @@ from __future__ import annotations
 import math
 
 from mlsys_bench import units
-from mlsys_bench.report.gates import FIRST_LOOK, contention, launch_pairs, origin, rounded, share
+from mlsys_bench.report.gates import FIRST_LOOK, LAST_LOOK, contention, launch_pairs, origin, rounded, share
 from mlsys_bench.report.parts import Cell, Column, Fact, Section, Table, Tone, count, parameters
 from mlsys_bench.verdicts import GateCalibration, Resolution
 
-LAST_LOOK = 20  # launch pairs: beyond them time buys nothing, see `gate.decide`
 _HOW = (
     "the same program stood on both sides: whatever differs is this machine",
     "sd of pairs: of the log ratio of two launches; below it its 90 % interval",
@@ -33,7 +32,7 @@ def calibration(record: GateCalibration) -> Section:
         facts=(
             Fact("Same on both", record.run.base.label, origin(record.run.base)),
             Fact("Measured", f"{count(launch_pairs(record.run), 'launch pair')} in {units.show_s(record.run.wall_s)}", "", "measured"),
-            Fact("Budget", units.show_s(record.budget_s), f"{pairs_in(record):,} launch pairs of {units.show_s(record.pair_s)}"),
+            Fact("Budget", units.show_s(record.budget_s), f"{count(pairs_in(record), 'launch pair')} of {units.show_s(record.pair_s)}"),
             contention(record.run),
             *((Fact("Tolerance", f"{share(tolerance)} {'can be decided' if fine else 'is too fine'}", tone=tone),) if known else ()),
         ),
@@ -131,7 +130,7 @@ def _cures(record: GateCalibration) -> tuple[str, ...]:
     if record.run.contention.verdict == "contended":
         lines.append("run it where fewer neighbours are: " + record.run.contention.reasons[0])
     lines.append("pin the benchmark to cores of its own (taskset -c, or isolated cores) and set the governor to performance")
-    if pairs_in(record) < LAST_LOOK:
+    if pairs_in(record) < LAST_LOOK:  # beyond it time buys nothing
         wanted = max(r.finest_tolerance / asked(record, r) for r in blind(record))
         longer = units.show_s(rounded(record.budget_s * wanted**2))
         lines.append(f"give it a longer --budget, {longer} or so: the interval narrows with the root of the pairs")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from mlsys_bench.report import gates
 from mlsys_bench.report.figures import BLUE, GREEN, GREY, HEAD, INK, ORANGE, RED, _page, _plain, _styled
 from mlsys_bench.report.parts import ratio
-from mlsys_bench.verdicts import Finding, Verdict
+from mlsys_bench.verdicts import WORST_FIRST, Finding, Verdict
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -133,7 +133,7 @@ def row_label(name: str, f: Finding, widest: int) -> str:
 def _legend(page: Figure | SubFigure, shown: Sequence[Finding]) -> None:
     from matplotlib.lines import Line2D
 
-    said = [word for word in gates.WORST_FIRST if any(f.verdict == word for f in shown)]
+    said = [word for word in WORST_FIRST if any(f.verdict == word for f in shown)]
     handles = [
         Line2D([], [], color=colour, marker=marker, mfc=filling, mec=colour, mew=1.8, ms=8, lw=2.4, label=gates.word(word))
         for word, (colour, marker, filling) in ((word, LOOKS[word]) for word in said)

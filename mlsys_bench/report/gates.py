@@ -25,7 +25,7 @@ from mlsys_bench.report.parts import (
     ratio,
 )
 from mlsys_bench.types import Scalar
-from mlsys_bench.verdicts import Conditions, Finding, GateRun, Policy, Subject, Verdict, Word
+from mlsys_bench.verdicts import WORST_FIRST, Conditions, Finding, GateRun, Policy, Subject, Verdict
 
 TONE: dict[str, Tone] = {
     "regression": "bad", "improved": "good", "pass": "good", "inconclusive": "unsure", "suspect": "unsure", "not_comparable": "unsure",
@@ -38,7 +38,6 @@ MEANING: dict[str, str] = {
     "suspect": "The candidate looks worse; single launches cannot prove it.",
     "not_comparable": "The two sides must not be compared.",
 }
-WORST_FIRST: tuple[Word, ...] = ("regression", "not_comparable", "suspect", "inconclusive", "improved", "pass")
 ENDED = {
     "decided": "decided",
     "last_look": "the last look was reached",
@@ -46,7 +45,7 @@ ENDED = {
     "interrupted": "stopped by hand",
     "failed": "a side died",
 }
-FIRST_LOOK = 6  # launch pairs, see `gate.sequence`
+FIRST_LOOK, LAST_LOOK = 6, 20  # launch pairs, see `gate.sequence`
 LONGEST = 34  # characters of a label in a title
 CONTENDED: dict[str, Tone] = {"quiet": "good", "contended": "unsure", "unknown": "muted"}
 _COLUMNS = (
@@ -236,7 +235,8 @@ def _why(findings: Sequence[Finding]) -> tuple[str, ...]:
 def origin(subject: Subject) -> str:
     """Say what a side was, as far as its label does not."""
     commit = f"commit {subject.commit[:12]}" if subject.commit and not subject.commit.startswith(subject.label) else ""
-    return joined(subject.kind if subject.kind != "ref" else "", commit, subject.environment)
+    changed = "with changes that are not committed" if (subject.commit or "").endswith("-dirty") else ""
+    return joined(subject.kind if subject.kind != "ref" else "", commit, changed, subject.environment)
 
 
 def launch_pairs(record: GateRun) -> int:
@@ -255,7 +255,7 @@ def effort(record: GateRun) -> Fact:
 def contention(record: GateRun) -> Fact:
     """Say whether others disturbed the run."""
     said = record.contention
-    text = {"quiet": "the machine was quiet", "contended": "others disturbed the run", "unknown": "unknown: this machine does not tell"}
+    text = {"quiet": "the machine was quiet", "contended": "others disturbed the run", "unknown": "unknown"}
     return Fact("Contention", text[said.verdict], said.reasons[0] if said.reasons else "", "", CONTENDED[said.verdict])
 
 
@@ -285,7 +285,7 @@ def _next(record: Verdict, measured: GateRun | None) -> tuple[Fact, ...]:
     """Return the one thing to do now; nothing where all is well."""
     text = {
         "regression": _cause,
-        "suspect": lambda *_: "prove it: mlsys gate run measures both sides launch by launch",
+        "suspect": _prove,
         "inconclusive": _more,
         "not_comparable": _alike,
     }.get(record.verdict)
@@ -305,14 +305,27 @@ def _cause(record: Verdict, measured: GateRun | None) -> str:
     return f"start with {labels(found)[0]}" + (f", the worst of {len(found)}" if len(found) > 1 else "")
 
 
+def _prove(record: Verdict, measured: GateRun | None) -> str:
+    if measured is None:
+        return "prove it: mlsys gate run measures both sides launch by launch"
+    if measured.base.kind == "url":
+        return "prove it: --base-restart and --cand-restart, or --base-serve and --cand-serve, make launches of live servers"
+    return "prove it: a longer --budget gives more launch pairs"
+
+
 def _more(record: Verdict, measured: GateRun | None) -> str:
     """Say how many launch pairs would decide, and how long they take; or that no number will."""
     undecided = [f for f in ordered(record.findings) if f.verdict == "inconclusive" and f.may_fail and f.pairs is not None]
     if not undecided:
         return "see why, metric by metric"
     fewest = min(f.pairs or 0 for f in undecided)
+    if measured is None and fewest < FIRST_LOOK:
+        return f"have {FIRST_LOOK} launches of each side: a folder of {FIRST_LOOK} files, or mlsys gate run, which measures in pairs"
     if measured is not None and fewest < FIRST_LOOK:
-        return f"give it a longer --budget: {_pairs(FIRST_LOOK - fewest, measured)} to the first look"
+        if measured.base.kind == "url" and measured.ended == "last_look":
+            return "--base-restart and --cand-restart make launches of live servers: one launch each proves nothing"
+        start = "run it again" if measured.ended == "interrupted" else "give it a longer --budget"
+        return f"{start}: {_pairs(FIRST_LOOK - fewest, measured)} to the first look"
     hopeless = [f for f in undecided if f.pairs_needed is None]
     if hopeless:
         finds = max((f.detectable for f in hopeless if f.detectable is not None), default=None)
@@ -320,14 +333,20 @@ def _more(record: Verdict, measured: GateRun | None) -> str:
         return f"{hopeless[0].name} is too noisy here{seen}: mlsys gate calibrate says what this machine can decide"
     worst = max(undecided, key=lambda f: (f.pairs_needed or 0) - (f.pairs or 0))
     more, tolerance = (worst.pairs_needed or 0) - (worst.pairs or 0), share(worst.tolerance or record.tolerance)
+    if measured is not None and more > 0 and ((worst.pairs or 0) >= LAST_LOOK or (worst.pairs_needed or 0) > 2 * LAST_LOOK):
+        so_far = f"these pairs find {share(worst.detectable)}, " if worst.detectable is not None else ""
+        needed = f"{so_far}{worst.pairs_needed} would find {tolerance}, a run takes {LAST_LOOK}"
+        return f"{worst.name} is too noisy here: {needed}; mlsys gate calibrate says what this machine can decide"
     if more <= 0:
         return f"run it again with a longer --budget: these launches should decide {tolerance} nine times in ten"
     return f"run {_pairs(more, measured)} to decide {tolerance}"
 
 
 def _pairs(more: int, measured: GateRun | None) -> str:
-    n = launch_pairs(measured) if measured is not None else 0
-    took = f" (about {units.show_s(rounded(more * measured.wall_s / n))})" if measured is not None and n else ""
+    if measured is None:
+        return f"{more:,} more launch{'es' * (more != 1)} of each side"
+    n = launch_pairs(measured)
+    took = f" (about {units.show_s(rounded(more * measured.wall_s / n))})" if n else ""
     return f"{more:,} more launch pair{'s' * (more != 1)}{took}"
 
 

@@ -42,8 +42,13 @@ def number(launch: Launch, statistic: Statistic, better: Literal["lower", "highe
     if statistic == "median":
         return float(np.median(undisturbed(launch)))  # type: ignore[arg-type]  # statistic_for has seen that it is there
     if statistic == "share":
-        return (float(values.sum()) + 0.5) / (len(values) + 1)  # never 0: it has a logarithm
+        return share(launch, len(values))
     return float(np.quantile(values, 0.1 if better == "lower" else 0.9))
+
+
+def share(launch: Launch, among: int) -> float:
+    """Return the share of ones, never 0: it has a logarithm.  None counts as half a one `among` so many, alike for both sides."""
+    return max(float(samples(launch).mean()), 0.5 / among)
 
 
 def cpu_s(launch: Launch) -> float | None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import gzip
+import hashlib
 import json
 import zlib
 from collections.abc import Sequence
@@ -40,13 +41,23 @@ def load(path: Path, tool: str | None = None) -> Reading:
 
 
 def files_of(path: Path) -> list[Path]:
-    """Return the results in a folder, by name, or the one file.  Raises BadInput for a folder without any."""
+    """Return the results in a folder, by name, or the one file.  Raises BadInput for a folder without any, or with copies."""
     if not path.is_dir():
         return [path]
     found = sorted(file for file in path.iterdir() if file.is_file() and file.name.endswith(_SUFFIXES))
     if not found:
         raise BadInput(f"{path}: is a folder without any {' or '.join(_SUFFIXES)} file; give it one result of each launch")
+    _check_no_copies(found)
     return found
+
+
+def _check_no_copies(files: Sequence[Path]) -> None:
+    """Raise BadInput for a file that is there twice: copies of a launch differ by nothing, and would prove anything."""
+    seen: dict[bytes, Path] = {}
+    for file in files:
+        other = seen.setdefault(hashlib.sha256(text_of(file).encode()).digest(), file)
+        if other is not file:
+            raise BadInput(f"{file}: is a copy of {other.name}; each launch needs a result of its own")
 
 
 def parse(text: str, where: str, tool: str | None = None, folder: Path | None = None) -> Reading:

@@ -21,7 +21,7 @@ _LEVELS: dict[Outcome, str] = {
 def annotated(record: Record, name: str = "mlsys gate") -> tuple[str, ...]:
     """Return the lines to print: one for each benchmark that got worse, one for each other trouble, worst first."""
     verdict = parts.verdict_of(record)
-    groups = _groups([f for f in parts.ordered(verdict.findings) if not parts.is_new(f) and parts.outcome(f) in _LEVELS])
+    groups = _groups([f for f in parts.ordered(verdict.findings) if _is_told(f)])
     lines = [_of_group(word, findings, name) for word, findings in groups[: MOST if len(groups) <= MOST else MOST - 1]]
     if len(groups) > MOST:
         lines.append(_of_rest(groups[MOST - 1 :], name))
@@ -29,6 +29,12 @@ def annotated(record: Record, name: str = "mlsys gate") -> tuple[str, ...]:
         text = "\n".join((*verdict.reasons, *verdict.fingerprint_differences)) or parts.headline(verdict)
         lines.append(command(_LEVELS[verdict.verdict], f"{name}: {parts.WORDS[verdict.verdict]}", text))
     return tuple(lines)
+
+
+def _is_told(finding: Finding) -> bool:
+    """Say whether a finding is worth an annotation: what is only reported is so only when it got worse."""
+    word = parts.outcome(finding)
+    return word in _LEVELS and not parts.is_new(finding) and (finding.may_fail or word == "reported")
 
 
 def command(level: str, title: str, message: str) -> str:

@@ -106,6 +106,7 @@ def _table(rows: Sequence[str]) -> str:
 
 def _row(finding: Finding, label: str) -> str:
     word = "🆕 new" if parts.is_new(finding) else f"{_MARKS[parts.outcome(finding)]} {parts.WORDS[parts.outcome(finding)]}"
+    word += ", reported only" * (not finding.may_fail and finding.verdict in ("inconclusive", "suspect"))
     more = " (more is better)" if finding.better == "higher" else ""
     sides = (parts.value(finding.baseline, finding.unit), parts.value(finding.candidate, finding.unit))
     figures = (_prose(text).replace(" ", "\u00a0") for text in (*sides, parts.change(finding.ratio), parts.bounds(finding)))

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 from mlsys_bench import units
+from mlsys_bench.gate.words import NEW
 from mlsys_bench.types import Scalar
 from mlsys_bench.verdicts import Finding, GateRun, Subject, Verdict, Word
 
@@ -25,7 +26,6 @@ WORDS: dict[Outcome, str] = {
     "improved": "improved",
     "pass": "pass",
 }
-NEW = "new: "  # how the reason of a metric begins that only the candidate has
 
 
 def verdict_of(record: Record) -> Verdict:
@@ -123,7 +123,9 @@ def headline(verdict: Verdict) -> str:
     if not counts:
         return _EMPTY.get(word, "No metric was compared.")
     if word == "pass":
-        return f"{_metrics(total)} within a tolerance of {100 * verdict.tolerance:g} %{_beside(counts, 'reported', 'inconclusive')}."
+        kept = counts["pass"] + counts["improved"]
+        many = _metrics(total) if kept == total else f"{kept} of {_metrics(total)}"
+        return f"{many} within a tolerance of {100 * verdict.tolerance:g} %{_beside(counts, 'reported', 'inconclusive')}."
     tolerance = f" than the tolerance of {100 * verdict.tolerance:g} % allows" if word == "regression" else ""
     others = _beside(counts, *(w for w in WORST_FIRST if w not in (word, "pass")))
     return f"{_MEANS[word]}{tolerance}: {counts[word] or total} of {_metrics(total)}{others}."
@@ -133,7 +135,8 @@ def subject(of: Subject) -> str:
     """Return one side as a person wrote it, with its commit where that says more."""
     if of.commit is None:
         return of.label
-    return of.commit[:10] if of.commit.startswith(of.label) or of.label == of.commit else f"{of.label} ({of.commit[:10]})"
+    short = of.commit[:10] + "-dirty" * of.commit.endswith("-dirty")
+    return short if of.commit.startswith(of.label) else f"{of.label} ({short})"
 
 
 def circumstances(record: Record) -> list[str]:

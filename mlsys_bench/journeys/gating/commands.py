@@ -219,7 +219,8 @@ def _ended_well(asked: Asked, side: str, words: list[str], on_start: Callable[[i
     try:
         ran = running.run(words, folder=asked.folder, environment=environment, timeout_s=asked.timeout_s, on_start=on_start)
     except TimeoutError:
-        raise MeasurementFailed(f"the {_NAMES[side]} ran for more than {units.show_s(asked.timeout_s)}: {asked.text}") from None
+        said = f"the {_NAMES[side]} ran for more than {units.show_s(asked.timeout_s)}: {asked.text}"
+        raise MeasurementFailed(f"{said}; does it wait for something? --run-timeout gives it longer") from None
     if ran.status:
         how = f"ended with status {ran.status}" if ran.status > 0 else f"was killed by signal {-ran.status}"
         raise MeasurementFailed(f"the {_NAMES[side]} {how}: {ran.last_words or 'it said nothing'} ({asked.text})")

@@ -11,7 +11,7 @@ from typing import Any
 
 from mlsys_bench import errors, slo, units
 from mlsys_bench.errors import BadInput
-from mlsys_bench.gate import budgets, readers
+from mlsys_bench.gate import budgets, readers, sequence
 from mlsys_bench.gate.judge import judge
 from mlsys_bench.journeys import load as loading
 from mlsys_bench.journeys.gating import commands, subjects, urls
@@ -23,7 +23,7 @@ from mlsys_bench.loadtest.caller import shown
 from mlsys_bench.verdicts import GateRun, Policy, Subject
 
 COMMAND_BUDGET_S = 600.0
-FIRST_LOOK, LAST_LOOK = 6, 20  # pairs
+FIRST_LOOK, *_, LAST_LOOK = sequence.LOOKS  # pairs
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -140,7 +140,8 @@ def budget_s(typed: Typed, given_s: float | None = None) -> float:
     first_s = pair_s(typed) * (FIRST_LOOK if typed.serves or typed.base_restart else 1)
     if given_s is not None and given_s < first_s:
         raise BadInput(
-            f"--budget {units.show_s(given_s)}: these servers need {units.show_s(first_s)} at least; or shorten --duration-each, --turns"
+            f"--budget {units.show_s(given_s)}: these servers need {units.show_s(first_s)} at least: "
+            "give them that, or shorten --duration-each or --turns"
         )
     return given_s or LAST_LOOK * pair_s(typed)
 
@@ -268,6 +269,8 @@ def _load(typed: Typed) -> urls.Load:
     if typed.idle not in ("stop", "run"):
         raise BadInput(f"--idle {typed.idle}: a server that is not under load is to stop or to run")
     each_s = units.seconds(typed.duration_each, "--duration-each")
+    if (typed.qps is None) == (typed.users is None) and not typed.arrivals:
+        raise BadInput("say how much load the servers get: one of --qps R (requests a second) and --users N (closed loop)")
     options = loading.options(
         target="", qps=typed.qps, users=typed.users, arrivals=typed.arrivals, prompt_tokens=typed.prompt_tokens,
         output_tokens=typed.output_tokens, model=typed.model, endpoint=typed.endpoint, duration=typed.duration_each, warmup="0s",

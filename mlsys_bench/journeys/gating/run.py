@@ -11,13 +11,14 @@ from pathlib import Path
 
 from mlsys_bench import gate, hardware, record, units
 from mlsys_bench.errors import BadInput, MeasurementFailed, unknown
+from mlsys_bench.gate import policy as rules
 from mlsys_bench.gate.judge import judge
 from mlsys_bench.journeys.gating import benchmarks, conditions, interrupts, subjects
 from mlsys_bench.journeys.gating.pairs import SIDES, Contest, Look, Race, started
 from mlsys_bench.journeys.gating.source import Source
 from mlsys_bench.journeys.gating.view import View
 from mlsys_bench.journeys.gating.worker import NoWorkerError, WorkerSource
-from mlsys_bench.verdicts import GateRun, Policy, Subject
+from mlsys_bench.verdicts import GateRun, Policy, Subject, Verdict
 
 INTERRUPTED = 130
 BUDGET_S = 90.0  # for each benchmark, where nothing is said
@@ -54,6 +55,9 @@ def refs(
     _check_out(asked)
     began_s = time.monotonic()
     with View(asked.quiet) as view, interrupts.terminable(), subjects.opened(base, cand, view.note) as sides:
+        if worker is None:
+            for side in sides:
+                side.check_ours()
         made = [Contest(base=sides[0].source(name, worker), cand=sides[1].source(name, worker)) for name in names]
         contests = _rehearsed(made, view)
         began_s += sum(side.environment.made_s for side in sides)
@@ -85,6 +89,7 @@ def measured(
             raise
         found = _record(race, contests, base, cand, asked)
         _write(found, asked)
+        _check_both_measured(found)
         return found
 
 
@@ -99,6 +104,7 @@ def _record(race: Race, contests: Sequence[Contest], base: Subject, cand: Subjec
     machines = [race.machines.get(side) or here for side in SIDES]
     assert machines[0] is not None
     assert machines[1] is not None
+    verdict = gate.verdict_of(benches[0], benches[1], asked.policy, machines[0], machines[1])
     sources = [source for contest in contests for source in (contest.base, contest.cand) if source is not None]
     return GateRun(
         base=base,
@@ -112,9 +118,23 @@ def _record(race: Race, contests: Sequence[Contest], base: Subject, cand: Subjec
         contention=conditions.contention(race.conditions),
         ended=race.ended,
         wall_s=race.wall_s,
-        verdict=gate.verdict_of(benches[0], benches[1], asked.policy, machines[0], machines[1]),
-        remarks=tuple(dict.fromkeys(remark for source in sources for remark in _remarks(source))),
+        verdict=verdict,
+        remarks=(*dict.fromkeys(remark for source in sources for remark in _remarks(source)), *_idle(asked.policy, verdict)),
     )
+
+
+def _check_both_measured(found: GateRun) -> None:
+    """Raise MeasurementFailed where one side gave no sample at all: a benchmark that broke is no undecided question."""
+    for side, subject, bench in (("baseline", found.base, found.base_bench), ("candidate", found.cand, found.cand_bench)):
+        if not any(measurement.launches for measurement in bench.measurements):
+            raise MeasurementFailed(f"the {side} measured nothing: its launches gave no sample ({subject.label})")
+
+
+def _idle(policy: Policy, verdict: Verdict) -> tuple[str, ...]:
+    """Say which rules are about nothing that was measured: in a file of several gates all is well, a mistyped one does nothing."""
+    names = dict.fromkeys(finding.name for finding in verdict.findings)
+    unused = rules.idle(policy, names)
+    return (f"no metric goes by the rule of {', '.join(unused)}; measured: {', '.join(names)}",) if unused and names else ()
 
 
 def _remarks(source: Source) -> tuple[str, ...]:

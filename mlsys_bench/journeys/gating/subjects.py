@@ -13,7 +13,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from mlsys_bench.errors import BadInput, did_you_mean
+from mlsys_bench.errors import BadInput, NotComparable, did_you_mean
 from mlsys_bench.journeys.gating import environments, interrupts, running
 from mlsys_bench.journeys.gating.environments import HERE, Environment, Needs
 from mlsys_bench.journeys.gating.worker import Command, WorkerSource
@@ -42,6 +42,14 @@ class Side:
             argv=(*words, *([benchmark] if benchmark else [])), root=self.root, folder=self.root, environment=self.variables()
         )
         return WorkerSource(subject=self.subject, benchmark=benchmark or "benchmarks", command=command)
+
+    def check_ours(self) -> None:
+        """Raise NotComparable where this project has none of the benchmarks that run when neither a worker nor a command is named."""
+        if not any((path / _OURS[1]).is_dir() for path in self.paths):
+            raise NotComparable(
+                f"{self.subject.label}: holds no {_OURS[1]}, whose benchmarks run where nothing else is asked: "
+                "give --command 'python bench.py' (one run is one launch), or --worker COMMAND"
+            )
 
     def variables(self) -> dict[str, str]:
         """Return what the worker sees: its own code first, one thread per library, bytecode kept from launch to launch."""
@@ -114,8 +122,9 @@ def _commit(top: Path, ref: str) -> str:
     if found is not None:
         return found
     if _try_git(top, "rev-parse", "--is-shallow-repository") == "true":
+        alone = "" if set("~^@:") & set(ref) else f", or `git fetch --depth 1 origin {ref}` and name FETCH_HEAD"
         raise BadInput(
-            f"{ref!r} is not in this shallow clone: `git fetch --deepen 50`, or `git fetch --depth 1 origin {ref}` and name FETCH_HEAD "
+            f"{ref!r} is not in this shallow clone: `git fetch --deepen 50`{alone} "
             "(in GitHub Actions: actions/checkout with fetch-depth: 0)"
         )
     names = (_try_git(top, "for-each-ref", "--format=%(refname:short)", "refs/heads", "refs/tags", "refs/remotes") or "").split()

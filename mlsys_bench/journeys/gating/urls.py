@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
+import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -40,6 +41,7 @@ MOST_GAPS = 2000  # of a turn that are kept; more say no more of a quantile that
 FOR_P99 = 1000  # requests a launch from which a p99 says something
 SETTLE_S = 0.5  # at most a quarter of a turn, which is not counted: connections, and a server that starts empty
 STAMP_S = 1e-6  # what stamps tell apart
+_CURE = re.compile("[;:] lower the rate.*")  # of a load test: a gate has no --processes and no --busy-poll
 CLIENT_S = 1.5  # what a turn takes beside its load: a client starts, and looks at the server
 
 
@@ -114,11 +116,6 @@ class Server:
         """Return how many launches there can be: one of a server that nobody starts again."""
         return None if self.asked.serve or self.asked.restart else 1
 
-    @property
-    def launch_s(self) -> float:
-        """Return how long a launch takes, the start of its server apart."""
-        return (self.turns + self.load.warm_turns) * (self.load.each_s + self.load.settle_s + CLIENT_S)
-
     def launch(self, pair: int) -> Launched:
         """Start a server, or have one started again; a live one is as it is."""
         return Launched(self, pair)
@@ -133,7 +130,8 @@ class Server:
         doubted = sum(self.doubts.values())
         if doubted:
             (worst, _), *_ = self.doubts.most_common(1)
-            yield f"{doubted} of {self.loads} turns of the {self.name} were degraded: {worst}"
+            why = _CURE.sub("; lower the rate, or give the client a core of its own", worst)
+            yield f"{doubted} of {self.loads} turns of the {self.name} were degraded: {why}"
 
 
 class Launched:
