@@ -86,12 +86,16 @@ def is_new(finding: Finding) -> bool:
     return finding.reason.startswith(NEW)
 
 
+def _plural(word: Word, count: int) -> str:
+    return "regressions" if word == "regression" and count != 1 else word.replace("_", " ")
+
+
 def counted(findings: Sequence[Finding]) -> tuple[str, ...]:
     """Return the lines that count verdicts, and name what is on one side only."""
     if not findings:
         return ("the two files have no measurement in common",)
     counts = Counter(f.verdict for f in findings if not is_new(f))
-    lines = [", ".join(f"{counts[word]} {word.replace('_', ' ')}" for word in WORST_FIRST if counts[word])] if counts else []
+    lines = [", ".join(f"{counts[word]} {_plural(word, counts[word])}" for word in WORST_FIRST if counts[word])] if counts else []
     for start, text in ((NEW, "only in the candidate"), (GONE, "missing from the candidate")):
         names = [f.name for f in findings if f.reason.startswith(start)]
         if names:
