@@ -366,6 +366,22 @@ def test_a_turn_that_cannot_be_believed_is_a_failed_launch_and_a_doubtful_one_is
     assert side.remarks() == ("2 of 3 turns of the baseline were degraded: the busiest load worker used 97 % of a core",)
 
 
+def test_a_turn_that_a_busy_moment_of_the_client_spoils_is_sent_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two spoilt turns and a good one: the good one counts, the others are told; three spoilt ones fail the launch."""
+    broken = Validity(
+        verdict="invalid", reasons=("the client sent at 97.03% of the rate that was asked: lower the rate, or use more --processes",)
+    )
+    spoilt = result(broken, requests=100, ok=100)
+    answers = [spoilt, spoilt, result(), spoilt, spoilt, spoilt]
+    side = server(restart="true")
+    launched = side.launch(1)
+    monkeypatch.setattr(launched, "_sent", lambda _: (answers.pop(0), None))
+    assert launched._load(1)[0].validity.verdict == "valid"
+    assert side.remarks() == ("2 turns of the baseline were sent again, because the client could not be believed",)
+    with pytest.raises(MeasurementFailed, match=r"97\.03% of the rate that was asked; lower the rate, or give the client a core of its own"):
+        launched._load(2)
+
+
 def test_a_server_without_a_port_a_lone_restart_and_an_empty_turn_are_refused() -> None:
     url = urls.Asked(subject=Subject(kind="url", label="u"), url="http://127.0.0.1:1")
     serve = urls.Asked(subject=Subject(kind="command", label="s"), serve="serve --port {port}")

@@ -41,6 +41,7 @@ MOST_GAPS = 2000  # of a turn that are kept; more say no more of a quantile that
 FOR_P99 = 1000  # requests a launch from which a p99 says something
 SETTLE_S = 0.5  # at most a quarter of a turn, which is not counted: connections, and a server that starts empty
 STAMP_S = 1e-6  # what stamps tell apart
+_TRIES = 3  # of a turn: two seconds of a busy machine must not end a gate of half an hour
 _CURE = re.compile("[;:] lower the rate.*")  # of a load test: a gate has no --processes and no --busy-poll
 CLIENT_S = 1.5  # what a turn takes beside its load: a client starts, and looks at the server
 
@@ -104,7 +105,7 @@ class Server:
         self.together = not alternate
         self.turns = load.turns
         self.doubts: Counter[str] = Counter()
-        self.loads = 0
+        self.loads = self.again = 0
 
     @property
     def subject(self) -> Subject:
@@ -132,6 +133,8 @@ class Server:
             (worst, _), *_ = self.doubts.most_common(1)
             why = _CURE.sub("; lower the rate, or give the client a core of its own", worst)
             yield f"{doubted} of {self.loads} turns of the {self.name} were degraded: {why}"
+        if self.again:
+            yield f"{self.again} turns of the {self.name} were sent again, because the client could not be believed"
 
 
 class Launched:
@@ -217,6 +220,16 @@ class Launched:
         return None
 
     def _load(self, number: int) -> tuple[LoadTest, summary.Columns]:
+        """Send one turn of load, and the same again where a moment's trouble of the client spoilt it."""
+        for _ in range(_TRIES):
+            result, run = self._sent(number)
+            if not _unbelieved(result):
+                break
+            self._side.again += 1
+        self._judge(result)
+        return result, run
+
+    def _sent(self, number: int) -> tuple[LoadTest, summary.Columns]:
         load = self._side.load
         options = dataclasses.replace(
             load.options,
@@ -232,19 +245,25 @@ class Launched:
             raise KeyboardInterrupt from None
         if any(reason.startswith("stopped by hand") for reason in result.validity.reasons):
             raise KeyboardInterrupt
-        self._judge(result)
         return result, summary.columns.of(requests.requests)
 
     def _judge(self, result: LoadTest) -> None:
         """Keep what makes a turn doubtful; refuse one that its own verdict refuses.  Failed requests are the server's, and are counted."""
         side = self._side
         reasons = result.validity.reasons or ("it does not say why",)
-        failed = 1 - result.ok / result.requests if result.requests else 1.0
-        if result.validity.verdict == "invalid" and failed <= validity.FAILED_SHARE[1]:
-            raise MeasurementFailed(f"the load test is invalid: {reasons[0]}")
+        if _unbelieved(result):
+            raise MeasurementFailed(
+                f"the load test is invalid: {_CURE.sub('; lower the rate, or give the client a core of its own', reasons[0])}"
+            )
         side.loads += 1
         if result.validity.verdict != "valid":
             side.doubts[reasons[0]] += 1
+
+
+def _unbelieved(result: LoadTest) -> bool:
+    """Say whether the client's own verdict is that a turn says nothing of the server."""
+    failed = 1 - result.ok / result.requests if result.requests else 1.0
+    return result.validity.verdict == "invalid" and failed <= validity.FAILED_SHARE[1]
 
 
 # ---------------------------------------------------------------- from a load test to samples
