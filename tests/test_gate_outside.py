@@ -378,7 +378,9 @@ def test_a_turn_that_a_busy_moment_of_the_client_spoils_is_sent_again(monkeypatc
     monkeypatch.setattr(launched, "_sent", lambda _: (answers.pop(0), None))
     assert launched._load(1)[0].validity.verdict == "valid"
     assert side.remarks() == ("2 turns of the baseline were sent again, because the client could not be believed",)
-    with pytest.raises(MeasurementFailed, match=r"97\.03% of the rate that was asked; lower the rate, or give the client a core of its own"):
+    with pytest.raises(
+        MeasurementFailed, match=r"97\.03% of the rate that was asked; lower the rate, or give the client a core of its own"
+    ):
         launched._load(2)
 
 

@@ -105,13 +105,22 @@ def command(ttft: str) -> str:
     )
 
 
+def believed(mlsys: Cli, *args: object) -> subprocess.CompletedProcess[str]:
+    """Run a gate of servers.  Where neighbours keep the load client from its schedule, the gate refuses to say anything, and rightly."""
+    for _ in range(3):
+        said = mlsys(*args)
+        if said.returncode != 5 or "the load test is invalid" not in said.stderr:
+            return said
+    pytest.skip(f"this machine is too busy for a load test to be believed: {said.stderr.splitlines()[-1]}")
+
+
 SHORT = ("--qps", 100, "--duration-each", "500ms", "--turns", 1, "--warm-runs", 0, "--prompt-tokens", 8, "--output-tokens", 8)
 
 
 def test_live_servers_are_at_most_suspect(mlsys: Cli, tmp_path: Path) -> None:
     """One launch each: how much two launches of the same differ is not measured, however far these are apart."""
     with serving(Behaviour(ttft_s=0.03, itl_s=0.002)) as base, serving(Behaviour(ttft_s=0.09, itl_s=0.002)) as cand:
-        said = mlsys("gate", "run", "--base", base.url, "--cand", cand.url, *SHORT, "-o", "gate.json")
+        said = believed(mlsys, "gate", "run", "--base", base.url, "--cand", cand.url, *SHORT, "-o", "gate.json")
     assert said.returncode == 3, text_of(said)
     found = recorded(tmp_path / "gate.json")
     assert {f.name: f.verdict for f in found.verdict.findings}["ttft"] == "suspect"
@@ -121,8 +130,8 @@ def test_live_servers_are_at_most_suspect(mlsys: Cli, tmp_path: Path) -> None:
 
 def test_a_slower_server_fails_the_build(mlsys: Cli, tmp_path: Path) -> None:
     """50 instead of 30 ms to the first token: found from fresh launches of both, a turn of load each."""
-    said = mlsys(
-        "gate", "run", "--base-serve", command("30ms"), "--cand-serve", command("50ms"), *SHORT, "--slo", "ttft_p50<40ms",
+    said = believed(
+        mlsys, "gate", "run", "--base-serve", command("30ms"), "--cand-serve", command("50ms"), *SHORT, "--slo", "ttft_p50<40ms",
         "--tolerance", "20%", "-o", "gate.json",
     )  # fmt: skip
     assert said.returncode == 1, text_of(said)
