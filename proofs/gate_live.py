@@ -151,9 +151,8 @@ def shown(repository: Path, tag: str, out: Path) -> bool:
     for f in found["verdict"]["findings"]:
         if f["ratio"] is not None and f["kind"] != "counter":
             low, high = f["interval"] or (f["ratio"], f["ratio"])
-            print(
-                f"          {f['name']:28} {f['ratio']:.4f} ({low:.4f} to {high:.4f}) {f['verdict']:12} launch sd {100 * (f['launch_sd'] or 0.0):.2f} %"
-            )
+            sd = "" if f["launch_sd"] is None else f"launch sd {100 * f['launch_sd']:.2f} %"
+            print(f"          {f['name']:28} {f['ratio']:.4f} ({low:.4f} to {high:.4f}) {f['verdict']:12} {sd}")
     out.unlink()
     return kept
 
