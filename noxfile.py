@@ -57,26 +57,15 @@ def check_style(session: nox.Session) -> None:
 
 
 def check_behaviour(session: nox.Session) -> None:
-    """Run the tests: on all cores those that are arithmetic, then alone those that start processes and measure; or what posargs ask for."""
+    """Run the tests: on all cores those that hold on a busy machine, then alone those that measure; or what posargs ask for."""
     if session.posargs:
         session.run("python", "-m", "pytest", *session.posargs)
         return
-    session.run(
-        "python",
-        "-m",
-        "pytest",
-        "-m",
-        "not e2e",
-        "-n",
-        "logical",
-        "--maxprocesses",
-        "8",
-        "--dist",
-        "loadfile",
-        "--durations=30",
-        env=ONE_THREAD,
-    )
-    session.run("python", "-m", "pytest", "-m", "e2e", "--durations=40")
+    workers = str(min(8, (os.cpu_count() or 1) + 1))  # one more than cores: some of the tests wait for processes
+    spread = ("-n", workers, "--dist", "loadfile", "--no-loadscope-reorder")
+    session.run("python", "-m", "pytest", "-m", "not measures", *spread, "--durations=30", env=ONE_THREAD)
+    measuring = [str(path) for path in sorted(Path("tests").rglob("test_*.py")) if "mark.measures" in path.read_text(encoding="utf-8")]
+    session.run("python", "-m", "pytest", "-m", "measures", "--durations=20", *measuring)
 
 
 @nox.session

@@ -25,8 +25,6 @@ from mlsys_bench.engine import Engine
 from mlsys_bench.errors import BadInput, MeasurementFailed, UnknownName
 from mlsys_bench.types import Bench, Launch, Measurement, Round, Scalar
 
-pytestmark = pytest.mark.e2e
-
 SMALL = bench.Options(device="cpu", max_batch=2, max_step_tokens=64, max_context=128, kv_tokens=512, budget_s=25.0)
 
 # ---------------------------------------------------------------- options
@@ -183,6 +181,7 @@ def small() -> Bench:
     return bench.run(dataclasses.replace(SMALL, only=suite, launches=2, rounds=1, budget_s=120.0))
 
 
+@pytest.mark.e2e
 def test_a_run_keeps_every_sample_by_launch_and_round(small: Bench) -> None:
     names = {m.name for m in small.measurements}
     assert names == {"memory.read", "gemm", "engine.coldstart", "engine.step"}
@@ -197,11 +196,13 @@ def test_a_run_keeps_every_sample_by_launch_and_round(small: Bench) -> None:
     assert step.parameters["pinned_cores"] == str(min(os.sched_getaffinity(0)))
 
 
+@pytest.mark.e2e
 def test_a_run_survives_its_file(small: Bench, tmp_path: Path) -> None:
     path = record.write(tmp_path / "bench.json", small, hardware.machine())
     assert record.read(path, Bench) == small
 
 
+@pytest.mark.e2e
 def test_a_reader_sees_the_share_of_what_the_machine_can_do(small: Bench) -> None:
     rows = bench.table(small)
     assert [r.name for r in rows[:2]] == ["memory.read", "gemm"]
@@ -230,6 +231,7 @@ def test_a_decode_row_counts_weights_and_cache_by_hand() -> None:
     assert row.what == "nano fp32: decode 1 x 100"
 
 
+@pytest.mark.measures
 def test_a_run_can_be_fitted_and_tells_its_layout() -> None:
     """Prefill of two lengths, batches 2 and 1, two contexts: enough for a profile, whose floor the cells respect."""
     found = bench.run(dataclasses.replace(SMALL, max_context=256, only=("engine.step", "memory.read", "gemm"), rounds=2, budget_s=60.0))
@@ -242,6 +244,7 @@ def test_a_run_can_be_fitted_and_tells_its_layout() -> None:
         assert r.measured_s >= latency.floor_s(profile, r.features) * (1 - 1e-9)
 
 
+@pytest.mark.e2e
 def test_what_the_budget_did_not_allow_is_named() -> None:
     found = bench.run(dataclasses.replace(SMALL, only=("engine.step",), budget_s=0.05))
     assert found.measurements
@@ -250,6 +253,7 @@ def test_what_the_budget_did_not_allow_is_named() -> None:
         assert "within the budget of 0.05 s" in (m.skipped or "")
 
 
+@pytest.mark.e2e
 def test_a_device_that_is_not_there_is_bad_input_of_the_parent_too() -> None:
     if not isinstance(hardware.nvml_gpus(), str):
         pytest.skip("this machine has a GPU")
@@ -257,6 +261,7 @@ def test_a_device_that_is_not_there_is_bad_input_of_the_parent_too() -> None:
         bench.run(dataclasses.replace(SMALL, device="cuda:0", only=("gemm",)))
 
 
+@pytest.mark.e2e
 def test_a_child_that_breaks_is_a_failed_measurement_with_its_last_words(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """A torch that cannot be imported stands for any crash of the child."""
     (tmp_path / "torch").mkdir()
@@ -279,6 +284,7 @@ sys.stdout.write(record.dumps(found, hardware.machine()))
 """
 
 
+@pytest.mark.e2e
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="reads the children of a process from /proc")
 def test_ctrl_c_keeps_what_was_measured_and_leaves_no_child() -> None:
     done = subprocess.run([sys.executable, "-c", INTERRUPTED], capture_output=True, text=True, timeout=120)
@@ -297,6 +303,7 @@ def test_ctrl_c_keeps_what_was_measured_and_leaves_no_child() -> None:
     assert json.loads(rest)["kind"] == "bench"
 
 
+@pytest.mark.e2e
 def test_the_child_ends_when_nobody_listens() -> None:
     """A parent that is killed cannot end its child: the broken pipe does."""
     request = {"options": dataclasses.asdict(dataclasses.replace(SMALL, only=("memory.read",))), "launch": 0, "spawned_s": 0.0}
@@ -329,6 +336,7 @@ def test_the_neighbour_passes_tokens_on() -> None:
         assert companion.pass_on(ours, theirs, 66) == "B"
 
 
+@pytest.mark.e2e
 def test_the_neighbour_works_while_it_is_wanted_and_leaves_nothing_behind() -> None:
     with companion.beside((max(os.sched_getaffinity(0)),)) as is_there:
         assert is_there

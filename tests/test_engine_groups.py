@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from mlsys_bench import models
 from mlsys_bench.batching import StepPlan
-from mlsys_bench.engine import runner, weights
+from mlsys_bench.engine import groups, runner, spec, weights
 from mlsys_bench.engine.kv import KVCache
 from mlsys_bench.engine.model import Model
 
@@ -26,7 +26,7 @@ def padded(keys: list[int], ends: list[int]) -> int:
 
 @given(KEYS, st.floats(0, 5000))
 def test_groups_are_worth_what_they_cost(keys: list[int], worth: float) -> None:
-    ends = runner.group_ends(np.array(keys), worth)
+    ends = groups.group_ends(np.array(keys), worth)
     assert ends == sorted(set(ends))
     assert ends[-1] == len(keys)
     assert padded(keys, ends) + worth * (len(ends) - 1) <= len(keys) * keys[-1]
@@ -34,19 +34,21 @@ def test_groups_are_worth_what_they_cost(keys: list[int], worth: float) -> None:
 
 @given(KEYS)
 def test_groups_that_cost_nothing_leave_no_padding(keys: list[int]) -> None:
-    assert padded(keys, runner.group_ends(np.array(keys), 0)) == sum(keys)
+    assert padded(keys, groups.group_ends(np.array(keys), 0)) == sum(keys)
 
 
 def test_one_long_context_among_short_ones_stands_alone() -> None:
-    assert runner.group_ends(np.array([64] * 15 + [768]), 128) == [15, 16]
-    assert runner.group_ends(np.array([100, 104, 108, 112]), 128) == [4]
+    assert groups.group_ends(np.array([64] * 15 + [768]), 128) == [15, 16]
+    assert groups.group_ends(np.array([100, 104, 108, 112]), 128) == [4]
 
 
 @pytest.mark.parametrize("chunk", [0, 5])
 def test_grouped_sequences_get_the_logits_that_they_get_together(monkeypatch: pytest.MonkeyPatch, chunk: int) -> None:
     """Seven sequences in no order of length, alone or beside a chunk of another's prompt; in one group, in some, and each in its own."""
     a = models.find("nano")
-    model = Model(a, weights.random(a, precision="fp32", device=CPU, seed=1), precision="fp32", max_context=512, device=CPU)
+    model = Model(
+        spec.plain(a), weights.random(spec.plain(a), precision="fp32", device=CPU, seed=1), precision="fp32", max_context=512, device=CPU
+    )
     lengths = [40, 3, 300, 41, 3, 150, 17]
     rows = len(lengths) + 1
     table = np.random.default_rng(2).permutation(rows * 32).reshape(rows, 32)
@@ -54,18 +56,18 @@ def test_grouped_sequences_get_the_logits_that_they_get_together(monkeypatch: py
     work = [(row, n - 1, 1) for row, n in enumerate(lengths)] + ([(rows - 1, 6, chunk)] if chunk else [])
 
     def logits(group_bytes: int) -> torch.Tensor:
-        monkeypatch.setattr(runner, "_GROUP_BYTES", {"cpu": group_bytes})
+        monkeypatch.setattr(groups, "_GROUP_BYTES", {"cpu": group_bytes})
         cache = KVCache(a, blocks=rows * 32, block_tokens=16, dtype=torch.float32, device=CPU)
         cache.data.normal_(generator=torch.Generator().manual_seed(3))
         row, start, tokens = np.array(work).T
         plan = runner.order_of(StepPlan(row, start, tokens, np.ones(len(work), dtype=bool), np.zeros(0, dtype=np.int64)))
         step = runner.step_input(plan, known, table, cache)
-        groups.append(len(step.singles))
+        numbers.append(len(groups.grouped(step, cache).singles))
         return model.forward(step, cache)[np.argsort(plan.rows)]
 
-    groups: list[int] = []
+    numbers: list[int] = []
     together, some, apart = (logits(size) for size in (2**30, 64 * 1024, 0))
-    assert groups == [1, 4, 6]
+    assert numbers == [1, 4, 6]
     assert torch.allclose(some, together, atol=1e-4)
     assert torch.allclose(apart, together, atol=1e-4)
     assert together.std() > 0.1, "logits of one size would agree whatever was computed"

@@ -1,101 +1,308 @@
-"""Greedy, temperature, nucleus: what is drawn, how often, and from which random numbers."""
+"""The choice of tokens: what is drawn, how often, from which random numbers, and how likely the model found it."""
 
 from __future__ import annotations
 
+import dataclasses
+import itertools
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from mlsys_bench.engine.sampler import Choice, choice, sample
+from mlsys_bench.engine.sampler import GREEDY, Sampling, distribution, draw, sample, sampling, uniforms
 from mlsys_bench.errors import BadInput
 
 LOGITS = torch.tensor([2.0, 1.0, 0.5, 0.0, -1.0, -4.0])
-DRAWS = 4000
+DRAWS = 20_000
 
 
-def drawn(logits: torch.Tensor, *, temperature: float, top_p: float = 1.0, draws: int = DRAWS) -> torch.Tensor:
+class Row(NamedTuple):
+    """A request: `given` of its tokens are the prompt."""
+
+    sampling: Sampling = GREEDY
+    seed: int = 0
+    tokens: Sequence[int] = ()
+    given: int = 0
+
+
+def drawn(logits: torch.Tensor, how: Sampling, draws: int = DRAWS, **row: Any) -> torch.Tensor:
     """Return how often each token came: `draws` requests with seeds of their own, in one batch."""
-    choices = [choice(temperature=temperature, top_p=top_p, seed=seed) for seed in range(draws)]
-    return torch.bincount(torch.tensor(sample(logits.repeat(draws, 1), choices)), minlength=len(logits))
+    rows = [Row(how, seed, **row) for seed in range(draws)]
+    return torch.bincount(torch.tensor(sample(logits.repeat(draws, 1), rows).tokens), minlength=len(logits))
 
 
-def greedy() -> Choice:
-    return choice(temperature=0.0, top_p=1.0, seed=0)
+def by_hand(logits: Sequence[float], how: Sampling, answer: Sequence[int] = (), prompt: Sequence[int] = ()) -> list[float]:
+    """Return the probabilities one after the other, in plain Python: bias, penalties, temperature, min-p, top-k, top-p."""
+    x = [v + dict(how.logit_bias).get(i, 0.0) for i, v in enumerate(logits)]
+    for i in {*answer, *prompt}:
+        x[i] = x[i] / how.repetition_penalty if x[i] > 0 else x[i] * how.repetition_penalty
+    x = [v - list(answer).count(i) * how.frequency_penalty - (i in answer) * how.presence_penalty for i, v in enumerate(x)]
+    p = [math.exp((v - max(x)) / how.temperature) for v in x]
+    p = [v if v >= how.min_p * max(p) else 0.0 for v in p]
+    if how.top_k:
+        p = [v if v >= sorted(p)[-how.top_k :][0] else 0.0 for v in p]
+    if how.top_p < 1.0:
+        p = [v if sum(o for o in p if o > v) < how.top_p * sum(p) else 0.0 for v in p]
+    return [v / sum(p) for v in p]
 
 
-@pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
-def test_tokens_come_as_often_as_the_softmax_says(temperature: float) -> None:
-    """Chi-square against softmax(logits / temperature): a wrong temperature fails by hundreds, a right one in 1 of 1000 seeds."""
-    expected = (LOGITS.double() / temperature).softmax(0) * DRAWS
-    counts = drawn(LOGITS, temperature=temperature).double()
+# ---------------------------------------------------------------- how often
+
+HOWS = {
+    "temperature 0.5": sampling(temperature=0.5),
+    "temperature 1": sampling(temperature=1.0),
+    "temperature 2": sampling(temperature=2.0),
+    "top-p": sampling(temperature=1.0, top_p=0.7),
+    "top-k": sampling(temperature=1.0, top_k=3),
+    "min-p": sampling(temperature=1.0, min_p=0.15),
+    "all filters": sampling(temperature=1.5, top_k=5, top_p=0.9, min_p=0.05),
+    "repetition": sampling(temperature=1.0, repetition_penalty=1.5),
+    "presence and frequency": sampling(temperature=1.0, presence_penalty=0.3, frequency_penalty=0.4),
+    "bias": sampling(temperature=1.0, logit_bias={5: 4.0, 0: -100.0}),
+}
+
+
+@pytest.mark.parametrize("name", HOWS)
+def test_tokens_come_as_often_as_they_should(name: str) -> None:
+    """Chi-square of 20,000 draws against probabilities computed by hand: one in a thousand fails by chance, and the seeds are fixed."""
+    tokens = (1, 1, 4, 0, 1)
+    expected = torch.tensor(by_hand(LOGITS.tolist(), HOWS[name], answer=tokens[2:], prompt=tokens[:2])) * DRAWS
+    counts = drawn(LOGITS, HOWS[name], tokens=tokens, given=2)
+    assert int(counts[expected == 0].sum()) == 0, "what is filtered out never comes"
     enough = expected >= 5
-    seen, want = counts[enough], expected[enough]
-    want = want * seen.sum() / want.sum()
-    assert stats.chisquare(seen.numpy(), want.numpy()).pvalue > 1e-3
+    assert int(enough.sum()) > 1
+    seen, want = counts[enough].double(), expected[enough].double()
+    assert stats.chisquare(seen.numpy(), (want * seen.sum() / want.sum()).numpy()).pvalue > 1e-3
 
 
 def test_the_same_tokens_fail_the_test_for_another_temperature() -> None:
-    """The check above can tell: counts of temperature 1 do not pass for 1.2."""
-    wrong = (LOGITS.double() / 1.2).softmax(0) * DRAWS
-    assert stats.chisquare(drawn(LOGITS, temperature=1.0).double().numpy(), wrong.numpy()).pvalue < 1e-6
+    """The check above can tell: counts of temperature 1 do not pass for 1.1."""
+    wrong = (LOGITS.double() / 1.1).softmax(0) * DRAWS
+    assert stats.chisquare(drawn(LOGITS, HOWS["temperature 1"]).double().numpy(), wrong.numpy()).pvalue < 1e-6
 
 
-def test_the_nucleus_is_renormalised() -> None:
-    """The softmax is .54 .20 .12 ...: top_p 0.7 keeps two tokens, in the ratio e : 1."""
-    p = LOGITS.double().softmax(0)
-    assert p[0] < 0.7 < p[0] + p[1]
-    counts = drawn(LOGITS, temperature=1.0, top_p=0.7)
-    assert int(counts[2:].sum()) == 0
-    assert stats.binomtest(int(counts[0]), DRAWS, float(p[0] / (p[0] + p[1]))).pvalue > 1e-3
+logits_of = st.lists(st.floats(-8, 8, width=32), min_size=1, max_size=12)
+hows = st.builds(
+    sampling,
+    temperature=st.floats(0.1, 3.0),
+    top_p=st.floats(1e-3, 1.0),
+    top_k=st.integers(0, 15),
+    min_p=st.floats(0.0, 1.0),
+    repetition_penalty=st.floats(0.5, 2.0),
+    presence_penalty=st.floats(-2, 2),
+    frequency_penalty=st.floats(-2, 2),
+)
 
 
-@settings(deadline=None, max_examples=200)
-@given(st.lists(st.floats(-8, 8, width=32), min_size=1, max_size=12), st.floats(1e-3, 1.0), st.floats(0.1, 3.0), st.integers(0, 2**31))
+@settings(max_examples=80)
+@given(st.data(), st.lists(st.tuples(logits_of, hows), min_size=1, max_size=3))
+def test_the_distribution_is_what_plain_python_says(data: st.DataObject, asked: list[tuple[list[float], Sampling]]) -> None:
+    """Any mixture of settings in one batch, row by row; cases where rounding decides what is kept are passed over."""
+    batch = torch.full((len(asked), 12), -1e9)
+    rows, wants = [], []
+    for i, (logits, how) in enumerate(asked):
+        batch[i, : len(logits)] = torch.tensor(logits)
+        tokens = data.draw(st.lists(st.integers(0, len(logits) - 1), max_size=6))
+        rows.append(Row(how, i, tokens, data.draw(st.integers(0, len(tokens)))))
+        answer, prompt = tokens[rows[-1].given :], tokens[: rows[-1].given]
+        open_p = sorted(by_hand(logits, dataclasses.replace(how, top_p=1.0, top_k=0, min_p=0.0), answer, prompt))
+        assume(all(b - a > 1e-4 * b for a, b in itertools.pairwise(open_p)))
+        looser = dataclasses.replace(how, top_p=min(how.top_p * 1.0001, 1.0), min_p=how.min_p * 0.9999)
+        stricter = dataclasses.replace(how, top_p=how.top_p * 0.9999, min_p=min(how.min_p * 1.0001, 1.0))
+        wants.append(by_hand(logits, how, answer, prompt))
+        assume(all(by_hand(logits, near, answer, prompt).count(0.0) == wants[-1].count(0.0) for near in (looser, stricter)))
+    p = distribution(batch, rows)
+    for got, want in zip(p, wants, strict=True):
+        assert got.tolist() == pytest.approx(want + [0.0] * (12 - len(want)), abs=1e-5)
+
+
+@given(logits_of, st.floats(1e-3, 1.0), st.floats(0.1, 3.0), st.integers(0, 2**31))
 def test_nothing_outside_the_nucleus_is_picked(logits: list[float], top_p: float, temperature: float, seed: int) -> None:
     """The nucleus: a token is in it when the likelier ones together do not reach top_p."""
     row = torch.tensor(logits)
-    token = sample(row[None], [choice(temperature=temperature, top_p=top_p, seed=seed)])[0]
+    token = sample(row[None], [Row(sampling(temperature=temperature, top_p=top_p), seed)]).tokens[0]
     p = (row.double() / temperature).softmax(0)
-    assert float(p[p > p[token]].sum()) < top_p + 1e-9
+    assert float(p[p > p[token] * (1 + 1e-6)].sum()) < top_p + 1e-6
+
+
+@given(st.lists(st.integers(-3, 3), min_size=1, max_size=20), st.integers(1, 25), st.integers(0, 100))
+def test_top_k_keeps_k_tokens_and_those_equal_to_the_last(logits: list[int], k: int, seed: int) -> None:
+    token = sample(torch.tensor([logits]).float(), [Row(sampling(temperature=2.0, top_k=k), seed)]).tokens[0]
+    assert logits[token] >= sorted(logits, reverse=True)[: min(k, len(logits))][-1]
+
+
+def test_a_nucleus_beyond_the_shortlist_is_found_all_the_same() -> None:
+    """Ten thousand tokens about equally likely: the nucleus of 0.9 is some nine thousand of them, beside a row whose nucleus is three."""
+    flat = torch.randn(10_000, generator=torch.Generator().manual_seed(1)) * 0.01
+    peaked = torch.full((10_000,), -50.0)
+    peaked[:3] = torch.tensor([3.0, 2.5, 2.0])
+    rows = [Row(sampling(temperature=1.0, top_p=0.9), i) for i in range(2)]
+    p = distribution(torch.stack([flat, peaked]), rows).double()
+    kept = flat.double().softmax(0)[p[0] > 0]
+    assert 0.9 <= float(kept.sum()) < 0.9 + 2e-4
+    assert float(kept.sum() - kept.min()) < 0.9
+    assert int((p[1] > 0).sum()) == 3
+
+
+# ---------------------------------------------------------------- the likeliest
 
 
 @given(st.lists(st.integers(-1000, 1000), min_size=1, max_size=20, unique=True))
 def test_greedy_takes_the_largest(logits: list[int]) -> None:
-    assert sample(torch.tensor([logits]).float(), [greedy()]) == [logits.index(max(logits))]
+    assert sample(torch.tensor([logits]).float(), [Row()]).tokens == [logits.index(max(logits))]
 
 
 def test_a_tiny_temperature_is_greedy() -> None:
-    assert drawn(LOGITS, temperature=1e-3, draws=200).tolist() == [200, 0, 0, 0, 0, 0]
+    for temperature in (1e-3, 1e-30, 5e-324):
+        assert drawn(LOGITS, sampling(temperature=temperature), draws=200).tolist() == [200, 0, 0, 0, 0, 0]
 
 
 def test_what_is_impossible_is_never_drawn() -> None:
     logits = LOGITS.clone()
     logits[0] = logits[3] = -torch.inf
-    counts = drawn(logits, temperature=2.0)
+    counts = drawn(logits, sampling(temperature=2.0, top_p=0.999, min_p=1e-6, repetition_penalty=2.0), tokens=(0, 3, 4), given=1)
     assert counts[0] == counts[3] == 0
+    assert counts[4] > 0
+
+
+def test_greedy_neighbours_are_not_disturbed() -> None:
+    rows = [Row(), Row(sampling(temperature=5.0), 1), Row()]
+    assert sample(LOGITS.repeat(3, 1), rows).tokens[::2] == [0, 0]
+
+
+def test_a_step_of_greedy_rows_is_one_argmax(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing of what follows is even called."""
+    monkeypatch.setattr("mlsys_bench.engine.sampler.distribution", None)
+    monkeypatch.setattr("mlsys_bench.engine.sampler.uniforms", None)
+    assert sample(LOGITS.repeat(3, 1), [Row()] * 3) == ([0, 0, 0], ())
+
+
+def test_penalties_move_the_likeliest() -> None:
+    """2 - 3 x 0.4 < 1; and 2 / 2.5 < 1, where the prompt counts too."""
+    often = Row(sampling(frequency_penalty=0.4), tokens=(3, 0, 0, 0), given=1)
+    in_prompt = Row(sampling(presence_penalty=1.5), tokens=(0, 3), given=1)
+    repeated = Row(sampling(repetition_penalty=2.5), tokens=(0, 3), given=1)
+    wanted = Row(sampling(logit_bias={5: 7.0}))
+    beyond = Row(sampling(logit_bias={600: 7.0}), tokens=(600,))
+    assert sample(LOGITS.repeat(5, 1), [often, in_prompt, repeated, wanted, beyond]).tokens == [1, 0, 1, 5, 0]
+
+
+def test_penalties_leave_the_models_logits_alone() -> None:
+    logits = LOGITS.repeat(2, 1)
+    sample(logits, [Row(sampling(repetition_penalty=2.5, logit_bias={1: 3.0}), tokens=(0,)), Row()])
+    assert torch.equal(logits, LOGITS.repeat(2, 1))
+
+
+# ---------------------------------------------------------------- random numbers
 
 
 def test_a_request_draws_the_same_alone_and_in_company() -> None:
-    """One draw per token from its own generator, so neighbours and their order do not matter."""
-    rows = torch.randn(5, 50, generator=torch.Generator().manual_seed(0))
+    """A number per token from seed and place, so neighbours and their order do not matter."""
+    logits = torch.randn(5, 5000, generator=torch.Generator().manual_seed(0))
 
     def stream(company: int) -> list[int]:
-        mine, others = choice(temperature=1.0, top_p=0.95, seed=7), [choice(temperature=0.8, top_p=0.9, seed=i) for i in range(company)]
-        return [sample(torch.cat([rows[:company], row[None]]), [*others, mine])[-1] for row in rows]
+        others = [Row(sampling(temperature=0.8, top_p=0.9, top_k=50 * i), seed=i) for i in range(company)]
+        mine = [Row(sampling(temperature=1.0, top_p=0.95), seed=7, tokens=[0] * n) for n in range(5)]
+        return [sample(torch.cat([logits[:company], row[None]]), [*others, me]).tokens[-1] for row, me in zip(logits, mine, strict=True)]
 
     alone = stream(0)
     assert len(set(alone)) > 1
     assert stream(1) == stream(4) == alone
 
 
-def test_greedy_neighbours_are_not_disturbed() -> None:
-    rows = LOGITS.repeat(3, 1)
-    assert sample(rows, [greedy(), choice(temperature=5.0, top_p=1.0, seed=1), greedy()])[::2] == [0, 0]
+def test_random_numbers_are_uniform_along_seeds_places_and_streams_and_do_not_follow_each_other() -> None:
+    """Kolmogorov-Smirnov of 20,000 each way; lagged correlations within five standard errors."""
+    for numbers in (
+        uniforms([Row(seed=s) for s in range(DRAWS)]),
+        uniforms([Row(seed=5, tokens=range(n)) for n in range(DRAWS)]),
+        uniforms([Row(seed=2**64 - 1 - s, tokens=range(s % 7)) for s in range(DRAWS)], stream=2),
+        np.array([uniforms([Row(seed=3)], stream=s)[0] for s in range(2000)]),
+    ):
+        assert stats.kstest(numbers, "uniform").pvalue > 1e-3
+        for lag in (1, 2, 7):
+            assert abs(np.corrcoef(numbers[lag:], numbers[:-lag])[0, 1]) < 5 / math.sqrt(len(numbers))
 
 
-@pytest.mark.parametrize("wrong", [{"temperature": -1.0}, {"temperature": float("nan")}, {"top_p": 0.0}, {"top_p": 1.5}])
-def test_settings_that_mean_nothing_are_refused(wrong: dict[str, float]) -> None:
+def test_known_random_numbers_stay_what_they_are() -> None:
+    """Answers with a seed are repeatable from version to version: SplitMix64 in plain Python."""
+
+    def mix(x: int) -> int:
+        x = (x ^ x >> 30) * 0xBF58476D1CE4E5B9 % 2**64
+        x = (x ^ x >> 27) * 0x94D049BB133111EB % 2**64
+        return x ^ x >> 31
+
+    for seed, place, stream in ((0, 0, 0), (1, 5, 0), (2**64 - 1, 3, 2), (-1 % 2**64, 3, 2)):
+        by_hand = mix((mix(mix(seed) + stream) + (place + 1) * 0x9E3779B97F4A7C15) % 2**64)
+        assert uniforms([Row(seed=seed, tokens=range(place))], stream)[0] == (by_hand >> 11) / 2**53
+
+
+def test_draws_invert_the_distribution_function() -> None:
+    p = torch.tensor([[0.25, 0.0, 0.5, 0.25, 0.0]]).repeat(5, 1)
+    assert draw(p, np.array([0.0, 0.2499, 0.25, 0.7501, 1.0 - 2**-53])) == [0, 0, 2, 3, 3]
+    assert draw(p[:1] * 4, np.array([0.9999])) == [3]  # weights need not add up to one
+
+
+# ---------------------------------------------------------------- log-probabilities
+
+
+def test_logprobs_are_of_the_models_own_distribution() -> None:
+    """Whatever penalties and temperature do to the choice: the logarithms of the plain softmax, likeliest first."""
+    how = sampling(temperature=0.7, logprobs=2, logit_bias={3: 50.0}, top_k=1)
+    asked = [Row(), Row(how), Row(sampling(logprobs=0)), Row(sampling(logprobs=50))]
+    tokens, logs = sample(LOGITS.repeat(4, 1), asked)
+    want = LOGITS.double().log_softmax(0).tolist()
+    none, biased, bare, every = logs
+    assert tokens[1] == 3
+    assert none is None
+    assert biased
+    assert bare
+    assert every
+    assert biased.chosen == pytest.approx(want[3], abs=1e-6)
+    assert [t for t, _ in biased.top] == [0, 1]
+    assert [v for _, v in biased.top] == pytest.approx(want[:2], abs=1e-6)
+    assert (bare.chosen, bare.top) == (pytest.approx(want[0], abs=1e-6), ())
+    assert sum(math.exp(v) for _, v in every.top) == pytest.approx(1.0, abs=1e-5)
+
+
+# ---------------------------------------------------------------- refusals, and peers
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"temperature": -1.0}, {"temperature": float("nan")}, {"top_p": 0.0}, {"top_p": 1.5}, {"top_k": -2}, {"min_p": -0.1},
+        {"min_p": 1.1}, {"repetition_penalty": 0.0}, {"presence_penalty": float("inf")}, {"frequency_penalty": float("nan")},
+        {"logprobs": -1}, {"logit_bias": {-1: 1.0}}, {"logit_bias": {1: float("nan")}}, {"stop": ("",)},
+    ],
+)  # fmt: skip
+def test_settings_that_mean_nothing_are_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(BadInput, match=next(iter(wrong))):
-        choice(**{"temperature": 1.0, "top_p": 1.0, "seed": 0, **wrong})  # type: ignore[arg-type]
+        sampling(**wrong)
+
+
+def test_all_of_the_vocabulary_is_said_with_zero_or_minus_one() -> None:
+    assert sampling(top_k=-1) == sampling(top_k=0) == GREEDY
+
+
+def test_filters_and_the_repetition_penalty_are_those_of_hugging_face() -> None:
+    """Each alone, on random logits of a real vocabulary's size."""
+    from transformers.generation import logits_process as hf
+
+    logits = torch.randn(4, 5000, generator=torch.Generator().manual_seed(3)) * 3
+    prompt = torch.randint(0, 5000, (4, 40), generator=torch.Generator().manual_seed(4))
+    for how, theirs in [
+        (sampling(temperature=0.6), hf.TemperatureLogitsWarper(0.6)),
+        (sampling(temperature=1.0, top_k=40), hf.TopKLogitsWarper(40)),
+        (sampling(temperature=1.0, top_p=0.8), hf.TopPLogitsWarper(0.8)),
+        (sampling(temperature=1.0, min_p=0.05), hf.MinPLogitsWarper(0.05)),
+        (sampling(temperature=1.0, repetition_penalty=1.3), hf.RepetitionPenaltyLogitsProcessor(1.3)),
+    ]:
+        rows = [Row(how, 0, tokens.tolist(), given=30) for tokens in prompt]
+        want = theirs(prompt, logits.clone()).softmax(-1)
+        assert torch.allclose(distribution(logits, rows), want, atol=1e-6)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import subprocess
 import sys
 from pathlib import Path
@@ -71,6 +72,7 @@ TORCH = {"engine", "bench"}
 LOCUST = {f"mlsys_bench/loadtest/{name}.py" for name in ("worker", "locustfile", "remote", "master", "child")}
 
 
+@functools.cache
 def imports(path: Path) -> set[str]:
     """Every module a file imports, wherever in the file the import stands."""
     found: set[str] = set()

@@ -75,7 +75,7 @@ def test_a_sender_that_polls_says_how_long_and_one_that_sleeps_says_nothing(busy
         assert (made.polled_s > 0, heard) == (busy_poll, [("ok", 3)])
 
 
-@pytest.mark.e2e
+@pytest.mark.measures
 @pytest.mark.skipif(crew.spare_cores(1) < 1, reason="needs two cores")
 def test_a_run_that_polled_says_so_and_its_cpu_shares_leave_that_out() -> None:
     with serving() as server:

@@ -211,7 +211,7 @@ def test_two_workers_send_what_one_would_request_for_request() -> None:
     assert asked_of_two == asked_of_one
 
 
-@pytest.mark.e2e
+@pytest.mark.measures
 def test_users_of_a_closed_loop_are_split_over_workers() -> None:
     requests, _ = sent_by(3, users=4, think=Think(mean_s=0.02))
     indices = [r.index for r in requests.requests]
@@ -220,7 +220,7 @@ def test_users_of_a_closed_loop_are_split_over_workers() -> None:
     assert sorted(np.bincount(begun, minlength=3)) == [1, 1, 2]
 
 
-@pytest.mark.e2e
+@pytest.mark.measures
 @needs_proc
 def test_a_worker_that_dies_makes_the_run_invalid_and_its_requests_missing(tmp_path: Path) -> None:
     """One of two is killed after a second of three: the other goes on, and nobody believes the run was of the rate that was asked."""
@@ -359,7 +359,7 @@ def led(url: str, port: int, **more: Any) -> loadtest.Options:
     return options(url, **{"qps": 50, "duration_s": 1.2, "seed": 3, "hosts": hosts, **more})
 
 
-@pytest.mark.e2e
+@pytest.mark.measures
 def test_workers_on_other_hosts_send_the_one_schedule_and_their_records_come_home(tmp_path: Path) -> None:
     """The second worker's clock says 1000 seconds more, where this machine lets us set it: they start together all the same."""
     port, notes = free_port(), list[str]()

@@ -52,7 +52,7 @@ def against_truth(url: str, **more: Any) -> tuple[LoadTest, Requests, dict[str, 
     return found, requests, json.loads(ask(url, "/stats"))
 
 
-@pytest.mark.e2e
+@pytest.mark.measures
 @needs_truth
 @pytest.mark.parametrize(("endpoint", "bundle"), [("completions", 1), ("chat", 4)])
 def test_what_is_reported_is_what_the_server_did(endpoint: str, bundle: int) -> None:
@@ -92,7 +92,7 @@ def test_a_drawn_schedule_is_followed_and_its_warm_up_left_out() -> None:
     assert all(r.sent_s is not None and r.sent_s >= r.scheduled_s for r in requests.requests)
 
 
-@pytest.mark.e2e
+@pytest.mark.measures
 @needs_truth
 def test_a_closed_loop_keeps_as_many_in_flight_as_it_has_users() -> None:
     with truth("--ttft", "30", "--itl", "5", "--tokens", "8") as url:
@@ -109,7 +109,7 @@ def test_a_closed_loop_keeps_as_many_in_flight_as_it_has_users() -> None:
     assert busy_s == pytest.approx(6 * 0.8, rel=0.2)
 
 
-@pytest.mark.e2e
+@pytest.mark.measures
 @needs_truth
 def test_a_server_that_stalls_cannot_hide_it() -> None:
     """It answers within 10 ms, but freezes for 500 ms of every 1.5 s: a third of those who should have been served felt it."""

@@ -80,6 +80,7 @@ def test_a_table_in_place_of_the_record(server: str, tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["run.csv"]
 
 
+@pytest.mark.measures
 def test_an_over_saturated_server_is_called_so(tmp_path: Path) -> None:
     """Two slots of 50 ms are 40/s; 100/s are offered: latency counts from the schedule, and the verdict says what to do."""
     with client.serving(truth.Behaviour(ttft_s=0.05, itl_s=0.0, tokens=2, slots=2)) as server:
@@ -93,6 +94,7 @@ def test_an_over_saturated_server_is_called_so(tmp_path: Path) -> None:
     assert found.e2e_s.mean > 1.0  # the wait of the schedule, twenty times what a request takes
 
 
+@pytest.mark.measures
 def test_a_start_that_is_slow_is_left_out(tmp_path: Path) -> None:
     """Answers of a second: nothing is whole in the first second, which is found without being told."""
     with client.serving(truth.Behaviour(ttft_s=0.5, itl_s=0.5, tokens=2)) as server:

@@ -163,7 +163,7 @@ def test_multi_stream_sends_eight_at_once_and_waits_for_them() -> None:
     assert found.scenario.queries == len(queries)
 
 
-@pytest.mark.e2e
+@pytest.mark.measures
 def test_offline_sends_everything_at_once() -> None:
     with serving() as server:
         found, requests = run(server, offline=30, preset=mlperf.named("offline"), endpoint="completions")

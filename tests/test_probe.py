@@ -24,8 +24,6 @@ from mlsys_bench.predict import outside
 from mlsys_bench.types import Bench, LatencyProfile, Layout, Provenance, RequestRecord
 from mlsys_bench.workload import Schedule
 
-pytestmark = pytest.mark.e2e
-
 LAYOUT = Layout(model="nano", precision="fp32", device="cpu", threads=1, pinned_cores=(0,))
 LIMITS = Limits(max_seqs=8, max_step_tokens=256, block_tokens=16, blocks=512, max_context=1024)
 OVERHEAD_S = 1.5e-3
@@ -167,6 +165,7 @@ def sender(server: serve.ServerProcess) -> Iterator[waves.Sender]:
     opened.close()
 
 
+@pytest.mark.e2e
 def test_a_wave_comes_back_whole_with_the_servers_own_counts(sender: waves.Sender) -> None:
     for _ in range(2):  # over the same connections
         records = sender.send(Wave(requests=3, prompt_tokens=20, output_tokens=7), timeout_s=60)
@@ -174,6 +173,7 @@ def test_a_wave_comes_back_whole_with_the_servers_own_counts(sender: waves.Sende
         assert all(r.sent_s is not None and r.sent_s <= r.token_s[0] <= r.token_s[-1] <= (r.done_s or 0.0) for r in records)
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize("kind", ["completions", "chat"])
 @pytest.mark.parametrize("streams", [True, False])
 def test_every_way_to_ask_our_own_server_says_the_same(server: serve.ServerProcess, kind: str, streams: bool) -> None:
@@ -196,6 +196,7 @@ def test_every_way_to_ask_our_own_server_says_the_same(server: serve.ServerProce
     assert len(said.token_s) == (5 if streams else 1)
 
 
+@pytest.mark.e2e
 def test_requests_turned_away_and_refused_say_so(sender: waves.Sender) -> None:
     """Four seats and one place to wait: of twelve at once some are turned away; a prompt beyond the context is refused."""
     outcomes = {r.outcome for r in sender.send(Wave(requests=12, prompt_tokens=16, output_tokens=64), timeout_s=60)}
@@ -204,6 +205,7 @@ def test_requests_turned_away_and_refused_say_so(sender: waves.Sender) -> None:
     assert (refused.outcome, refused.http_status) == ("bad_response", 400)
 
 
+@pytest.mark.e2e
 def test_a_wave_ends_in_time_and_leaves_the_sender_fit_for_the_next(sender: waves.Sender) -> None:
     (late,) = sender.send(Wave(requests=1, prompt_tokens=16, output_tokens=200), timeout_s=0.02)
     assert late.outcome == "timeout"
@@ -211,6 +213,7 @@ def test_a_wave_ends_in_time_and_leaves_the_sender_fit_for_the_next(sender: wave
     assert next_one.outcome == "ok"
 
 
+@pytest.mark.measures
 def test_a_probe_of_a_live_server_gives_a_profile_of_its_own_layout(server: serve.ServerProcess) -> None:
     found = probe.probe(probe.Options(url=server.url, concurrency=2, longest_tokens=64, budget_s=120.0, most_rounds=1), quiet=True)
     assert found.profile.layout == Layout(**{**server.health()["layout"], "pinned_cores": (0,)})

@@ -25,15 +25,13 @@ from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
 
 from mlsys_bench import models, serve
-from mlsys_bench.engine.tokenizer import ByteTokenizer, StreamDecoder
+from mlsys_bench.engine.sampling import Logprobs, Sampling
 from mlsys_bench.errors import BadInput, MeasurementFailed, UnknownName
-from mlsys_bench.serve import openai_api as api
 from mlsys_bench.serve import options as serve_options
 from mlsys_bench.serve import server as http_process
 from mlsys_bench.serve import wire
 from mlsys_bench.serve.metrics import Metrics
 from mlsys_bench.serve.options import Options
-from mlsys_bench.serve.text import TextStream
 from mlsys_bench.types import Layout
 
 MODEL = "nano"
@@ -41,58 +39,17 @@ OPTIONS = Options(port=0, max_batch=4, seed=3)
 PATIENCE_S = 30.0
 
 
-# ---------------------------------------------------------------- text
-
-
-def shown(text: str, stop: tuple[str, ...]) -> str:
-    """Stream a text character by character; return what a client would have seen."""
-    stream, out = TextStream(StreamDecoder(), stop), ""
-    for i, c in enumerate(text):
-        piece, is_stopped = stream.feed(ord(c), is_last=i == len(text) - 1)
-        out += piece
-        if is_stopped:
-            break
-    return out
-
-
-AB = st.text(alphabet="ab", max_size=30)
-STOPS = st.lists(st.text(alphabet="ab", min_size=1, max_size=5), max_size=3).map(tuple)
-
-
-@given(AB, STOPS)
-def test_the_answer_ends_before_the_first_stop_string_that_completes(text: str, stop: tuple[str, ...]) -> None:
-    """Reference: the shortest beginning that holds a stop string, cut where that string starts."""
-    for end in range(len(text) + 1):
-        starts = [text[:end].find(s) for s in stop if s in text[:end]]
-        if starts:
-            assert shown(text, stop) == text[: min(starts)]
-            return
-    assert shown(text, stop) == text
-
-
-@given(AB, STOPS, st.integers(0, 29))
-def test_no_part_of_a_stop_string_is_shown_too_early(text: str, stop: tuple[str, ...], cut: int) -> None:
-    """What was sent can never be taken back: it begins the text that is shown in the end."""
-    stream = TextStream(StreamDecoder(), stop)
-    sent = ""
-    for c in text[:cut]:
-        piece, is_stopped = stream.feed(ord(c), is_last=False)
-        sent += piece
-        if is_stopped:
-            break
-    assert shown(text, stop).startswith(sent)
-
-
 # ---------------------------------------------------------------- the pipe
 
 MESSAGES: list[wire.Command | wire.Event] = [
-    wire.Add(1, (65, 66), wire.Sampling(5, seed=-3)),
+    wire.Add(1, (65, 66), 5, Sampling(seed=-3, stop=("a",), logit_bias=((3, 1.5),))),
     wire.Cancel(1),
     wire.Stop(),
     wire.Ready("cpu", 7),
     wire.Failed("no"),
     wire.Refused(2, "too long"),
     wire.Stepped(None, ((1, 65),), ((1, "length"),), 0, 5, 1, 0),
+    wire.Stepped(0.5, ((1, 65), (2, 66)), (), 0, 5, 2, 0, (Logprobs(-0.5, ((65, -0.5), (9, -2.0))), None)),
 ]
 
 
@@ -105,122 +62,6 @@ def test_frames_survive_any_cut(cuts: list[int]) -> None:
         at, i = at + cuts[i % len(cuts)], i + 1
     both = msgspec.msgpack.Decoder(wire.Command | wire.Event)
     assert [both.decode(body) for body in got] == MESSAGES
-
-
-# ---------------------------------------------------------------- requests
-
-
-LIMITS: Any = {"model": MODEL, "context": 64, "tokenizer": ByteTokenizer()}
-
-
-def completion(**fields: Any) -> api.Call:
-    return api.parse_completion(json.dumps({"model": MODEL, "prompt": "hi", **fields}).encode(), **LIMITS)
-
-
-def chat(**fields: Any) -> api.Call:
-    body = {"model": MODEL, "messages": [{"role": "user", "content": "hi"}], **fields}
-    return api.parse_chat(json.dumps(body).encode(), **LIMITS)
-
-
-def test_defaults_are_those_of_openai() -> None:
-    call = completion()
-    assert call.sampling == wire.Sampling(16, temperature=1.0, top_p=1.0, seed=None, ignore_eos=False)
-    assert call.prompt == (104, 105)
-    assert not call.stream
-
-
-def test_a_chat_becomes_lines_and_goes_on_until_the_context_is_full() -> None:
-    call = chat(messages=[{"role": "system", "content": "be"}, {"role": "user", "content": [{"type": "text", "text": "so"}]}])
-    text = "system: be\nuser: so\nassistant:"
-    assert bytes(call.prompt).decode() == text
-    assert call.sampling.max_tokens == 64 - len(text)
-
-
-@pytest.mark.parametrize("prompt", ["hi", ["hi"], [104, 105]])
-def test_a_prompt_is_a_text_or_one_text_or_tokens(prompt: Any) -> None:
-    assert completion(prompt=prompt).prompt == (104, 105)
-
-
-@pytest.mark.parametrize(
-    ("fields", "param"),
-    [
-        ({"max_tokens": -1}, "max_tokens"),
-        ({"max_tokens": "5"}, "max_tokens"),
-        ({"max_tokens": True}, "max_tokens"),
-        ({"temperature": 2.5}, "temperature"),
-        ({"temperature": "hot"}, "temperature"),
-        ({"top_p": 0}, "top_p"),
-        ({"seed": 1.5}, "seed"),
-        ({"seed": 2**70}, "seed"),
-        ({"stop": ["a"] * 5}, "stop"),
-        ({"stop": ""}, "stop"),
-        ({"stop": [1]}, "stop[0]"),
-        ({"stream": "yes"}, "stream"),
-        ({"stream_options": {"include_usage": True}}, "stream_options"),
-        ({"stream": True, "stream_options": {"include_usage": 1}}, "stream_options.include_usage"),
-        ({"n": 2}, "n"),
-        ({"n": True}, "n"),
-        ({"echo": True}, "echo"),
-        ({"logprobs": 5}, "logprobs"),
-        ({"presence_penalty": 0.5}, "presence_penalty"),
-        ({"logit_bias": {"5": 100}}, "logit_bias"),
-        ({"tempature": 1}, "tempature"),
-        ({"prompt": ""}, "prompt"),
-        ({"prompt": []}, "prompt"),
-        ({"prompt": ["a", "b"]}, "prompt"),
-        ({"prompt": [1, "b"]}, "prompt"),
-        ({"prompt": [320]}, "prompt"),
-        ({"prompt": None}, "prompt"),
-        ({"max_tokens": 63}, "prompt"),
-    ],
-)
-def test_what_cannot_be_served_is_refused_by_name(fields: dict[str, Any], param: str) -> None:
-    with pytest.raises(api.ApiError) as caught:
-        completion(**fields)
-    assert caught.value.status == 400
-    assert caught.value.body["error"]["param"] == param
-    assert param.split("[")[0].split(".")[0] in str(caught.value) or param == "prompt"
-
-
-NO_MESSAGES: list[Any] = [
-    [],
-    "hi",
-    [{"content": "hi"}],
-    [{"role": "pirate", "content": "hi"}],
-    [{"role": "user", "content": [{"type": "image"}]}],
-]
-
-
-@pytest.mark.parametrize("messages", NO_MESSAGES)
-def test_messages_that_are_none_are_refused(messages: Any) -> None:
-    with pytest.raises(api.ApiError) as caught:
-        chat(messages=messages)
-    assert str(caught.value.body["error"]["param"]).startswith("messages")
-
-
-def test_a_slip_of_the_pen_is_answered_with_the_right_name() -> None:
-    with pytest.raises(api.ApiError, match="did you mean temperature"):
-        completion(tempature=1)
-
-
-def test_fields_that_ask_for_nothing_are_let_through() -> None:
-    harmless: dict[str, Any] = {
-        "n": 1,
-        "logprobs": None,
-        "presence_penalty": 0,
-        "user": "u",
-        "echo": False,
-        "logit_bias": {},
-        "min_tokens": 0,
-    }
-    assert completion(**harmless) == completion()
-
-
-@pytest.mark.parametrize("data", [b"", b"{", b"[1]", b"\xff", b'"text"'])
-def test_a_body_that_is_no_json_object_is_a_bad_request(data: bytes) -> None:
-    with pytest.raises(api.ApiError) as caught:
-        api.parse_completion(data, **LIMITS)
-    assert caught.value.status == 400
 
 
 # ---------------------------------------------------------------- options
@@ -265,7 +106,7 @@ def test_retry_after_is_the_queue_over_the_rate_of_completions() -> None:
     metrics = Metrics()
     assert metrics.retry_after_s(9) == 1  # nothing is known yet
     for done_s in (10.0, 12.0, 14.0, 16.0):
-        metrics.on_end("ok", arrived_s=9.0, token_s=[9.5, done_s], prompt_tokens=3)
+        metrics.on_end("ok", arrived_s=9.0, token_s=[[9.5, done_s]], prompt_tokens=3)
     assert metrics.retry_after_s(9, now_s=18.0) == 18  # 4 in 8 s: 9 waiting take 18 s
     assert metrics.retry_after_s(1000, now_s=18.0) == 60
 
@@ -341,7 +182,7 @@ def test_the_greedy_answer_is_the_engines_token_for_token(client: openai.OpenAI)
 
     prompt = list(range(40, 100))
     engine = Engine(models.find(MODEL), precision="fp32", device="cpu", limits=serve_options.limits(OPTIONS), seed=OPTIONS.seed, threads=1)
-    engine.add(prompt, max_tokens=24, temperature=0.0, ignore_eos=True)
+    engine.add(prompt, max_tokens=24, ignore_eos=True)
     expected: list[int] = []
     while engine.busy:
         expected += [token for _, token in engine.step().tokens]
@@ -406,6 +247,74 @@ def test_a_stop_string_ends_the_answer_and_is_not_shown(client: openai.OpenAI) -
     assert whole.choices[0].finish_reason == chunks[-1].choices[0].finish_reason == "stop"
     assert whole.usage is not None
     assert whole.usage.completion_tokens == len(chunks) < 60
+
+
+def test_an_answer_that_stops_takes_no_step_more(server: serve.ServerProcess, client: openai.OpenAI) -> None:
+    """The engine itself ends it: nothing is generated that the client does not get, and its blocks are free."""
+    ask: Any = {"model": MODEL, "prompt": "once upon", "max_tokens": 60, "temperature": 0.8, "seed": 5, "extra_body": {"ignore_eos": True}}
+    text = client.completions.create(**ask).choices[0].text
+    stop = text[20:23]
+    wait_until(server, is_idle)
+    before = counters(server.url)["mlsys_generation_tokens_total"]
+    ask["extra_body"] = {"ignore_eos": True, "include_stop_str_in_output": True}
+    answer = client.completions.create(**ask, stop=stop)
+    assert answer.choices[0].text == text[: text.find(stop) + len(stop)]
+    assert answer.usage is not None
+    wait_until(server, is_idle)
+    assert counters(server.url)["mlsys_generation_tokens_total"] - before == answer.usage.completion_tokens
+
+
+def test_logprobs_are_the_engines_whole_or_streamed_in_both_apis(client: openai.OpenAI) -> None:
+    """Greedy: the chosen token is the likeliest of those shown; the chat is the completion of its text."""
+    text = "user: hello\nassistant:"
+    extra = {"ignore_eos": True, "return_token_ids": True}
+    ask: Any = {"model": MODEL, "max_tokens": 8, "temperature": 0, "extra_body": extra}
+    whole = client.completions.create(**ask, prompt=text, logprobs=3).choices[0]
+    parts = [c.choices[0].logprobs for c in client.completions.create(**ask, prompt=text, logprobs=3, stream=True)]
+    told: Any = {"messages": [{"role": "user", "content": "hello"}], "logprobs": True, "top_logprobs": 3}
+    chat = client.chat.completions.create(**ask, **told).choices[0].logprobs
+    deltas = [c.choices[0].logprobs for c in client.chat.completions.create(**ask, **told, stream=True)][1:]
+    assert whole.logprobs is not None
+    got, tops = whole.logprobs.token_logprobs, whole.logprobs.top_logprobs
+    assert got is not None
+    assert tops is not None
+    assert chat is not None
+    assert chat.content is not None
+    assert len(got) == len(tops) == len(chat.content) == 8
+    assert got == [max(top.values()) for top in tops] == [p.token_logprobs[0] for p in parts if p and p.token_logprobs]
+    assert [len(top) for top in tops] == [3] * 8
+    assert [c.logprob for c in chat.content] == pytest.approx(got, abs=1e-6) == [d.content[0].logprob for d in deltas if d and d.content]
+    assert whole.model_extra is not None
+    assert [c.bytes for c in chat.content] == [[t] if t < 256 else list(b"<end>") for t in whole.model_extra["token_ids"]]
+    assert [[t.logprob for t in c.top_logprobs] for c in chat.content] == [sorted(top.values(), reverse=True) for top in tops]
+
+
+def test_several_choices_are_those_of_the_seeds_that_follow(client: openai.OpenAI) -> None:
+    ask: Any = {"model": MODEL, "prompt": "once", "max_tokens": 12, "temperature": 0.9, "extra_body": {"ignore_eos": True}}
+    alone = [client.completions.create(**ask, seed=seed).choices[0].text for seed in (7, 8, 9)]
+    together = client.completions.create(**ask, seed=7, n=3, echo=True)
+    streamed = ["", "", ""]
+    for chunk in client.completions.create(**ask, seed=7, n=3, stream=True):
+        streamed[chunk.choices[0].index] += chunk.choices[0].text
+    assert [c.text for c in together.choices] == ["once" + text for text in alone]
+    assert streamed == alone
+    assert together.usage is not None
+    assert (together.usage.prompt_tokens, together.usage.completion_tokens) == (4, 36)
+
+
+def test_settings_reach_the_sampler(client: openai.OpenAI) -> None:
+    """A bias that decides, a penalty that forbids repeating, filters that leave one token: each shows in the text."""
+    ask: Any = {"model": MODEL, "prompt": "once", "max_tokens": 12, "temperature": 0}
+    extra: dict[str, Any] = {"ignore_eos": True}
+    greedy = client.completions.create(**ask, extra_body=extra).choices[0].text
+    biased = client.completions.create(**ask, extra_body=extra, logit_bias={str(ord("q")): 100}).choices[0].text
+    once = client.completions.create(**ask, extra_body={**extra, "repetition_penalty": 50}, logit_bias={str(ord("q")): 60}).choices[0].text
+    ask["temperature"] = 1.5
+    one = client.completions.create(**ask, extra_body={**extra, "top_k": 1}).choices[0].text
+    sure = client.completions.create(**ask, extra_body={**extra, "min_p": 1.0}).choices[0].text
+    assert biased == "q" * 12
+    assert once.find("q") == once.rfind("q") == 0, "60 / 50 is no longer the largest"
+    assert greedy == one == sure
 
 
 def test_a_seed_repeats_its_answer_whatever_runs_beside_it(client: openai.OpenAI) -> None:

@@ -20,8 +20,6 @@ from mlsys_bench.serve.steplog import StepLog, Steps
 from mlsys_bench.types import Bench, LatencyProfile, Launch, Measurement, RequestRecord, Requests, Round
 from mlsys_bench.workload import Schedule
 
-pytestmark = pytest.mark.e2e
-
 TRAFFIC = workload.synthetic(1.0, prompt="lognormal:96:0.6:384", output="lognormal:40:0.6:160")
 LIMITS = Limits(max_seqs=8, max_step_tokens=256, block_tokens=16, blocks=512, max_context=1024)
 TRUE = latency.roofline(models.find("nano"), hardware.find("cpu-2core"), precision="fp32")
@@ -217,6 +215,7 @@ def test_simulated_saturation_is_the_capacity_that_theory_gives() -> None:
 # ---------------------------------------------------------------- a real server
 
 
+@pytest.mark.e2e
 def test_a_real_server_logs_every_step_of_its_requests(tmp_path: Path) -> None:
     log = tmp_path / "steps.csv"
     options = serve.Options(port=0, device="cpu", step_log=str(log))

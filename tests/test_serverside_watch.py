@@ -249,7 +249,7 @@ def test_only_this_machines_addresses_are_local() -> None:
 # ---------------------------------------------------------------- a whole run
 
 
-@pytest.mark.e2e
+@pytest.mark.measures
 def test_a_run_against_our_own_server_sees_both_sides_and_survives_a_page_that_hangs(tmp_path: Path) -> None:
     """The server counts the tokens that the client receives; a second page answers once and then never again."""
 

@@ -1,4 +1,4 @@
-"""Commands that measure: bench gpu, bench list, bench scenario, serve."""
+"""Commands that measure: bench gpu, bench quality, bench list, bench scenario, serve."""
 
 from __future__ import annotations
 
@@ -39,12 +39,18 @@ def gpu(
     suite: Annotated[str, typer.Option(help="quick or full.")] = "quick",
     only: Annotated[str | None, typer.Option(help="Only these benchmarks, e.g. memory,engine.step.")] = None,
     model: Annotated[
-        str, typer.Option("--model", help="A built-in shape (nano, small-160m, tinyllama-1.1b), or the config.json of a Llama.")
+        str, typer.Option("--model", help="nano, small-160m, tinyllama-1.1b, a Llama's config.json, or a checkpoint's folder.")
     ] = "nano",
-    precision: Annotated[str, typer.Option(help="Comma-separated: fp32, bf16, int8.")] = "fp32",
+    precision: Annotated[str, typer.Option(help="Comma-separated; auto is the checkpoint's own, fp32 for built-in shapes.")] = "auto",
     launches: Annotated[int, typer.Option(help="Processes to measure in; the launch is the unit of evidence.", min=1)] = 1,
     budget: Annotated[str, typer.Option(help="Time for all launches together.")] = "75s",
     threads: Annotated[int | None, typer.Option(help="Threads on a CPU; 1, pinned to core 0, is how `serve` runs.", min=1)] = None,
+    max_batch: Annotated[int, typer.Option(help="Sequences decoded together, as `serve` will run.", min=1)] = 8,
+    max_step_tokens: Annotated[int, typer.Option(help="Token budget of one step, as `serve` will run.", min=1)] = 256,
+    max_context: Annotated[int, typer.Option(help="Longest prompt plus output, in tokens.", min=2)] = 1024,
+    backend: Annotated[str, typer.Option(help="Who computes: auto, native, torch or triton.")] = "auto",
+    kv: Annotated[str, typer.Option(help="What the KV cache is kept in: auto, fp32, bf16, int8 or fp8.")] = "auto",
+    deterministic: Annotated[bool, typer.Option("--deterministic", help="The same bits whatever else is in the batch.")] = False,
     compare: Annotated[Path | None, typer.Option(help="A bench file to compare with; --json gives the verdict.", dir_okay=False)] = None,
     out: Out = None,
     seed: Seed = 0,
@@ -57,7 +63,8 @@ def gpu(
     base = comparison.baseline(compare) if compare else None  # before minutes are spent measuring
     record, rows = benchmark.gpu(
         device=device, suite=suite, only=only, model=model, precision=precision, launches=launches, budget=budget,
-        threads=threads, seed=seed, out=out, quiet=as_json,
+        threads=threads, max_batch=max_batch, max_step_tokens=max_step_tokens, max_context=max_context, seed=seed, out=out, quiet=as_json,
+        backend=backend, kv=kv, deterministic=deterministic,
     )  # fmt: skip
     if base is None or not as_json:
         show(record, as_json, extra=rows)
@@ -67,6 +74,30 @@ def gpu(
         verdict = comparison.compare_fresh(base, record)
         show(verdict, as_json)
         raise typer.Exit(gate.exit_status(verdict))
+
+
+@bench_app.command("quality")
+def quality(
+    precision: Annotated[
+        str, typer.Option(help="Comma-separated precisions to compare with fp32.")
+    ] = "fp32,bf16,int8,w8a8,int4g32,int4g64,int4g128,w4a8g32",
+    quantizer: Annotated[str, typer.Option(help="How 4-bit weights are rounded, comma-separated: rtn, search, gptq.")] = "rtn,gptq",
+    kv: Annotated[str, typer.Option(help="KV caches to compare, each beside fp32 weights: bf16, int8, fp8.")] = "int8",
+    steps: Annotated[int | None, typer.Option(help="Train the byte model for so many steps instead of the recipe's.", min=1)] = None,
+    windows: Annotated[int, typer.Option(help="Windows of 256 bytes of held-out text to score.", min=2)] = 512,
+    backend: Annotated[str, typer.Option(help="Who computes: auto, native or torch.")] = "auto",
+    threads: Annotated[int | None, typer.Option(help="Threads on a CPU.", min=1)] = None,
+    out: Out = None,
+    as_json: AsJson = False,
+) -> None:
+    """Say what number formats cost: loss in bit per byte of a small model, trained here once in a few minutes and then kept."""
+    from mlsys_bench.journeys import benchmark
+
+    record = benchmark.quality(
+        precision=precision, quantizer=quantizer, kv=kv, steps=steps, windows=windows, backend=backend, threads=threads,
+        out=out, quiet=as_json,
+    )  # fmt: skip
+    show(record, as_json)
 
 
 @bench_app.command("list")
@@ -85,8 +116,10 @@ def scenario(name: Annotated[str, typer.Argument(help="A scenario.")]) -> None:
 
 
 def serve(
-    model: Annotated[str, typer.Argument(help="A built-in shape: nano, small-160m or tinyllama-1.1b.")] = "nano",
-    precision: Annotated[str, typer.Option(help="fp32, bf16 or int8.")] = "fp32",
+    model: Annotated[str, typer.Argument(help="nano, small-160m, tinyllama-1.1b, or the folder of a checkpoint.")] = "nano",
+    precision: Annotated[
+        str, typer.Option(help="fp32, bf16, int8, int4g32 ...; auto is the checkpoint's own, fp32 for built-in shapes.")
+    ] = "auto",
     device: Annotated[str, typer.Option(help="auto, cuda:0 or cpu.")] = "auto",
     replicas: Annotated[int, typer.Option(help="Engines behind one address; only 1 is built.", min=1)] = 1,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
@@ -97,6 +130,12 @@ def serve(
     kv_tokens: Annotated[int | None, typer.Option(help="Tokens the KV cache holds.", min=16)] = None,
     queue_limit: Annotated[int, typer.Option(help="Requests that may wait before the server answers 429.", min=0)] = 64,
     threads: Annotated[int | None, typer.Option(help="Engine threads on a CPU; 1 is how profiles are measured.", min=1)] = None,
+    backend: Annotated[str, typer.Option(help="Who computes: auto, native, torch or triton.")] = "auto",
+    kv: Annotated[str, typer.Option(help="What the KV cache is kept in: auto, fp32, bf16, int8 or fp8.")] = "auto",
+    deterministic: Annotated[bool, typer.Option("--deterministic", help="The same bits whatever else is in the batch.")] = False,
+    prefix_cache: Annotated[bool, typer.Option("--prefix-cache", help="Requests that begin alike share the KV cache of it.")] = False,
+    swap: Annotated[bool, typer.Option("--swap", help="What a preempted sequence has cached waits in host memory.")] = False,
+    speculate: Annotated[str | None, typer.Option(help="Guess tokens and verify them together: ngram:4, or a small model: nano:4.")] = None,
     step_log: Annotated[Path | None, typer.Option(help="Write a line per engine step here: what it computed, how long it took.")] = None,
     seed: Seed = 0,
 ) -> None:
@@ -107,4 +146,5 @@ def serve(
     benchmark.serve(
         model=model, precision=precision, device=device, host=host, port=port, max_batch=max_batch, max_step_tokens=max_step_tokens,
         max_context=max_context, kv_tokens=kv_tokens, queue_limit=queue_limit, threads=threads, step_log=step_log, seed=seed,
+        backend=backend, kv=kv, deterministic=deterministic, prefix_cache=prefix_cache, swap=swap, speculate=speculate,
     )  # fmt: skip

@@ -25,10 +25,14 @@ from mlsys_bench.batching.scheduler import (
     StepPlan,
     add,
     check,
+    extend,
     features,
+    forget,
     free_blocks,
+    hashed,
     new_state,
     remove,
+    restart,
     running,
     schedule,
     update,
@@ -36,6 +40,6 @@ from mlsys_bench.batching.scheduler import (
 )
 
 __all__ = [
-    "Arrays", "Limits", "Policy", "SchedulerState", "StepFeatures", "StepPlan", "add", "check", "check_limits", "check_policy", "features",
-    "free_blocks", "misfit", "new_state", "remove", "running", "schedule", "update", "waiting",
+    "Arrays", "Limits", "Policy", "SchedulerState", "StepFeatures", "StepPlan", "add", "check", "check_limits", "check_policy", "extend",
+    "features", "forget", "free_blocks", "hashed", "misfit", "new_state", "remove", "restart", "running", "schedule", "update", "waiting",
 ]  # fmt: skip

@@ -37,7 +37,8 @@ SLOTS = 6
 STATUS, PROMPT, KNOWN, FINAL, COMPUTED, HELD, AFTER, BEFORE, HASH_AT, HASH_END, CACHED, FATE, TOKEN_AT = range(13)
 FIELDS = 13
 BLOCK, OWNED = range(2)  # of hashes: number of the prefix block; whether the request holds on to it
-USERS, PLACE, NEWER, OLDER = range(4)  # of prefix blocks: rows that hold on to it; neighbours in the list of idle ones or of the host
+# of prefix blocks: rows that hold on to it; where it is; neighbours in the list of idle ones or of the host; its physical block
+USERS, PLACE, NEWER, OLDER, HOME = range(5)
 COUNTERS = 32  # room for those of a simulator, which begin at 21
 OPEN = 1 << 30  # GATE where batches are not gathered
 
@@ -86,10 +87,10 @@ class Arrays(NamedTuple):
     slots: Any  # [SLOTS, max_seqs] lists of rows: those seated, the step being planned, those preempted in it, those who end with it
     rows: Any  # [FIELDS, rows] by row, what is known of a request
     hashes: Any  # [2, hashes] BLOCK, OWNED: prefix blocks of the requests, one request after another
-    prefixes: Any  # [4, prefix blocks] USERS, PLACE, NEWER, OLDER
+    prefixes: Any  # [5, prefix blocks] USERS, PLACE, NEWER, OLDER, HOME
     # physical blocks; empty in a simulator, which only counts them
     block_table: Any  # [rows, width] numbers of the blocks held; beyond rows[HELD][row] meaningless
-    free_blocks: Any  # [blocks] a stack of counts[BLOCKS] block numbers
+    free_blocks: Any  # [blocks] a stack of counts[BLOCKS] - counts[IDLE] block numbers
     free_rows: Any  # [rows] a stack of counts[ROWS] row numbers
 
 
@@ -145,7 +146,7 @@ def fresh(limits: Limits, make: Make, *, rows: int, hashes: int = 0, prefixes: i
         slots=make(SLOTS, limits.max_seqs),
         rows=make(FIELDS, rows),
         hashes=make(2, hashes),
-        prefixes=make(4, prefixes),
+        prefixes=make(5, prefixes),
         block_table=make(0, 0),
         free_blocks=make(1, 0)[0],
         free_rows=make(1, 0)[0],

@@ -15,6 +15,7 @@ from mlsys_bench.batching.arrays import (
     FREE,
     GATE,
     HELD,
+    IDLE,
     KNOWN,
     LAST,
     MOVED,
@@ -38,7 +39,7 @@ from mlsys_bench.batching.arrays import (
     Policy,
 )
 from mlsys_bench.batching.lists import append, remove
-from mlsys_bench.batching.prefix import adopt, evict, let_go, lookup, publish
+from mlsys_bench.batching.prefix import adopt, evict, let_go, lookup, owns, publish
 
 ALL, PREFILLS, DECODES = range(3)  # which of those seated compute
 
@@ -93,7 +94,7 @@ def _seated(a: Arrays, limits: Limits, policy: Policy, kind: int, there: int, n:
             while need > counts[BLOCKS] and counts[SEATED] >= i:  # from the end, at worst itself
                 counts[SEATED] -= 1
                 a.slots[VICTIMS][preempted] = seats[counts[SEATED]]
-                _preempt(a, policy, seats[counts[SEATED]])
+                preempt(a, policy, seats[counts[SEATED]])
                 preempted += 1
             if counts[SEATED] < i:
                 break
@@ -192,7 +193,7 @@ def _still_seated(a: Arrays, n: int) -> int:
     return kept
 
 
-def _preempt(a: Arrays, policy: Policy, row: int) -> None:
+def preempt(a: Arrays, policy: Policy, row: int) -> None:
     """Take the cache of a row that has lost its seat, and put it in front of those who wait."""
     counts = a.counts
     counts[PREEMPTIONS] += 1
@@ -254,28 +255,29 @@ def leave(a: Arrays, policy: Policy, row: int) -> None:
 
 def take(a: Arrays, policy: Policy, row: int, need: int) -> None:
     """Give a row `need` of the blocks to be had."""
-    counts = a.counts
-    held, free = a.rows[HELD][row], counts[BLOCKS]
-    if len(a.free_blocks) > 0:
-        for i in range(need):
-            a.block_table[row, held + i] = a.free_blocks[free - 1 - i]
+    counts, held = a.counts, a.rows[HELD][row]
     a.rows[HELD][row] = held + need
-    counts[BLOCKS] = free - need
+    counts[BLOCKS] -= need
     if counts[PREFIX_TOKENS] > 0:
-        evict(a, policy)
+        evict(a, policy, need)
+    if len(a.free_blocks) > 0:
+        top = counts[BLOCKS] + need - counts[IDLE]
+        for i in range(need):
+            a.block_table[row, held + i] = a.free_blocks[top - 1 - i]
 
 
 def release(a: Arrays, policy: Policy, row: int) -> None:
     """Put a row's blocks back, the first one on top; cached prefixes stay to be had."""
     counts, held = a.counts, a.rows[HELD][row]
-    kept = 0
-    if counts[PREFIX_TOKENS] > 0 and policy.prefix_cache:
-        if held > 0:
-            publish(a, row, a.rows[COMPUTED][row])
-        kept = let_go(a, row)
-    free = counts[BLOCKS]
+    caches = counts[PREFIX_TOKENS] > 0 and policy.prefix_cache
+    if caches and held > 0:
+        publish(a, row, a.rows[COMPUTED][row])
     if len(a.free_blocks) > 0:
-        for i in range(held):
-            a.free_blocks[free + i] = a.block_table[row, held - 1 - i]
-    counts[BLOCKS] = free + held - kept
+        top = counts[BLOCKS] - counts[IDLE]
+        for i in range(held - 1, -1, -1):
+            if not (caches and owns(a, row, i)):
+                a.free_blocks[top] = a.block_table[row, i]
+                top += 1
+    kept = let_go(a, row) if caches else 0
+    counts[BLOCKS] += held - kept
     a.rows[HELD][row] = 0

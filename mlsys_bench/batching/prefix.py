@@ -18,6 +18,7 @@ from mlsys_bench.batching.arrays import (
     HASH_END,
     HELD,
     HIT_TOKENS,
+    HOME,
     HOST,
     HOST_FIRST,
     HOST_LAST,
@@ -85,6 +86,8 @@ def adopt(a: Arrays, row: int, start: int) -> None:
             counts[BLOCKS] -= width
         a.prefixes[USERS][block] += 1
         a.hashes[OWNED][first + i] = 1
+        if len(a.free_blocks) > 0:
+            a.block_table[row, i] = a.prefixes[HOME][block]
     a.rows[CACHED][row] = found
     a.rows[HELD][row] = found * width - moved  # the rest is taken with the blocks of the step
     counts[MOVED] += moved
@@ -104,9 +107,16 @@ def publish(a: Arrays, row: int, tokens: int) -> None:
             a.prefixes[PLACE][block] = ON_DEVICE
             a.prefixes[USERS][block] = 1
             a.hashes[OWNED][first + i] = 1
+            if len(a.free_blocks) > 0:
+                a.prefixes[HOME][block] = a.block_table[row, i]
         i += 1
     if full > a.rows[CACHED][row]:
         a.rows[CACHED][row] = full
+
+
+def owns(a: Arrays, row: int, i: int) -> bool:
+    """Say whether the i-th block of a row is one that it holds on to as a prefix block, and not its own alone."""
+    return bool(i < a.rows[CACHED][row] and a.hashes[OWNED][a.rows[HASH_AT][row] + i] == 1)
 
 
 def let_go(a: Arrays, row: int) -> int:
@@ -129,14 +139,26 @@ def let_go(a: Arrays, row: int) -> int:
     return kept
 
 
-def evict(a: Arrays, policy: Policy) -> None:
-    """Forget idle blocks, or move them to the host, until those left fit among the blocks to be had."""
+def forget_oldest(a: Arrays, leaving: int) -> int:
+    """Forget the block that nobody has used for longest, and return it."""
+    counts = a.counts
+    block = counts[IDLE_FIRST]
+    if len(a.free_blocks) > 0:
+        a.free_blocks[counts[BLOCKS] + leaving - counts[IDLE]] = a.prefixes[HOME][block]
+    remove(counts, a.prefixes[OLDER], a.prefixes[NEWER], IDLE_FIRST, IDLE_LAST, block)
+    counts[IDLE] -= counts[PREFIX_BLOCKS]
+    a.prefixes[PLACE][block] = NOWHERE
+    return int(block)
+
+
+def evict(a: Arrays, policy: Policy, leaving: int = 0) -> None:
+    """Forget idle blocks, or move them to the host, until those left fit among the blocks to be had.
+
+    Of the physical blocks that are free, `leaving` are no longer counted though they lie on the stack still.
+    """
     counts = a.counts
     while counts[IDLE] > counts[BLOCKS]:
-        block = counts[IDLE_FIRST]
-        remove(counts, a.prefixes[OLDER], a.prefixes[NEWER], IDLE_FIRST, IDLE_LAST, block)
-        counts[IDLE] -= counts[PREFIX_BLOCKS]
-        a.prefixes[PLACE][block] = NOWHERE
+        block = forget_oldest(a, leaving)
         if policy.host_blocks >= counts[PREFIX_BLOCKS]:
             append(counts, a.prefixes[OLDER], a.prefixes[NEWER], HOST_FIRST, HOST_LAST, block)
             a.prefixes[PLACE][block] = ON_HOST

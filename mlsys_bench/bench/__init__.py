@@ -7,6 +7,7 @@ kernels.py   memory.read, memory.copy, gemm, linear
 steps.py     engine.step and engine.coldstart, through the real `Engine.step()`
 companion.py a neighbour on the next core while steps are timed, as a served engine has one
 turns.py     a benchmark in turns, for `gate run`: the worker's side of its protocol;  gated.py  those of the engine
+quality.py   quality.loss: the trained byte model in every number format
 rows.py      medians, intervals, and the share of this machine's own ceilings
 """
 

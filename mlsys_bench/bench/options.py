@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Sequence
 
 from mlsys_bench import models
+from mlsys_bench.engine import schemes, spec
 from mlsys_bench.errors import BadInput, did_you_mean, unknown
 
 BENCHMARKS = (
@@ -16,6 +17,7 @@ BENCHMARKS = (
     ("engine.coldstart", "from the start of the process to the first token, s"),
     ("engine.step", "one step of the built-in engine: decode over batch x context, prefill over chunk x past, both mixed, s"),
 )
+LOSSES = (("quality.loss", "the trained byte model in every number format, bit/byte: `mlsys bench quality`"),)
 GATED = (  # of `gate run`, each in a process of its own: `mlsys bench --worker NAME`
     ("engine.decode", "a decode step of the built-in engine on one thread, s; operators, KV blocks, bytes and the memory peak beside it"),
     ("engine.quality", "int8 against fp32: divergence of the next token's distribution, error of the logits"),
@@ -67,6 +69,9 @@ class Options:
     block_tokens: int = 16
     max_context: int = 1024
     kv_tokens: int | None = None  # None: max_batch sequences of max_context
+    backend: str = "auto"  # who computes, what the KV cache is kept in, and whether batches may change bits: see `Engine`
+    kv: str = "auto"
+    deterministic: bool = False
     seed: int = 0
 
     @property
@@ -87,7 +92,7 @@ class Options:
 
 def catalogue() -> list[tuple[str, str]]:
     """Return name and one line of every benchmark, those of the gate last."""
-    return [*BENCHMARKS, *GATED]
+    return [*BENCHMARKS, *LOSSES, *GATED]
 
 
 def wants(only: Sequence[str], name: str) -> bool:
@@ -102,6 +107,11 @@ def checked(options: Options) -> Options:
     for name in options.only:
         if not any(wants((name,), known) for known, _ in BENCHMARKS):
             raise unknown("benchmark", name, [known for known, _ in BENCHMARKS])
+    folder = schemes.checkpoint_of(options.model)
+    if folder is not None:
+        spec.of_config(folder)  # what is not computed says so
+    own = "fp32" if folder is None else schemes.own_precision(folder)
+    options = dataclasses.replace(options, precisions=tuple(own if name == "auto" else name for name in options.precisions))
     for precision in options.precisions:
         if precision not in PRECISIONS:
             raise BadInput(f"the built-in engine does not run in {precision!r}{did_you_mean(precision, PRECISIONS)}")

@@ -9,6 +9,7 @@ import numpy as np
 
 from mlsys_bench import models, stats
 from mlsys_bench.bench.options import BENCHMARKS
+from mlsys_bench.bench.quality import known
 from mlsys_bench.errors import UnknownName
 from mlsys_bench.latency import FEATURES, physics
 from mlsys_bench.types import Bench, Measurement, Scalar
@@ -32,12 +33,23 @@ class Row:
     bound: Literal["memory", "compute"] | None = None
     share: float | None = None
     skipped: str | None = None
+    costs: str = ""  # what the precision of an engine step costs in loss, where this machine knows
 
 
 def table(bench: Bench) -> tuple[Row, ...]:
     """Return one row per measurement, engine steps from small to large."""
     read, product = (_ceiling(bench, name) for name in ("memory.read", "gemm"))
-    return tuple(_row(m, read, product) for m in sorted(bench.measurements, key=_order))
+    losses = known()
+    rows = ((m, _row(m, read, product)) for m in sorted(bench.measurements, key=_order))
+    return tuple(dataclasses.replace(row, costs=_costs(m, losses)) for m, row in rows)
+
+
+def _costs(m: Measurement, losses: dict[str, float]) -> str:
+    precision = str(m.parameters.get("precision"))
+    above = losses.get(models.ENGINE_ALIASES.get(precision, precision))
+    if m.name != "engine.step" or above is None or precision == "fp32":
+        return ""
+    return f"{above:+.4f} bit/byte on the byte model"
 
 
 def _row(m: Measurement, read: float | None, product: float | None) -> Row:

@@ -21,7 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from mlsys_bench.batching import Limits, StepFeatures
 from mlsys_bench.bench.harness import Sampled, Samples, Spec, Task, warm_up
 from mlsys_bench.bench.options import Options, Suite
-from mlsys_bench.engine import Engine, StepReport
+from mlsys_bench.engine import Engine, StepReport, schemes
 from mlsys_bench.errors import MeasurementFailed
 from mlsys_bench.models import Architecture
 from mlsys_bench.types import Scalar
@@ -38,8 +38,8 @@ class Bench:
 
     def add(self, tokens: int, output: int) -> int:
         """Queue a prompt of random bytes."""
-        prompt = self.rng.integers(0, 256, tokens).tolist()
-        return self.engine.add(prompt, max_tokens=output, temperature=0.0, ignore_eos=True)
+        prompt = self.rng.integers(0, min(256, self.engine.shape.vocab), tokens).tolist()
+        return self.engine.add(prompt, max_tokens=output, ignore_eos=True)
 
     def fill(self, batch: int, context: int) -> list[int]:
         """Start a batch of uneven prompts around a context, and step until all of it decodes."""
@@ -132,7 +132,10 @@ def engine_of(a: Architecture, options: Options, precision: str, device: str) ->
         blocks=math.ceil(options.pool_tokens / options.block_tokens),
         max_context=min(options.max_context, a.max_context or options.max_context),
     )
-    return Engine(a, precision=precision, device=device, limits=limits, seed=options.seed, threads=options.threads)
+    return Engine(
+        a, precision=precision, device=device, limits=limits, seed=options.seed, threads=options.threads,
+        checkpoint=schemes.checkpoint_of(options.model), backend=options.backend, kv=options.kv, deterministic=options.deterministic,
+    )  # fmt: skip
 
 
 # ---------------------------------------------------------------- the cells

@@ -110,13 +110,13 @@ def _engines(options: Options, device: str, common: dict[str, Scalar], spawned_s
         limits = engine.limits
         parameters = common | {"model": options.model, "precision": precision}
         if not found and wants(options.only, "engine.coldstart"):
-            engine.add(list(b"Once"), max_tokens=1, temperature=0.0, ignore_eos=True)
+            engine.add(list(b"Once"), max_tokens=1, ignore_eos=True)
             engine.step()
             spec = Spec(name="engine.coldstart", unit="s", better="lower", parameters=parameters)
             _emit(spec, (spec, Round(values=(time.time() - spawned_s,))))
         parameters = parameters | {
             "max_batch": limits.max_seqs, "max_step_tokens": limits.max_step_tokens, "block_tokens": limits.block_tokens,
-            "kv_tokens": limits.blocks * limits.block_tokens, "max_context": limits.max_context,
+            "kv_tokens": limits.blocks * limits.block_tokens, "max_context": limits.max_context, "backend": engine.backend, "kv": engine.kv,
         }  # fmt: skip
         bench = steps.Bench(engine, parameters, SUITES[options.suite], one_thread=options.threads == 1, seed=options.seed)
         say(say=f"{options.model} {precision}: warming up")

@@ -16,10 +16,11 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from mlsys_bench.engine.engine import Engine, StepReport, default_limits
+    from mlsys_bench.engine.build import default_limits
+    from mlsys_bench.engine.engine import Engine, StepReport
     from mlsys_bench.engine.tokenizer import ByteTokenizer
 
-_HOME = {"Engine": "engine", "StepReport": "engine", "default_limits": "engine", "ByteTokenizer": "tokenizer"}
+_HOME = {"Engine": "engine", "StepReport": "engine", "default_limits": "build", "ByteTokenizer": "tokenizer"}
 __all__ = ["ByteTokenizer", "Engine", "StepReport", "default_limits"]
 
 

@@ -1,22 +1,34 @@
-"""Linear layers in three precisions: fp32, bf16, and int8 weights with one scale per output row.
+"""Linear layers on torch's own operators: what the engine computes with where there is no compiler and no Triton.
 
-Each holder keeps its weight as [out, in] and maps x [M, in] to [M, out] in the precision of activations, which is fp32 or bf16.
+Each holder keeps one matrix of `formats` and maps x [M, in] to [M, out], in the type of x (fp32 or bf16).
+
+| holder | few rows on a CPU | many rows on a CPU | on a GPU |
+|---|---|---|---|
+| `Fp32`, `Bf16` | F.linear | F.linear | F.linear |
+| `Int8` | torch's int8 kernel | widened block by block | widened |
+| `W8A8` | oneDNN on VNNI or AMX: exact integer sums | the same | `_int_mm` |
+| `Int4`, also W4A8 | torch's int4 kernel | widened block by block | widened |
+| `Fp8` | widened block by block | the same | `_scaled_mm` |
 """
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Iterator
 from typing import Protocol
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from mlsys_bench import errors
+from mlsys_bench.engine import formats
+from mlsys_bench.engine.formats import FP8_MAX, ZERO, Dense, Groups4, Logical, Precision, Rows8, Rows8f
+from mlsys_bench.errors import BadInput
 
-PRECISIONS = ("fp32", "bf16", "int8")
 FEW_ROWS = range(4, 65)  # see Fp32
-SMALL_M = 24  # where reading int8 row by row and widening it once cost the same (Cascade Lake, one thread)
-DEQUANTISED_ELEMENTS = 1 << 20  # a block of fp32 weights of 4 MB is reused out of the cache
+SMALL_M = 24  # up to here reading int8 or int4 row by row costs less than widening it once (Cascade Lake, one thread)
+WIDENED_ELEMENTS = 1 << 20  # a block of fp32 weights of 4 MB is reused out of the cache
+UNSIGNED_ZERO = 128  # see W8A8
 
 
 class Linear(Protocol):
@@ -33,17 +45,32 @@ class Linear(Protocol):
 
 def activation_dtype(precision: str) -> torch.dtype:
     """Return the type of activations and of the KV cache.  Raises UnknownName for a precision the engine does not compute in."""
-    if precision not in PRECISIONS:
-        raise errors.unknown("engine precision", precision, PRECISIONS)
-    return torch.float32 if precision == "fp32" else torch.bfloat16
+    return formats.precision(precision).activations
 
 
-def pack(weight: Tensor, precision: str, device: torch.device) -> Linear:
-    """Return the holder of an fp32 weight in this precision, on this device."""
-    if precision == "int8":
-        return Int8(*quantise(weight), device=device)
-    dtype = activation_dtype(precision)
-    return (Fp32 if precision == "fp32" else Bf16)(weight.to(device=device, dtype=dtype))
+def pack(weight: Logical | Tensor, precision: str | Precision, device: torch.device) -> Linear:
+    """Return the holder of a matrix in a number format, or of an fp32 tensor, which is rounded to the nearest in that precision.
+
+    A matrix that is kept in another format than the precision's stays in it; 8- and 4-bit ones take int8 activations where the precision
+    says so.
+    """
+    to = formats.precision(precision) if isinstance(precision, str) else precision
+    kept = formats.quantise(weight, to) if isinstance(weight, Tensor) else weight
+    if isinstance(kept, Dense):
+        return (Fp32 if kept.weight.dtype == torch.float32 else Bf16)(kept.weight.to(device))
+    if isinstance(kept, Rows8):
+        return (W8A8 if to.int8_input else Int8)(kept, device)
+    if isinstance(kept, Groups4):
+        return (W4A8 if to.int8_input else Int4)(kept, device)
+    return Fp8(kept, device)
+
+
+def quantise_tokens(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Return activations as integers -127 .. 127, in fp32, and their scale: x ~ q * scale.  x: [M, K]; q: [M, K]; scale: [M, 1] fp32."""
+    wide = x.float()
+    scale = torch.linalg.vector_norm(wide, torch.inf, dim=1, keepdim=True).div_(127)
+    scale.masked_fill_(scale == 0, 1.0)
+    return (wide / scale).round_(), scale
 
 
 class Bf16:
@@ -56,7 +83,7 @@ class Bf16:
 
     def __call__(self, x: Tensor) -> Tensor:
         """Return x W^T."""
-        return functional.linear(x, self.weight)
+        return functional.linear(x.to(self.weight.dtype), self.weight).to(x.dtype)
 
     def tensors(self) -> tuple[Tensor, ...]:
         """Return the weight."""
@@ -70,44 +97,212 @@ class Fp32(Bf16):
 
     def __call__(self, x: Tensor) -> Tensor:
         """Return x W^T; a few rows on a CPU as (W x^T)^T, which MKL does in 0.7 of the time (8 rows, Cascade Lake, one thread)."""
+        wide = x.float()
         if x.shape[0] in FEW_ROWS and not x.is_cuda:
-            return torch.mm(self.weight, x.t().contiguous()).t().contiguous()
-        return functional.linear(x, self.weight)
+            return torch.mm(self.weight, wide.t().contiguous()).t().contiguous().to(x.dtype)
+        return functional.linear(wide, self.weight).to(x.dtype)
 
 
 class Int8:
-    """A weight in int8, symmetric, with one scale per output row; activations stay in bf16."""
+    """int8 weights, activations as they are (W8A16); torch's kernel for few rows computes in bf16."""
 
-    __slots__ = ("on_cpu", "scale", "weight")
+    __slots__ = ("has_kernel", "on_cpu", "scale", "short_scale", "weight")
 
-    def __init__(self, weight: Tensor, scale: Tensor, *, device: torch.device) -> None:
-        self.weight, self.scale = weight.to(device), scale.to(device)
+    def __init__(self, kept: Rows8, device: torch.device) -> None:
+        self.weight, self.scale = kept.weight.contiguous().to(device), kept.scale.to(device)
+        self.short_scale = self.scale.bfloat16()
         self.on_cpu = device.type == "cpu"
+        self.has_kernel = self.on_cpu and self.weight.shape[1] % 32 == 0  # for 34 inputs torch's kernel reads beyond the matrix, and crashes
 
     def __call__(self, x: Tensor) -> Tensor:
         """Return x W^T.  Few rows: a kernel that reads int8; many: blocks of W are widened and multiplied."""
         if not self.on_cpu:
             return functional.linear(x, self.weight.to(x.dtype)).mul_(self.scale)
-        if x.shape[0] <= SMALL_M:
-            return torch._weight_int8pack_mm(x.contiguous(), self.weight, self.scale)
-        return self._widened(x)
+        if self.has_kernel and x.shape[0] <= SMALL_M:
+            return torch._weight_int8pack_mm(x.bfloat16().contiguous(), self.weight, self.short_scale).to(x.dtype)
+        return _times(x.float(), self.weight).mul_(self.scale).to(x.dtype)
 
-    def _widened(self, x: Tensor) -> Tensor:
-        """Multiply in fp32: without AVX512-BF16 a bf16 GEMM is slower than the conversion, see SMALL_M."""
-        rows = max(1, DEQUANTISED_ELEMENTS // self.weight.shape[1])
+    def tensors(self) -> tuple[Tensor, ...]:
+        """Return weight and scales."""
+        return self.weight, self.scale, self.short_scale
+
+
+class W8A8:
+    """int8 weights and int8 activations, one scale per token: sums of integers, exact, in oneDNN.
+
+    oneDNN multiplies unsigned by signed bytes on VNNI (signed by signed falls to reference code there, 600 times slower), so activations
+    go in with 128 added, named as their zero point.  Where that is not exact (AVX2 saturates sums of two products) it is done in fp32.
+    """
+
+    __slots__ = ("no_zeros", "outputs", "scale", "weight")
+
+    def __init__(self, kept: Rows8, device: torch.device) -> None:
+        self.scale, self.outputs = kept.scale.to(device), kept.weight.shape[0]
+        self.no_zeros = torch.zeros(self.outputs, dtype=torch.int64)
+        is_packed = device.type == "cpu" and onednn_is_exact()
+        self.weight = torch.ops.onednn.qlinear_prepack(kept.weight.contiguous(), None) if is_packed else kept.weight.contiguous().to(device)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Return x W^T, x rounded to 8 bit."""
+        q, scale = quantise_tokens(x)
+        if self.weight.is_mkldnn:
+            return _onednn(q, self.weight, self.scale, self.no_zeros).mul_(scale).to(x.dtype)
+        sums = _integer_mm(q, self.weight) if x.is_cuda else _times(q, self.weight)
+        return sums.mul_(self.scale).mul_(scale).to(x.dtype)
+
+    def tensors(self) -> tuple[Tensor, ...]:
+        """Return weight and scales.  The packed weight has a size, but no address."""
+        return self.weight, self.scale
+
+
+class Int4:
+    """4-bit weights in groups, activations as they are (W4A16).
+
+    Kept as torch's kernel wants them: blocks of 64 outputs, in each one row of 32 bytes per input, the low nibbles outputs 0 .. 31.  Its
+    scales and offsets are bf16, which moves a weight by up to 2^-9 of its group's scale per step from zero; it computes in bf16.
+    """
+
+    __slots__ = ("group", "inputs", "offsets", "on_cpu", "outputs", "weight")
+
+    def __init__(self, kept: Groups4, device: torch.device) -> None:
+        outputs, inputs = kept.weight.shape[0], 2 * kept.weight.shape[1]
+        self.outputs, self.inputs, self.group = outputs, inputs, kept.group
+        short_k, short_n = -inputs % kept.group, -outputs % BLOCK
+        nibbles = torch.stack((kept.weight & 15, kept.weight >> 4), dim=2).view(outputs, inputs)
+        self.weight = pack_blocks(functional.pad(nibbles, (0, short_k, 0, short_n))).to(device)
+        scale = kept.scale.float()
+        offset = torch.zeros_like(scale) if kept.zero is None else (ZERO - kept.zero.float()) * scale
+        offsets = functional.pad(torch.stack((scale, offset), dim=2), (0, 0, 0, 0, 0, short_n))  # [N, groups, 2]
+        self.offsets = offsets.transpose(0, 1).contiguous().to(device=device, dtype=torch.bfloat16)
+        self.on_cpu = device.type == "cpu"
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Return x W^T."""
+        x_padded = functional.pad(x, (0, -self.inputs % self.group))
+        if self.on_cpu and x.shape[0] <= SMALL_M and int4_kernel_reads_blocks():
+            y: Tensor = torch.ops.aten._weight_int4pack_mm_for_cpu(x_padded.bfloat16().contiguous(), self.weight, self.group, self.offsets)
+            return y[:, : self.outputs].to(x.dtype).contiguous()
+        wide = x_padded.float()
+        return torch.cat([wide @ block for block in self._widened()], dim=1)[:, : self.outputs].to(x.dtype).contiguous()
+
+    def _widened(self) -> Iterator[Tensor]:
+        """Yield W^T in fp32, some outputs at a time.  [K, n]"""
+        blocks, inputs, half = self.weight.view(-1, self.offsets.shape[0] * self.group, BLOCK // 2).shape
+        at_once = max(1, WIDENED_ELEMENTS // (inputs * BLOCK))
+        for first in range(0, blocks, at_once):
+            some = self.weight.view(blocks, inputs, half)[first : first + at_once]
+            integers = torch.cat((some & 15, some >> 4), dim=2).transpose(0, 1).reshape(-1, self.group, len(some) * BLOCK)
+            scale, offset = self.offsets[:, None, first * BLOCK : (first + len(some)) * BLOCK].float().unbind(dim=3)
+            yield integers.float().sub_(ZERO).mul_(scale).add_(offset).view(inputs, -1)
+
+    def tensors(self) -> tuple[Tensor, ...]:
+        """Return weight, scales and offsets."""
+        return self.weight, self.offsets
+
+
+class W4A8(Int4):
+    """4-bit weights and int8 activations, one scale per token; integers to 127 are exact in bf16, so that `Int4` multiplies them."""
+
+    __slots__ = ()
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Return x W^T, x rounded to 8 bit."""
+        q, scale = quantise_tokens(x)
+        return super().__call__(q).mul_(scale).to(x.dtype)
+
+
+class Fp8:
+    """e4m3 weights with a scale per output.  On a GPU activations are fp8 too, one scale per token; elsewhere they stay as they are."""
+
+    __slots__ = ("scale", "weight")
+
+    def __init__(self, kept: Rows8f, device: torch.device) -> None:
+        self.weight, self.scale = kept.weight.contiguous().to(device), kept.scale.to(device)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Return x W^T."""
+        if x.is_cuda and _has_fp8_units(x.device) and not any(size % 16 for size in self.weight.shape):
+            return self._scaled(x)
+        return _times(x.float(), self.weight).mul_(self.scale).to(x.dtype)
+
+    def _scaled(self, x: Tensor) -> Tensor:
         wide = x.float()
-        parts = [functional.linear(wide, block.float()) for block in torch.split(self.weight, rows)]
-        return torch.cat(parts, dim=1).mul_(self.scale).to(x.dtype)
+        scale = torch.linalg.vector_norm(wide, torch.inf, dim=1, keepdim=True).clamp_(min=1e-30).div_(FP8_MAX)
+        rounded = (wide / scale).clamp_(-FP8_MAX, FP8_MAX).to(torch.float8_e4m3fn)
+        y = torch._scaled_mm(rounded, self.weight.t(), scale_a=scale, scale_b=self.scale[None], out_dtype=torch.bfloat16)
+        return y.to(x.dtype)
 
     def tensors(self) -> tuple[Tensor, ...]:
         """Return weight and scales."""
         return self.weight, self.scale
 
 
-def quantise(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """Return (int8 [out, in], bf16 scale [out]) of an fp32 weight, symmetric per row: weight ~ int8 * scale.
+# ---------------------------------------------------------------- products
 
-    The scale is rounded to bf16 before it is used, so that storing it in 16 bit adds no error; 127 (1 + 2^-9) still rounds to 127.
-    """
-    scale = (weight.abs().amax(dim=1).clamp(min=1e-30) / 127).to(torch.bfloat16)
-    return torch.round(weight / scale.float()[:, None]).to(torch.int8), scale
+
+def _times(x: Tensor, weight: Tensor) -> Tensor:
+    """Return x W^T in fp32, W widened block by block: without AVX512-BF16 a GEMM in bf16 is slower than the conversion.  x: [M, K] fp32."""
+    rows = max(1, WIDENED_ELEMENTS // weight.shape[1])
+    return torch.cat([functional.linear(x, block.float()) for block in torch.split(weight, rows)], dim=1)
+
+
+def _onednn(q: Tensor, packed: Tensor, scale: Tensor, no_zeros: Tensor) -> Tensor:
+    """Return q W^T * scale in fp32.  q: integers -127 .. 127 in fp32, changed in place."""
+    unsigned = q.add_(UNSIGNED_ZERO).to(torch.uint8)
+    y: Tensor = torch.ops.onednn.qlinear_pointwise(
+        unsigned, 1.0, UNSIGNED_ZERO, packed, scale, no_zeros, None, 1.0, 0, torch.float32, "none", [], ""
+    )  # fmt: skip
+    return y
+
+
+@functools.cache
+def onednn_is_exact() -> bool:
+    """Say whether oneDNN adds the largest products of bytes without saturation on this processor."""
+    weight = torch.full((16, 64), 127, dtype=torch.int8)
+    q = torch.tensor([[127.0], [-127.0], [-128.0]]).repeat(1, 64)
+    want = q @ weight.float().T
+    try:
+        packed = torch.ops.onednn.qlinear_prepack(weight, None)
+        got = _onednn(q, packed, torch.ones(16), torch.zeros(16, dtype=torch.int64))
+    except (RuntimeError, AttributeError):  # this build of torch has no such operator: that, too, is a no
+        return False
+    return torch.equal(got, want)
+
+
+def _integer_mm(q: Tensor, weight: Tensor) -> Tensor:
+    """Return q W^T on a GPU in fp32, exact where its integer product takes the shape.  q: integers in fp32."""
+    inputs, outputs = weight.shape[1], weight.shape[0]
+    if inputs % 8 or outputs % 8:
+        return functional.linear(q, weight.float())
+    rows = q.shape[0]
+    padded = functional.pad(q.to(torch.int8), (0, 0, 0, max(0, 32 - rows)))  # it takes more than 16 rows
+    return torch._int_mm(padded, weight.t())[:rows].float()
+
+
+def _has_fp8_units(device: torch.device) -> bool:
+    return torch.cuda.get_device_capability(device) >= (9, 0)
+
+
+# ---------------------------------------------------------------- blocks of torch's int4 kernel
+
+BLOCK = 64
+
+
+def pack_blocks(nibbles: Tensor) -> Tensor:
+    """Return nibbles [N, K] (uint8, N a multiple of 64) as blocks of 64 outputs: [N, K/2]."""
+    outputs, inputs = nibbles.shape
+    if outputs % BLOCK:
+        raise BadInput(f"{outputs} outputs are no whole blocks of {BLOCK}")
+    across = nibbles.view(-1, BLOCK, inputs).transpose(1, 2)  # [blocks, K, 64]
+    return (across[:, :, : BLOCK // 2] | (across[:, :, BLOCK // 2 :] << 4)).reshape(outputs, -1).contiguous()
+
+
+@functools.cache
+def int4_kernel_reads_blocks() -> bool:
+    """Say whether torch's int4 kernel on this processor wants the layout of `pack_blocks`: it differs between instruction sets."""
+    nibbles = torch.randint(0, 16, (2 * BLOCK, 32), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    try:
+        wanted = torch.ops.aten._convert_weight_to_int4pack_for_cpu(nibbles.int(), 1)
+    except (RuntimeError, AttributeError):
+        return False
+    return torch.equal(wanted, pack_blocks(nibbles))

@@ -1,21 +1,30 @@
-"""Turn a plan of `batching` into the tensors of one step."""
+"""Turn a plan of `batching` into the work of one step: plain integer arrays that every model reads, whatever it computes with."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-import torch
-from torch import Tensor
 
 from mlsys_bench.batching import StepPlan
-from mlsys_bench.engine.kv import KVCache
-from mlsys_bench.engine.model import Chunk, Singles, StepInput
+from mlsys_bench.engine.kv import Blocks
 
 Ints = npt.NDArray[np.signedinteger]
-# attention of one more group costs about as much as reading so many bytes of K and V: measured on a CPU, assumed for GPUs (three launches)
-_GROUP_BYTES = {"cpu": 128 * 2**10, "cuda": 32 * 2**20}
+Int32 = npt.NDArray[np.int32]
+
+
+class Step(NamedTuple):
+    """The tokens of one step, T of S sequences, laid end to end, each array contiguous.  Those that compute one token come first."""
+
+    tokens: Int32  # [T]
+    positions: Int32  # [T] each in its own sequence, from 0
+    slots: Int32  # [T] where their K and V go: block * block_tokens + place in the block
+    sequence_of: Int32  # [T] in 0 .. S-1
+    first: Int32  # [S + 1] sequence s computes the tokens first[s] .. first[s + 1] - 1
+    block_table: Int32  # [S, width] the blocks of each in order of position; beyond those of its last position meaningless
+    sampled: Int32  # [S'] the places in T whose logits are wanted
 
 
 def order_of(plan: StepPlan) -> StepPlan:
@@ -25,75 +34,34 @@ def order_of(plan: StepPlan) -> StepPlan:
     return plan._replace(rows=plan.rows[order], start=plan.start[order], tokens=plan.tokens[order], samples=plan.samples[order])
 
 
-def step_input(plan: StepPlan, known: Mapping[int, Sequence[int]], block_table: Ints, cache: KVCache) -> StepInput:
-    """Return the tensors of a plan that is in the order of `order_of`; its logits come in that order too.
+def step_input(
+    plan: StepPlan, known: Mapping[int, Sequence[int]], block_table: Ints, cache: Blocks, wanted: Ints | None = None
+) -> Step:
+    """Return the step of a plan that is in the order of `order_of`; its logits come row by row in that order, each row's by position.
 
-    known: by row, the tokens given and generated so far.
+    known: by row, the tokens given, generated and drafted so far; wanted: [rows] of how many of its last tokens each row's logits are
+    wanted, by default of 1 where it samples.
     """
-    rows, start, tokens, samples, _ = plan
-    device, block_tokens = cache.data.device, cache.block_tokens
-    singles, total = int(np.count_nonzero(tokens == 1)), int(tokens.sum())
-    ends = tokens.cumsum()
-    is_all_singles = singles == total
-    row_of = rows if is_all_singles else rows.repeat(tokens)
-    positions = start if is_all_singles else np.arange(total) - (ends - tokens - start).repeat(tokens)
-    laid = np.empty((3, total), dtype=np.int64)
+    rows, start, tokens, block_tokens = plan.rows, plan.start, plan.tokens, cache.block_tokens
+    first = np.zeros(len(rows) + 1, dtype=np.int32)
+    tokens.cumsum(out=first[1:])
+    laid = np.empty((4, int(first[-1])), dtype=np.int32)
+    ids, positions, slots, sequence_of = laid
     work = zip(rows.tolist(), start.tolist(), tokens.tolist(), strict=True)
-    laid[0] = [token for row, first, count in work for token in known[row][first : first + count]]
-    laid[1] = positions
-    laid[2] = block_table[row_of, positions // block_tokens] * block_tokens + positions % block_tokens
-    ids, at, slots = torch.from_numpy(laid).to(device)
-    return StepInput(
-        tokens=ids,
-        positions=at,
-        slots=slots,
-        singles=tuple(_singles(block_table, rows[:singles], start[:singles] + 1, cache)) if singles else (),
-        chunks=tuple(
-            _chunk(block_table[rows[i]], int(ends[i] - tokens[i]), int(tokens[i]), int(start[i]), cache) for i in range(singles, len(rows))
-        ),
-        sampled=None if is_all_singles and samples.all() else torch.from_numpy(ends[samples] - 1).to(device),
-    )
+    ids[:] = [token for row, begin, length in work for token in known[row][begin : begin + length]]
+    if len(ids) == len(rows):
+        sequence_of[:], positions[:] = np.arange(len(rows)), start
+    else:
+        sequence_of[:] = np.arange(len(rows)).repeat(tokens)
+        positions[:] = np.arange(len(ids)) + (start - first[:-1])[sequence_of]
+    blocks, places = np.divmod(positions, block_tokens)
+    table = block_table[rows, : int(np.maximum.reduce(blocks, initial=-1)) + 1]
+    slots[:] = table[sequence_of, blocks] * block_tokens + places
+    sampled = first[1:][plan.samples] - 1 if wanted is None else _last(first, wanted)
+    return Step(ids, positions, slots, sequence_of, first, np.ascontiguousarray(table, dtype=np.int32), sampled)
 
 
-def _singles(block_table: Ints, rows: Ints, keys: Ints, cache: KVCache) -> Iterator[Singles]:
-    """Yield neighbours that attend together, padded to the longest of them."""
-    first = 0
-    for end in group_ends(keys, _worth(cache)):
-        longest = int(keys[end - 1])
-        blocks = block_table[rows[first:end], : -(-longest // cache.block_tokens)]
-        hidden = np.arange(longest) >= keys[first:end, None] if keys[first] < longest else None
-        mask = None if hidden is None else _mask(hidden, cache)[:, None, None]
-        yield Singles(first=first, count=end - first, room=cache.room(end - first, _indices(blocks, cache), longest), mask=mask)
-        first = end
-
-
-def _worth(cache: KVCache) -> float:
-    """Return the keys of padding that cost as much as one more group."""
-    bytes_per_key = 2 * cache.kv_heads * cache.head_dim * cache.data.element_size()
-    return _GROUP_BYTES.get(cache.data.device.type, _GROUP_BYTES["cpu"]) / bytes_per_key
-
-
-def group_ends(keys: Ints, worth: float) -> list[int]:
-    """Return where groups end.  keys: ascending.  A group is cut where that saves most padding, while it saves more than `worth` keys."""
-    saved = np.arange(1, len(keys)) * (keys[-1] - keys[:-1])
-    if not len(saved) or saved.max() <= worth:
-        return [len(keys)]
-    cut = int(saved.argmax()) + 1
-    return [*group_ends(keys[:cut], worth), *(cut + end for end in group_ends(keys[cut:], worth))]
-
-
-def _chunk(table: Ints, first: int, tokens: int, past: int, cache: KVCache) -> Chunk:
-    keys = past + tokens
-    blocks = _indices(table[: -(-keys // cache.block_tokens)], cache)
-    hidden = np.arange(keys) > np.arange(past, keys)[:, None]
-    mask = _mask(hidden, cache) if past else None  # without a past the attention knows the triangle itself
-    return Chunk(first=first, tokens=tokens, room=cache.room(1, blocks, keys), mask=mask)
-
-
-def _indices(blocks: Ints, cache: KVCache) -> Tensor:
-    return torch.from_numpy(blocks.reshape(-1).astype(np.int64)).to(cache.data.device)
-
-
-def _mask(hidden: npt.NDArray[np.bool_], cache: KVCache) -> Tensor:
-    """Return 0 where visible, -inf where hidden, in the type of the cache, as attention wants to add it."""
-    return torch.zeros(hidden.shape, dtype=cache.data.dtype).masked_fill_(torch.from_numpy(hidden), -torch.inf).to(cache.data.device)
+def _last(first: Int32, wanted: Ints) -> Int32:
+    """Return the places of the last `wanted` tokens of each sequence."""
+    ends = wanted.cumsum()
+    return (np.arange(int(wanted.sum())) + (first[1:] - ends).repeat(wanted)).astype(np.int32)

@@ -25,7 +25,8 @@ _COMPUTES_AS = {
     "fp4": ("fp4", "bf16", "fp16"),
     "nvfp4": ("fp4", "bf16", "fp16"),
     "mxfp4": ("fp4", "bf16", "fp16"),
-    "int4g32": ("bf16", "fp16"),
+    **dict.fromkeys(("int4g32", "int4g64", "int4g128"), ("bf16", "fp16")),
+    **dict.fromkeys(("w8a8", "w4a8", "w4a8g32", "w4a8g64", "w4a8g128"), ("int8", "bf16", "fp16")),
 }
 
 
@@ -78,8 +79,8 @@ def supports(device: Device, precision: str) -> bool:
 def compute_flops_per_s(device: Device, precision: str) -> float:
     """Return the rate at which weights of this precision are computed with.  Raises BadInput where the device cannot.
 
-    int8 and int4 are weight-only: they are widened and computed at the bf16 rate (fp16 on devices without bf16).  fp8 and fp4 compute
-    at their own rate where the device has one, else as weight-only.
+    int8 and int4 are weight-only: they are widened and computed at the bf16 rate (fp16 on devices without bf16).  w8a8 and w4a8 compute in
+    int8, fp8 and fp4 at their own rate, where the device has one, else as weight-only.
     """
     for form in _forms(precision):
         if form in device.flops_per_s:

@@ -1,10 +1,11 @@
-"""bench gpu and serve: from options as typed to processes."""
+"""bench gpu, bench quality and serve: from options as typed to processes."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 from mlsys_bench import bench, hardware, record, units
+from mlsys_bench.bench import quality as losses
 from mlsys_bench.errors import MeasurementFailed
 from mlsys_bench.journeys.progress import Line
 from mlsys_bench.types import Bench
@@ -20,8 +21,14 @@ def gpu(
     launches: int,
     budget: str | None,
     threads: int | None,
+    max_batch: int,
+    max_step_tokens: int,
+    max_context: int,
     seed: int,
     out: Path | None,
+    backend: str = "auto",
+    kv: str = "auto",
+    deterministic: bool = False,
     quiet: bool = False,
 ) -> tuple[Bench, list[bench.Row]]:
     """Measure, write the record when asked, and return it with the rows a person reads."""
@@ -34,6 +41,12 @@ def gpu(
         launches=launches,
         budget_s=units.seconds(budget, "--budget") if budget else None,
         threads=threads or 1,
+        max_batch=max_batch,
+        max_step_tokens=max_step_tokens,
+        max_context=max_context,
+        backend=backend,
+        kv=kv,
+        deterministic=deterministic,
         seed=seed,
     )
     return measure(options, out, quiet)
@@ -56,6 +69,41 @@ def measure(options: bench.Options, out: Path | None, quiet: bool = False) -> tu
     return result, list(bench.table(result))
 
 
+def quality(
+    *,
+    precision: str,
+    quantizer: str,
+    kv: str,
+    steps: int | None,
+    windows: int,
+    backend: str,
+    threads: int | None,
+    out: Path | None,
+    quiet: bool = False,
+) -> Bench:
+    """Measure what number formats cost on the trained byte model, and write the record when asked."""
+    if out is not None:
+        record.check_writable(out)
+    options = losses.Options(
+        precisions=_names(precision), quantizers=_names(quantizer), kvs=_names(kv), steps=steps, windows=windows, backend=backend,
+        threads=threads,
+    )  # fmt: skip
+    line = Line(quiet)
+    try:
+        result = losses.run(options, line.counted)
+    finally:
+        line.clear()
+    if out is not None:
+        record.write(out, result, hardware.machine())
+    if all(m.skipped for m in result.measurements):
+        raise MeasurementFailed("nothing was measured: stopped before the first loss")
+    return result
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(part.strip() for part in text.split(",") if part.strip())
+
+
 def serve(
     *,
     model: str,
@@ -69,6 +117,12 @@ def serve(
     kv_tokens: int | None,
     queue_limit: int,
     threads: int | None,
+    backend: str,
+    kv: str,
+    deterministic: bool,
+    prefix_cache: bool,
+    swap: bool,
+    speculate: str | None,
     step_log: Path | None,
     seed: int,
 ) -> None:
@@ -88,6 +142,12 @@ def serve(
             kv_tokens=kv_tokens,
             queue_limit=queue_limit,
             threads=threads,
+            backend=backend,
+            kv=kv,
+            deterministic=deterministic,
+            prefix_cache=prefix_cache,
+            preempt="swap" if swap else "recompute",
+            speculate=speculate,
             step_log=None if step_log is None else str(step_log),
             seed=seed,
         )

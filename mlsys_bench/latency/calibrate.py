@@ -234,10 +234,14 @@ def _ceilings(bench: Bench, layout: Layout, rows: list[Cell]) -> tuple[dict[str,
 def _best(bench: Bench, layout: Layout, name: str) -> float | None:
     """Return the best sample of a benchmark on the layout's device and threads: a ceiling, so not the median.
 
-    int8 weights are widened before they are multiplied, so a product in fp32 or bf16 is their ceiling.
+    int8 and int4 weights are widened before they are multiplied, so a product in fp32 or bf16 is their ceiling; w8a8 multiplies int8.
     """
     wanted = {"device": layout.device, "threads": layout.threads}
-    formats = ("fp32", "bf16") if layout.precision == "int8" else (layout.precision, None)
+    formats = (layout.precision, None)
+    if layout.precision.startswith(("int8", "int4")):
+        formats = ("fp32", "bf16")
+    elif layout.precision.startswith(("w8a8", "w4a8")):
+        formats = ("int8", None)
     found = [
         value
         for m in bench.measurements

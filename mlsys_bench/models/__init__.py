@@ -14,7 +14,7 @@ from pathlib import Path
 
 from mlsys_bench.models.architecture import Architecture, Part, parts
 from mlsys_bench.models.catalogue import aliases, every, is_named, named
-from mlsys_bench.models.config import from_config
+from mlsys_bench.models.config import from_config, layer_kinds
 from mlsys_bench.models.cost import (
     AttentionKind,
     attention_flops_per_pair,
@@ -32,11 +32,22 @@ from mlsys_bench.models.cost import (
     weight_bytes,
 )
 from mlsys_bench.models.memory import ENGINES, KvBudget, activation_bytes, kv_budget_tokens
-from mlsys_bench.models.precision import BYTES, PRECISIONS, QUANTIZED, bytes_per_param, formats, group_bytes
+from mlsys_bench.models.precision import (
+    BYTES,
+    ENGINE_ALIASES,
+    ENGINE_PRECISIONS,
+    PRECISIONS,
+    QUANTIZED,
+    bytes_per_param,
+    formats,
+    group_bytes,
+)
 
 __all__ = [
     "BYTES",
     "ENGINES",
+    "ENGINE_ALIASES",
+    "ENGINE_PRECISIONS",
     "PRECISIONS",
     "QUANTIZED",
     "Architecture",
@@ -52,6 +63,7 @@ __all__ = [
     "every",
     "experts_hit",
     "find",
+    "folder",
     "formats",
     "from_config",
     "group_bytes",
@@ -59,6 +71,7 @@ __all__ = [
     "kv_budget_tokens",
     "kv_bytes",
     "kv_bytes_per_token",
+    "layer_kinds",
     "linear_flops_per_token",
     "linear_params",
     "parts",
@@ -78,6 +91,11 @@ def find(name: str) -> Architecture:
     """
     path = Path(name)
     is_file = path.suffix == ".json" or name.startswith((".", "/", "~"))
-    if is_file or (name and path.is_dir() and ((path / "config.json").exists() or not is_named(name))):
-        return from_config(path.expanduser())
-    return named(name)
+    return from_config(path.expanduser()) if is_file or folder(name) else named(name)
+
+
+def folder(name: str) -> Path | None:
+    """Return the folder that a name means: a checkpoint; None for a file or a name of the catalogue."""
+    path = Path(name).expanduser()
+    is_meant = bool(name) and path.is_dir() and ((path / "config.json").exists() or not is_named(name))
+    return path if is_meant or (name.startswith((".", "/", "~")) and path.is_dir()) else None

@@ -76,6 +76,13 @@ def from_config(path: str | Path) -> Architecture:
     return counted(Architecture(id=_id(where), **shape))
 
 
+def layer_kinds(path: str | Path) -> list[str]:
+    """Return what each layer attends to, as `layer_types` names it: full_attention, sliding_attention …  Raises BadInput."""
+    where = Path(path)
+    file = _read(where / "config.json" if where.is_dir() else where)
+    return [str(kind) for kind in file.get("layer_types") or _layer_types(file, file.whole("num_hidden_layers"))]
+
+
 def _id(path: Path) -> str:
     """Return what the shape is called from now on, and found by again: its folder, or its file where that has another name."""
     return str(path.parent) if path.name == "config.json" and path.parent.name else str(path)

@@ -3,8 +3,10 @@
 | precision | kept in it | the rest in 16 bit |
 |---|---|---|
 | `fp32`, `bf16`, `fp16` | everything | |
-| `int8` | every linear layer | router, head, embedding |
+| `int8`, `w8a8` | every linear layer, scales neglected; `w8a8`: activations of products are int8 too | router, head, embedding |
 | `int4` | every linear layer, a 16-bit scale per group of 128; Kimi K2: its routed experts only, groups of 32 | the rest |
+| `int4g32`, `int4g64`, `int4g128` | every linear layer, a 16-bit scale per group of so many | the rest |
+| `w4a8`, `w4a8g32`, `w4a8g64`, `w4a8g128` | the same as int4 of that group; activations of products are int8 | the rest |
 | `fp8` | every linear layer, scales neglected; Llama 4: MLPs only | router, head, embedding (Llama 4: attention too) |
 | `fp4` | NVFP4, an fp8 scale per 16: all linear layers of a dense model, MLPs of a mixture | the rest |
 | `fp4` of gpt-oss | MXFP4, a scale per 32: experts, as published; asked for fp8 or int4 it is the same | the rest |
@@ -20,11 +22,16 @@ from __future__ import annotations
 from mlsys_bench.errors import BadInput, did_you_mean
 from mlsys_bench.models.architecture import Architecture, Group
 
-PRECISIONS = ("fp32", "bf16", "fp16", "int8", "fp8", "int4", "fp4")
-QUANTIZED = ("int8", "fp8", "int4", "fp4")  # of linear layers: embedding, norms and KV cache stay in 16 bit
+_GROUPED = tuple(f"{kept}g{group}" for kept in ("int4", "w4a8") for group in (32, 64, 128))
+_EIGHT_BIT = ("int8", "w8a8")
+ENGINE_PRECISIONS = ("fp32", "bf16", *_EIGHT_BIT, *_GROUPED, "fp8")  # of the built-in engine
+ENGINE_ALIASES = {"int4": "int4g128", "w4a8": "w4a8g128"}
+QUANTIZED = (*_EIGHT_BIT, "fp8", "int4", "w4a8", *_GROUPED, "fp4")  # of linear layers: embedding, norms and KV cache stay in 16 bit
+PRECISIONS = ("fp32", "bf16", "fp16", *QUANTIZED)
 BYTES = {
-    "fp32": 4.0, "bf16": 2.0, "fp16": 2.0, "int8": 1.0, "fp8": 1.0,
-    "int4": 0.5 + 2 / 128, "int4g32": 0.5 + 2 / 32, "fp4": 0.5 + 1 / 16, "nvfp4": 0.5 + 1 / 16, "mxfp4": 0.5 + 1 / 32,
+    "fp32": 4.0, "bf16": 2.0, "fp16": 2.0, "int8": 1.0, "w8a8": 1.0, "fp8": 1.0, "int4": 0.5 + 2 / 128, "w4a8": 0.5 + 2 / 128,
+    **{name: 0.5 + 2 / int(name.partition("g")[2]) for name in _GROUPED},
+    "fp4": 0.5 + 1 / 16, "nvfp4": 0.5 + 1 / 16, "mxfp4": 0.5 + 1 / 32,
 }  # fmt: skip
 _GROUPS: tuple[Group, ...] = ("attention", "mlp", "router", "experts", "shared", "head", "embedding")
 _MLPS: tuple[Group, ...] = ("mlp", "experts", "shared")
@@ -62,7 +69,7 @@ def spared_bytes(precision: str) -> float:
 def _quantized(a: Architecture, precision: str) -> tuple[tuple[Group, ...], str]:
     if precision not in QUANTIZED:
         return _GROUPS, precision
-    if a.family == "gpt_oss" and precision != "int8":
+    if a.family == "gpt_oss" and precision not in _EIGHT_BIT:
         return ("experts",), "mxfp4"
     if a.family in ("kimi_k2", "kimi_k25") and precision == "int4":
         return ("experts",), "int4g32"

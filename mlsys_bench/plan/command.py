@@ -112,7 +112,7 @@ def of_plan(plan: Plan, engine: Engine = "vllm", *, kv_dtype: str | None = None,
 def notes(plan: Plan, deployment: Deployment) -> Iterator[str]:
     """Yield what a command line cannot say, or what its reader must do first."""
     precision = plan.fleet[0].precision
-    if precision in ("int4", "int8", "fp4", "nvfp4", "mxfp4", "int4g32") and precision != models.find(plan.model).native_precision:
+    if precision in {*models.QUANTIZED, "nvfp4", "mxfp4"} - {"fp8"} and precision != models.find(plan.model).native_precision:
         yield f"the plan is for {precision} weights: name a checkpoint of {deployment.model} that is quantized so"
     if deployment.engine == "trtllm" and (plan.fleet[0].attention_dp > 1 or precision == "fp8"):
         yield "TensorRT-LLM takes attention data parallelism and the cache's precision from a file: see --extra_llm_api_options"

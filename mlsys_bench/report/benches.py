@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from mlsys_bench import stats
+from mlsys_bench.report import qualities
 from mlsys_bench.report.parts import (
     NONE,
     Cell,
@@ -35,7 +36,10 @@ def bench(record: Bench, rows: Sequence[Any] | None = None) -> Section:
     skipped = Counter(f"{m.name}: {m.skipped}" for m in record.measurements if m.skipped is not None)
     launches = max((len(m.launches) for m in ran), default=0)
     everywhere = _common(ran)
-    table = _given(rows) if rows is not None else _own(ran, everywhere)
+    losses = [m for m in ran if m.name == qualities.NAME]
+    timed = [m for m in ran if m.name != qualities.NAME]
+    table = _given(rows) if rows is not None else _own(timed, everywhere)
+    tables = (*((table,) if table.rows or not losses else ()), *((qualities.table(losses),) if losses else ()))
     return Section(
         kind="bench",
         title=f"Benchmarks: {len(ran):,}",
@@ -44,7 +48,7 @@ def bench(record: Bench, rows: Sequence[Any] | None = None) -> Section:
         + ".",
         tag="measured",
         facts=(Fact("Steps of", parameters(everywhere)),) if everywhere and rows is None else (),
-        tables=(table,),
+        tables=tables,
         notes=(("Skipped", tuple(f"{n} x {line}" if n > 1 else line for line, n in skipped.items())),) if skipped else (),
     )
 
@@ -72,7 +76,7 @@ def _row(row: Any) -> tuple[Cell, ...]:
     times = f"{row.launches} launches" if row.launches > 1 else ""
     achieved = Cell(rates[0] if rates else NONE, "", rates[1] if len(rates) > 1 else "")
     return (
-        Cell(row.name, "strong"), Cell(row.what, "muted"), Cell(median, "", interval), achieved,
+        Cell(row.name, "strong"), Cell(row.what, "muted", getattr(row, "costs", "")), Cell(median, "", interval), achieved,
         Cell(share, "", row.bound or ""), Cell(f"{row.samples:,}", "", times),
     )  # fmt: skip
 

@@ -16,12 +16,13 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from mlsys_bench.batching import Limits
-from mlsys_bench.engine.tokenizer import ByteTokenizer
+from mlsys_bench.engine.tokenizer import Tokenizer
+from mlsys_bench.serve import bodies
 from mlsys_bench.serve import openai_api as api
 from mlsys_bench.serve.answer import Answer
+from mlsys_bench.serve.bodies import Bodies
 from mlsys_bench.serve.link import Link
 from mlsys_bench.serve.metrics import Metrics
-from mlsys_bench.serve.text import TextStream
 from mlsys_bench.types import Layout
 
 _BODY_LIMIT_BYTES = 8 << 20
@@ -34,7 +35,7 @@ class Served:
     layout: Layout
     limits: Limits
     queue_limit: int
-    tokenizer: ByteTokenizer
+    tokenizer: Tokenizer
     process: dict[str, Any]
     created: int = field(default_factory=lambda: int(time.time()))
 
@@ -64,12 +65,11 @@ class Handlers:
         call = parse(await _body(request), model=served.layout.model, context=served.context, tokenizer=served.tokenizer)
         self.metrics.received.inc()
         self._check_room()
-        generation = self.link.submit(call.prompt, call.sampling)
+        generation = self.link.submit(call.prompt, max_tokens=call.max_tokens, choices=call.choices, ignore_eos=call.ignore_eos)
         self.metrics.prompt_tokens.inc(len(call.prompt))
         name = f"{'chatcmpl' if call.is_chat else 'cmpl'}-{next(self._ids)}"
-        shape = api.Shape(id=name, created=int(time.time()), model=served.layout.model, call=call)
-        text = TextStream(served.tokenizer.stream(), call.stop)
-        return Answer(shape, generation, text, self.link, self.metrics, arrived_s)
+        made = Bodies(id=name, created=int(time.time()), model=served.layout.model, call=call, piece=served.tokenizer.piece)
+        return Answer(made, generation, served.tokenizer, self.link, self.metrics, arrived_s)
 
     def _check_room(self) -> None:
         """Raise 503 when the engine is gone, and 429 when as many requests wait as may.
@@ -118,7 +118,7 @@ class Handlers:
         return _json(200, self._card())
 
     def _card(self) -> dict[str, Any]:
-        return api.model_card(self.served.layout.model, self.served.created, self.served.context)
+        return bodies.model_card(self.served.layout.model, self.served.created, self.served.context)
 
     async def on_api_error(self, request: Request, error: Exception) -> Response:
         """Return an error of ours, and count it if a generation was asked for."""

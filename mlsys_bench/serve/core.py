@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from mlsys_bench import errors, models
+from mlsys_bench.engine import schemes
 from mlsys_bench.serve import options as serve_options
 from mlsys_bench.serve import wire
 from mlsys_bench.serve.steplog import StepLog
@@ -85,7 +86,9 @@ class Core:
 
     def _add(self, command: wire.Add) -> None:
         try:
-            engine_id = self._engine.add(command.prompt, **command.sampling._asdict())
+            engine_id = self._engine.add(
+                command.prompt, max_tokens=command.max_tokens, sampling=command.sampling, ignore_eos=command.ignore_eos
+            )
         except errors.BadInput as error:
             self._send(wire.Refused(id=command.id, message=str(error)))
             return
@@ -109,6 +112,7 @@ class Core:
             free_blocks=engine.free_blocks,
             running=engine.running,
             waiting=engine.waiting,
+            logprobs=report.logprobs if report else (),
         )
 
     def _send(self, event: wire.Event) -> None:
@@ -122,10 +126,14 @@ def build(options: serve_options.Options) -> Engine:
     limits, place = serve_options.limits(options), serve_options.placement(options)
     serve_options.pin(place.engine_cores)
     shape = models.find(options.model)
-    engine = Engine(shape, precision=options.precision, device=options.device, limits=limits, seed=options.seed, threads=place.threads)
+    engine = Engine(
+        shape, precision=options.precision, device=options.device, limits=limits, seed=options.seed, threads=place.threads,
+        checkpoint=schemes.checkpoint_of(options.model), backend=options.backend, kv=options.kv, deterministic=options.deterministic,
+        prefix_cache=options.prefix_cache, preempt=options.preempt, speculative=options.speculate,
+    )  # fmt: skip
     room = min(limits.max_context, limits.blocks * limits.block_tokens)
     prompt = max(min(limits.max_step_tokens, room - 2), 1)
-    engine.add([65] * prompt, max_tokens=min(room - prompt, 2), ignore_eos=True)
+    engine.add([min(65, shape.vocab - 1)] * prompt, max_tokens=min(room - prompt, 2), ignore_eos=True)
     while engine.busy:
         engine.step()
     gc.freeze()  # the model's objects live as long as the process: collections need not visit them

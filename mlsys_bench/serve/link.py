@@ -7,12 +7,13 @@ import itertools
 import socket
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import msgspec
 
 from mlsys_bench import errors
+from mlsys_bench.engine.sampling import Logprobs, Sampling
 from mlsys_bench.serve import wire
 from mlsys_bench.serve.options import Options
 
@@ -20,28 +21,37 @@ _STOP_S = 2.0
 
 
 class Piece(NamedTuple):
-    """A token, with the reason if it is the last one; or an error, which ends the request without a token."""
+    """A token of one choice, with the reason if it is the last one; or an error, which ends the request without a token."""
 
     token: int = -1
     reason: str | None = None
     error: str | None = None
     status: int = 503
+    choice: int = 0
+    logprobs: Logprobs | None = None
 
 
 class Generation:
-    """One request in the engine.  `next` gives its tokens one at a time."""
+    """One request's choices in the engine.  `next` gives what has come since it was asked last."""
 
-    def __init__(self, request_id: int) -> None:
-        self.id = request_id
-        self._pieces: asyncio.Queue[Piece] = asyncio.Queue()
+    def __init__(self, ids: tuple[int, ...]) -> None:
+        self.ids = ids  # of its choices
+        self._pieces: list[Piece] = []
+        self._waiter: asyncio.Future[None] | None = None
 
     def put(self, piece: Piece) -> None:
         """Add what came out."""
-        self._pieces.put_nowait(piece)
+        self._pieces.append(piece)
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
 
-    async def next(self) -> Piece:
-        """Wait for the next piece."""
-        return await self._pieces.get()
+    async def next(self) -> list[Piece]:
+        """Wait for pieces, and return all there are: when the engine is faster than the client reads, they are written together."""
+        if not self._pieces:
+            self._waiter = asyncio.get_running_loop().create_future()
+            await self._waiter
+        pieces, self._pieces = self._pieces, []
+        return pieces
 
 
 class State(NamedTuple):
@@ -60,7 +70,7 @@ class Link(asyncio.Protocol):
         self.dead: str | None = None  # why, once it is
         self.on_death: Callable[[], object] = lambda: None
         self._on_step = on_step
-        self._requests: dict[int, Generation] = {}
+        self._requests: dict[int, tuple[Generation, int]] = {}  # and which of its choices
         self._ids = itertools.count(1)
         self._frames = wire.Frames()
         self._is_ready = self._is_stopping = False
@@ -89,28 +99,30 @@ class Link(asyncio.Protocol):
 
     @property
     def in_flight(self) -> int:
-        """Requests given to the engine and not finished."""
+        """Sequences given to the engine and not finished: one for each choice of a request."""
         return len(self._requests)
 
-    def submit(self, prompt: tuple[int, ...], sampling: wire.Sampling) -> Generation:
-        """Give the engine a request."""
-        generation = Generation(next(self._ids))
+    def submit(self, prompt: tuple[int, ...], *, max_tokens: int, choices: Sequence[Sampling], ignore_eos: bool) -> Generation:
+        """Give the engine a request, one sequence for each of its choices."""
+        generation = Generation(tuple(next(self._ids) for _ in choices))
         if self.dead is not None:
             generation.put(Piece(error=self.dead))
             return generation
-        self._requests[generation.id] = generation
-        self._send(wire.Add(generation.id, prompt, sampling))
+        for choice, (request_id, sampling) in enumerate(zip(generation.ids, choices, strict=True)):
+            self._requests[request_id] = (generation, choice)
+            self._send(wire.Add(request_id, prompt, max_tokens, sampling, ignore_eos))
         return generation
 
     def cancel(self, generation: Generation, why: str = "cancelled") -> None:
-        """Take a request back, if it still runs; its blocks are free one step later."""
-        if self._requests.pop(generation.id, None) is not None:
-            generation.put(Piece(error=why))
-            self._send(wire.Cancel(generation.id))
+        """Take back what of a request still runs; its blocks are free one step later."""
+        for request_id in generation.ids:
+            if self._requests.pop(request_id, None) is not None:
+                generation.put(Piece(error=why))
+                self._send(wire.Cancel(request_id))
 
     def cancel_all(self, why: str) -> None:
         """Take every request back."""
-        for generation in list(self._requests.values()):
+        for generation, _ in list(self._requests.values()):
             self.cancel(generation, why)
 
     def _send(self, command: wire.Command) -> None:
@@ -136,20 +148,25 @@ class Link(asyncio.Protocol):
                     self._end(event.id, Piece(error=event.message, status=400))
 
     def _deliver(self, event: wire.Stepped) -> None:
-        """Put each token into its request's queue.  A request gets one token per step, so its end belongs to that token."""
-        reasons = dict(event.finished)
-        for request_id, token in event.tokens:
-            reason = reasons.get(request_id)
-            generation = self._requests.get(request_id) if reason is None else self._requests.pop(request_id, None)
-            if generation is not None:  # else it was taken back and the word is still on its way
-                generation.put(Piece(token, reason))
+        """Hand each token to its request; the reason of an end goes with the last one."""
+        last = dict(event.finished)
+        at = {request_id: i for i, (request_id, _) in enumerate(event.tokens)} if last else {}
+        for i, (request_id, token) in enumerate(event.tokens):
+            found = self._requests.get(request_id)
+            if found is None:  # it was taken back and the word is still on its way
+                continue
+            generation, choice = found
+            reason = last.get(request_id) if at.get(request_id) == i else None
+            if reason is not None:
+                del self._requests[request_id]
+            generation.put(Piece(token, reason, choice=choice, logprobs=event.logprobs[i] if event.logprobs else None))
         self.state = State(free_blocks=event.free_blocks, running=event.running, waiting=event.waiting)
         self._on_step(event)
 
     def _end(self, request_id: int, piece: Piece) -> None:
-        generation = self._requests.pop(request_id, None)
-        if generation is not None:
-            generation.put(piece)
+        found = self._requests.pop(request_id, None)
+        if found is not None:
+            found[0].put(piece)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Tell everyone that the engine is gone."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
+from collections.abc import Sequence
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
@@ -51,19 +52,20 @@ class Metrics:
             if event.preempted:
                 self.preempted.inc(event.preempted)
 
-    def on_end(self, outcome: str, *, arrived_s: float, token_s: list[float], prompt_tokens: int) -> None:
-        """Count one request.  Only one that ran to its end counts in the histograms."""
+    def on_end(self, outcome: str, *, arrived_s: float, token_s: Sequence[Sequence[float]], prompt_tokens: int) -> None:
+        """Count one request, by when the tokens of each of its choices came.  Only one that ran to its end counts in the histograms."""
         self.requests.labels(outcome).inc()
         if outcome != "ok":
             return
-        first_s, last_s = token_s[0], token_s[-1]
+        first_s, last_s = min(times[0] for times in token_s), max(times[-1] for times in token_s)
         self._completed_s.append(last_s)
         self.ttft.observe(first_s - arrived_s)
         self.e2e.observe(last_s - arrived_s)
         self.prompt.observe(prompt_tokens)
-        self.output.observe(len(token_s))
-        if len(token_s) > 1:
-            self.tpot.observe((last_s - first_s) / (len(token_s) - 1))
+        self.output.observe(sum(len(times) for times in token_s))
+        for times in token_s:
+            if len(times) > 1:
+                self.tpot.observe((times[-1] - times[0]) / (len(times) - 1))
 
     def retry_after_s(self, waiting: int, now_s: float | None = None) -> int:
         """Return when to come back, in whole seconds: the queue's length over the rate at which requests completed lately."""

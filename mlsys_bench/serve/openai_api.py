@@ -1,25 +1,27 @@
-"""OpenAI's wire format: requests checked into a frozen `Call`, answers and errors put into its shapes.
+"""OpenAI's requests, checked into a frozen `Call`, and errors in its shape.
 
 Every field is checked by type and range, and an error names it.  A field that asks for something this server does not do is refused
-unless it asks for nothing (`n: 1`, `presence_penalty: 0`); a field nobody knows is refused as well, so that a slip of the pen is not
-silently ignored.  Two fields go beyond OpenAI, with the names vLLM gives them: `ignore_eos` and `return_token_ids`.
+unless it asks for nothing (`best_of: 1`, `tools: []`); a field nobody knows is refused as well, so that a slip of the pen is not silently
+ignored.  Some fields go beyond OpenAI, with the names vLLM gives them: `top_k`, `min_p`, `repetition_penalty`, `ignore_eos`,
+`include_stop_str_in_output`, `return_token_ids`, and in chats `add_generation_prompt` and `chat_template_kwargs`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import dataclasses
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, Protocol, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
 from msgspec import Meta
 
-from mlsys_bench.errors import did_you_mean
-from mlsys_bench.serve.wire import Sampling
+from mlsys_bench.engine.sampling import Sampling, sampling
+from mlsys_bench.engine.tokenizer import Tokenizer
+from mlsys_bench.errors import BadInput, did_you_mean
 
 _COMPLETION_TOKENS = 16  # OpenAI's default
 _CHAT_TOKENS = 256  # a chat goes on until the context is full, but not for ever
-_MAX_STOPS = 4
+_MAX_STOPS, _MAX_LOGPROBS, _MAX_CHOICES = 4, 20, 128
 
 # Fields that change nothing here, whatever they say.
 _IGNORED = {
@@ -28,20 +30,12 @@ _IGNORED = {
 }
 # Fields that ask for something this server does not do, and the values with which they do not ask for it (null always is one).
 _NEUTRAL: dict[str, tuple[Any, ...]] = {
-    "n": (1,),
     "best_of": (1,),
     "echo": (False,),
     "suffix": ("",),
-    "logprobs": (False,),
     "top_logprobs": (0,),
     "prompt_logprobs": (),
-    "presence_penalty": (0,),
-    "frequency_penalty": (0,),
-    "repetition_penalty": (1,),
     "length_penalty": (1,),
-    "logit_bias": ({},),
-    "top_k": (-1, 0),
-    "min_p": (0,),
     "min_tokens": (0,),
     "use_beam_search": (False,),
     "tools": ([],),
@@ -52,12 +46,15 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "modalities": (["text"],),
     "audio": (),
     "prediction": (),
-    "add_generation_prompt": (True,),
     "stop_token_ids": ([],),
 }
 
 Count = Annotated[int, Meta(ge=1)]
 Seed = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
+Penalty = Annotated[float, Meta(ge=-2, le=2)]
+Bias = Annotated[float, Meta(ge=-100, le=100)]
+Choices = Annotated[int, Meta(ge=1, le=_MAX_CHOICES)]
+Top = Annotated[int, Meta(ge=0, le=_MAX_LOGPROBS)]
 Role = Literal["system", "developer", "user", "assistant", "tool"]
 
 
@@ -94,8 +91,16 @@ class Body(msgspec.Struct, frozen=True, kw_only=True):
     max_tokens: Count | None = None
     temperature: Annotated[float, Meta(ge=0, le=2)] | None = None
     top_p: Annotated[float, Meta(gt=0, le=1)] | None = None
+    top_k: Annotated[int, Meta(ge=-1)] | None = None
+    min_p: Annotated[float, Meta(ge=0, le=1)] | None = None
+    presence_penalty: Penalty | None = None
+    frequency_penalty: Penalty | None = None
+    repetition_penalty: Annotated[float, Meta(gt=0)] | None = None
+    logit_bias: dict[str, Bias] | None = None
+    n: Choices | None = None
     seed: Seed | None = None
     stop: str | list[str] | None = None
+    include_stop_str_in_output: bool | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     ignore_eos: bool | None = None
@@ -106,6 +111,8 @@ class CompletionBody(Body, frozen=True, kw_only=True):
     """`POST /v1/completions`."""
 
     prompt: str | list[str | int]
+    logprobs: Top | None = None
+    echo: bool | None = None
 
 
 class Part(msgspec.Struct, frozen=True):
@@ -128,6 +135,10 @@ class ChatBody(Body, frozen=True, kw_only=True):
 
     messages: Annotated[list[Message], Meta(min_length=1)]
     max_completion_tokens: Count | None = None
+    logprobs: bool | None = None
+    top_logprobs: Top | None = None
+    add_generation_prompt: bool | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -136,20 +147,22 @@ class Call:
 
     is_chat: bool
     prompt: tuple[int, ...]
+    max_tokens: int
     sampling: Sampling
-    stop: tuple[str, ...]
+    n: int
+    ignore_eos: bool
+    include_stop: bool
+    echo: str  # what goes before the answer: the prompt, or nothing
     stream: bool
     include_usage: bool
     return_token_ids: bool
 
-
-class Tokenizer(Protocol):
-    """What is needed of a tokenizer."""
-
-    vocab: int
-
-    def encode(self, text: str) -> list[int]:
-        """Return the tokens of a text."""
+    @property
+    def choices(self) -> list[Sampling]:
+        """How the tokens of each choice are chosen: a seed is that of the first, and the next ones follow it."""
+        if self.sampling.seed is None:
+            return [self.sampling] * self.n
+        return [dataclasses.replace(self.sampling, seed=self.sampling.seed + i) for i in range(self.n)]
 
 
 # ---------------------------------------------------------------- requests
@@ -161,15 +174,22 @@ def parse_completion(data: bytes, *, model: str, context: int, tokenizer: Tokeni
     """Return the call, or raise ApiError.  `context` is how many tokens prompt and answer may have together."""
     body = _decode(data, CompletionBody, model)
     prompt = _prompt_tokens(body.prompt, tokenizer)
-    return _call(body, prompt, body.max_tokens or _room(context, prompt, _COMPLETION_TOKENS), context, is_chat=False, param="prompt")
+    if body.echo and body.logprobs is not None:
+        raise ApiError(400, "echo: not together with logprobs; nobody has computed those of the prompt", param="echo")
+    call = _call(body, prompt, body.max_tokens or _room(context, prompt, _COMPLETION_TOKENS), context, tokenizer, body.logprobs)
+    if not body.echo:
+        return call
+    return dataclasses.replace(call, echo=body.prompt if isinstance(body.prompt, str) else tokenizer.decode(prompt))
 
 
 def parse_chat(data: bytes, *, model: str, context: int, tokenizer: Tokenizer) -> Call:
     """Return the call, or raise ApiError."""
     body = _decode(data, ChatBody, model)
-    prompt = tuple(tokenizer.encode(chat_text(body.messages)))
-    asked = body.max_completion_tokens or body.max_tokens
-    return _call(body, prompt, asked or _room(context, prompt, _CHAT_TOKENS), context, is_chat=True, param="messages")
+    if body.top_logprobs is not None and not body.logprobs:
+        raise ApiError(400, "top_logprobs: only with logprobs: true", param="top_logprobs")
+    prompt = _chat_tokens(body, tokenizer)
+    asked = body.max_completion_tokens or body.max_tokens or _room(context, prompt, _CHAT_TOKENS)
+    return _call(body, prompt, asked, context, tokenizer, (body.top_logprobs or 0) if body.logprobs else None)
 
 
 def _room(context: int, prompt: tuple[int, ...], at_most: int) -> int:
@@ -177,9 +197,17 @@ def _room(context: int, prompt: tuple[int, ...], at_most: int) -> int:
     return max(min(context - len(prompt), at_most), 1)
 
 
-def chat_text(messages: list[Message]) -> str:
-    """Return a chat as the text the model continues: 'role: content' lines and an open 'assistant:'."""
-    return "".join(f"{m.role}: {_content(m)}\n" for m in messages) + "assistant:"
+def _chat_tokens(body: ChatBody, tokenizer: Tokenizer) -> tuple[int, ...]:
+    """Return a chat as the model's template writes it; what the template objects to is a bad request."""
+    messages = [{"role": m.role, "content": _content(m), **({"name": m.name} if m.name else {})} for m in body.messages]
+    settings = {"add_generation_prompt": body.add_generation_prompt is not False, **(body.chat_template_kwargs or {})}
+    try:
+        tokens = tuple(tokenizer.chat(messages, **settings))
+    except BadInput as error:
+        raise ApiError(400, f"messages: {error}", param="messages", code="invalid_value") from None
+    if not tokens:
+        raise ApiError(400, "messages: the model's chat template makes no text of them", param="messages", code="invalid_value")
+    return tokens
 
 
 def _content(message: Message) -> str:
@@ -250,7 +278,7 @@ def _prompt_tokens(prompt: str | list[str | int], tokenizer: Tokenizer) -> tuple
     if isinstance(prompt, list) and len(prompt) == 1 and isinstance(prompt[0], str):
         prompt = prompt[0]
     if isinstance(prompt, str):
-        tokens = tuple(tokenizer.encode(prompt))
+        tokens = _encoded(prompt, tokenizer)
     else:
         tokens = tuple(t for t in prompt if isinstance(t, int))
         if len(tokens) != len(prompt):
@@ -265,28 +293,54 @@ def _prompt_tokens(prompt: str | list[str | int], tokenizer: Tokenizer) -> tuple
     return tokens
 
 
-def _call(body: Body, prompt: tuple[int, ...], max_tokens: int, context: int, *, is_chat: bool, param: str) -> Call:
+def _encoded(text: str, tokenizer: Tokenizer) -> tuple[int, ...]:
+    try:
+        return tuple(tokenizer.encode(text))
+    except BadInput as error:
+        raise ApiError(400, f"prompt: {error}", param="prompt", code="invalid_value") from None
+
+
+def _call(body: Body, prompt: tuple[int, ...], max_tokens: int, context: int, tokenizer: Tokenizer, logprobs: int | None) -> Call:
+    is_chat = isinstance(body, ChatBody)
     if len(prompt) + max_tokens > context:
         asked = f"{len(prompt)} in the prompt + {max_tokens} to generate = {len(prompt) + max_tokens}"
         message = f"this server's context is {context} tokens, not {asked}; shorten the prompt or ask for fewer"
-        raise ApiError(400, message, param=param, code="context_length_exceeded")
+        raise ApiError(400, message, param="messages" if is_chat else "prompt", code="context_length_exceeded")
     if body.stream_options is not None and not body.stream:
         raise ApiError(400, "stream_options: only with stream: true", param="stream_options")
     return Call(
         is_chat=is_chat,
         prompt=prompt,
-        sampling=Sampling(
-            max_tokens,
-            temperature=1.0 if body.temperature is None else body.temperature,
-            top_p=1.0 if body.top_p is None else body.top_p,
-            seed=body.seed,
-            ignore_eos=bool(body.ignore_eos),
-        ),
-        stop=_stops(body.stop),
+        max_tokens=max_tokens,
+        sampling=_sampling(body, tokenizer, logprobs),
+        n=body.n or 1,
+        ignore_eos=bool(body.ignore_eos),
+        include_stop=bool(body.include_stop_str_in_output),
+        echo="",
         stream=bool(body.stream),
         include_usage=body.stream_options is not None and body.stream_options.include_usage,
         return_token_ids=bool(body.return_token_ids),
     )
+
+
+def _sampling(body: Body, tokenizer: Tokenizer, logprobs: int | None) -> Sampling:
+    """Return how tokens are chosen: what is not said is OpenAI's default, a temperature of 1 and no filter."""
+    names = ("top_p", "top_k", "min_p", "presence_penalty", "frequency_penalty", "repetition_penalty", "seed")
+    given = {name: value for name in names if (value := getattr(body, name)) is not None}
+    temperature = 1.0 if body.temperature is None else body.temperature
+    bias = _bias(body.logit_bias or {}, tokenizer.vocab)
+    try:
+        return sampling(temperature=temperature, logprobs=logprobs, logit_bias=bias, stop=_stops(body.stop), **given)
+    except BadInput as error:
+        raise ApiError(400, str(error), param=str(error).split()[0], code="invalid_value") from None
+
+
+def _bias(given: dict[str, float], vocab: int) -> dict[int, float]:
+    """Return a bias by token: JSON has only texts for names."""
+    wrong = next((name for name in given if not (name.isascii() and name.isdigit() and int(name[:20]) < vocab)), None)
+    if wrong is not None:
+        raise ApiError(400, f"logit_bias: {wrong!r} is no token: give ids from 0 to {vocab - 1}", param="logit_bias", code="invalid_value")
+    return {int(name): value for name, value in given.items()}
 
 
 def _stops(stop: str | list[str] | None) -> tuple[str, ...]:
@@ -294,76 +348,3 @@ def _stops(stop: str | list[str] | None) -> tuple[str, ...]:
     if len(stops) > _MAX_STOPS or "" in stops:
         raise ApiError(400, f"stop: give up to {_MAX_STOPS} strings, none empty", param="stop", code="invalid_value")
     return stops
-
-
-# ---------------------------------------------------------------- answers
-
-
-def usage(prompt_tokens: int, completion_tokens: int) -> dict[str, int]:
-    """Return OpenAI's `usage`."""
-    return {"prompt_tokens": prompt_tokens, "completion_tokens": completion_tokens, "total_tokens": prompt_tokens + completion_tokens}
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Shape:
-    """Builds the bodies of one answer: `id`, `created` and `model` are the same in all of them."""
-
-    id: str
-    created: int
-    model: str
-    call: Call
-
-    def whole(self, text: str, tokens: list[int], reason: str) -> dict[str, Any]:
-        """Return a body that is not streamed."""
-        content = {"message": {"role": "assistant", "content": text, "refusal": None}} if self.call.is_chat else {"text": text}
-        choice = self._choice(content, tokens, reason)
-        kind = "chat.completion" if self.call.is_chat else "text_completion"
-        return {**self._head(kind), "choices": [choice], "usage": usage(len(self.call.prompt), len(tokens))}
-
-    def chunk(self, text: str, token: int, reason: str | None) -> bytes:
-        """Return the event of one token.
-
-        Each token has exactly one, even when its text is empty (half a character, or held back because a stop string may begin there),
-        and the last one carries `finish_reason`: whoever counts events counts tokens.
-        """
-        content = {"delta": {"content": text}} if self.call.is_chat else {"text": text}
-        return self._chunk([self._choice(content, [token], reason)], None)
-
-    def opening(self) -> bytes:
-        """Return what goes before the first token: in a chat, an event that names the role and carries no token."""
-        if not self.call.is_chat:
-            return b""
-        return self._chunk([self._choice({"delta": {"role": "assistant", "content": ""}}, [], None)], None)
-
-    def usage_chunk(self, completion_tokens: int) -> bytes:
-        """Return the event that `stream_options.include_usage` asks for."""
-        return self._chunk([], usage(len(self.call.prompt), completion_tokens))
-
-    def _chunk(self, choices: list[dict[str, Any]], spent: dict[str, int] | None) -> bytes:
-        body = {**self._head("chat.completion.chunk" if self.call.is_chat else "text_completion"), "choices": choices}
-        if self.call.include_usage:
-            body["usage"] = spent
-        return event(body)
-
-    def _head(self, kind: str) -> dict[str, Any]:
-        return {"id": self.id, "object": kind, "created": self.created, "model": self.model}
-
-    def _choice(self, content: dict[str, Any], tokens: list[int], reason: str | None) -> dict[str, Any]:
-        choice = {"index": 0, **content, "logprobs": None, "finish_reason": reason}
-        if self.call.return_token_ids:
-            choice["token_ids"] = tokens
-        return choice
-
-
-DONE = b"data: [DONE]\n\n"
-_encode: Callable[[Any], bytes] = msgspec.json.Encoder().encode
-
-
-def event(body: dict[str, Any]) -> bytes:
-    """Return one server-sent event."""
-    return b"data: " + _encode(body) + b"\n\n"
-
-
-def model_card(model: str, created: int, max_context: int) -> dict[str, Any]:
-    """Return one entry of `GET /v1/models`."""
-    return {"id": model, "object": "model", "created": created, "owned_by": "mlsys", "max_model_len": max_context}

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Literal
 
 from mlsys_bench import errors, models
 from mlsys_bench.batching import Limits
+from mlsys_bench.engine import schemes, spec
+from mlsys_bench.models.precision import ENGINE_ALIASES, ENGINE_PRECISIONS
 
 BUILT_IN = ("nano", "small-160m", "tinyllama-1.1b")  # shapes the engine can fill with random weights
-PRECISIONS = ("fp32", "bf16", "int8")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -20,8 +22,8 @@ class Options:
     the default (on a CPU: as many cores as threads from the first one on, and the core after them for HTTP), () leaves them free.
     """
 
-    model: str = "nano"
-    precision: str = "fp32"
+    model: str = "nano"  # a built-in shape, or a folder with a checkpoint
+    precision: str = "auto"  # auto: that of the checkpoint, fp32 for built-in shapes
     device: str = "cpu"  # cpu, cuda:0, or auto
     max_batch: int = 8
     max_step_tokens: int = 256
@@ -35,6 +37,12 @@ class Options:
     engine_cores: tuple[int, ...] | None = None
     http_cores: tuple[int, ...] | None = None
     seed: int = 0
+    backend: str = "auto"  # who computes, what the KV cache is kept in, and the rest: see `Engine`
+    kv: str = "auto"
+    deterministic: bool = False
+    prefix_cache: bool = False
+    preempt: Literal["recompute", "swap"] = "recompute"
+    speculate: str | None = None  # ngram, ngram:6, or a model and how many tokens: nano:3
     stop_with_stdin: bool = False  # end when standard input closes: a server started by a program must not outlive it
     step_log: str | None = None  # a file for one line per engine step, see `serve.steplog`
 
@@ -50,12 +58,15 @@ class Placement:
 
 def check(options: Options) -> None:
     """Raise BadInput for the first option that cannot work, before anything is started."""
-    if options.model not in BUILT_IN:
-        architecture = models.find(options.model)  # a name nobody knows says so first
-        if architecture.id not in BUILT_IN:
-            raise errors.BadInput(f"{options.model}: no weights: only the shapes {', '.join(BUILT_IN)} have random weights built in")
-    if options.precision not in PRECISIONS:
-        raise errors.unknown("precision", options.precision, PRECISIONS)
+    folder = schemes.checkpoint_of(options.model)
+    if folder is not None:
+        spec.of_config(folder)  # what is not computed says so
+    elif options.model not in BUILT_IN and models.find(options.model).id not in BUILT_IN:  # a name nobody knows says so first
+        raise errors.BadInput(
+            f"{options.model}: no weights: give the folder of a checkpoint, or one of {', '.join(BUILT_IN)}, which have random weights"
+        )
+    if options.precision not in ("auto", *ENGINE_PRECISIONS, *ENGINE_ALIASES):
+        raise errors.unknown("precision", options.precision, ("auto", *ENGINE_PRECISIONS, *ENGINE_ALIASES))
     for name in ("max_batch", "max_step_tokens", "block_tokens"):
         if getattr(options, name) < 1:
             raise errors.BadInput(f"{name.replace('_', '-')} {getattr(options, name)}: give at least 1")
@@ -66,6 +77,14 @@ def check(options: Options) -> None:
     own = models.find(options.model).max_context
     if options.max_context < 2 or (own is not None and options.max_context > own):
         raise errors.BadInput(f"max-context {options.max_context}: {options.model} takes 2 to {own or 'any number of'} tokens")
+
+
+def settled(options: Options) -> Options:
+    """Return the options with `auto` resolved to the precision that is served."""
+    if options.precision != "auto":
+        return options
+    folder = schemes.checkpoint_of(options.model)
+    return replace(options, precision="fp32" if folder is None else schemes.own_precision(folder))
 
 
 def limits(options: Options) -> Limits:

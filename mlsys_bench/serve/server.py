@@ -16,7 +16,8 @@ import uvicorn
 from starlette.applications import Starlette
 
 from mlsys_bench import errors, hardware, models
-from mlsys_bench.engine.tokenizer import ByteTokenizer
+from mlsys_bench.engine import schemes
+from mlsys_bench.engine.tokenizer import open_tokenizer
 from mlsys_bench.serve import app
 from mlsys_bench.serve import options as serve_options
 from mlsys_bench.serve.link import Link
@@ -32,6 +33,7 @@ _BACKLOG = 1024
 def run(options: Options) -> None:
     """Serve until SIGINT or SIGTERM.  Raises BadInput before anything starts, and MeasurementFailed when the engine dies."""
     serve_options.check(options)
+    options = serve_options.settled(options)
     with bind(options.host, options.port) as listener:
         _end_quietly_on_signals()
         asyncio.run(_serve(replace(options, port=listener.getsockname()[1]), listener))
@@ -78,7 +80,7 @@ async def _serve(options: Options, listener: socket.socket) -> None:
             layout=layout_of(options, place),
             limits=limits,
             queue_limit=options.queue_limit,
-            tokenizer=ByteTokenizer(),
+            tokenizer=open_tokenizer(schemes.checkpoint_of(options.model), models.find(options.model).vocab),
             process={"pid": os.getpid(), "engine_pid": link.pid, "http_cores": place.http_cores},
         )
         server = _Server(app.create(served, link, metrics), link, ready_line(options, place), options.stop_with_stdin)

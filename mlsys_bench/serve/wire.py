@@ -7,21 +7,12 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator
-from typing import NamedTuple
 
 import msgspec
 
+from mlsys_bench.engine.sampling import Logprobs, Sampling
+
 _LENGTH = struct.Struct(">I")
-
-
-class Sampling(NamedTuple):
-    """How to choose tokens, and when to stop: the keyword arguments of `Engine.add`."""
-
-    max_tokens: int
-    temperature: float = 1.0
-    top_p: float = 1.0
-    seed: int | None = None
-    ignore_eos: bool = False
 
 
 class Add(msgspec.Struct, frozen=True, array_like=True, tag="add"):
@@ -29,7 +20,9 @@ class Add(msgspec.Struct, frozen=True, array_like=True, tag="add"):
 
     id: int
     prompt: tuple[int, ...]
+    max_tokens: int
     sampling: Sampling
+    ignore_eos: bool = False
 
 
 class Cancel(msgspec.Struct, frozen=True, array_like=True, tag="cancel"):
@@ -63,7 +56,10 @@ class Refused(msgspec.Struct, frozen=True, array_like=True, tag="refused"):
 
 
 class Stepped(msgspec.Struct, frozen=True, array_like=True, tag="stepped"):
-    """What one engine step gave.  `step_s` is None when only the state changed (a cancelled request)."""
+    """What one engine step gave.  `step_s` is None when only the state changed (a cancelled request).
+
+    A request may get several tokens in a step; its end belongs to the last of them.
+    """
 
     step_s: float | None
     tokens: tuple[tuple[int, int], ...]  # (request, token)
@@ -72,6 +68,7 @@ class Stepped(msgspec.Struct, frozen=True, array_like=True, tag="stepped"):
     free_blocks: int
     running: int
     waiting: int
+    logprobs: tuple[Logprobs | None, ...] = ()  # of `tokens`, or none at all
 
 
 Command = Add | Cancel | Stop

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import signal
@@ -14,7 +15,8 @@ from pathlib import Path
 import pytest
 
 PATIENCE_S = 120.0  # for a command on a busy machine
-BUDGETS = ("45s", "80s", "120s")  # of the measurement; the longer ones only where a busy machine measures too little in the first
+LAYOUT = ("--max-batch", "2", "--max-step-tokens", "64", "--max-context", "256")  # a layout that is measured in seconds
+BUDGETS = ("12s", "60s")  # of the measurement; the longer one only where a busy machine measures too little in the first
 MARK = "MLSYS_E2E_RUN"  # every process of a run carries this variable, so those that outlive it are found
 TRAFFIC = ("--qps", "2", "--prompt-tokens", "60", "--output-tokens", "12", "--slo", "ttft_p95<5s,tpot_p95<2s")
 
@@ -86,28 +88,40 @@ def cli_in() -> Callable[[Path], Cli]:
 
 @pytest.fixture(scope="session")
 def records(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a folder with bench.json, profile.json and plan.json as the real commands make them, and what --json printed (*.printed)."""
-    folder = tmp_path_factory.mktemp("records")
-    mlsys = Cli(folder)
+    """Return a folder with bench.json, profile.json and plan.json as the real commands make them, and what --json printed (*.printed).
+
+    It is made once: pytest's workers have a common folder, and the first who comes makes it while the others wait.
+    """
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "records"
+    with (folder.parent / "records.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (folder / "plan.printed").exists():
+            folder.mkdir(exist_ok=True)
+            _measure_fit_and_plan(Cli(folder))
+    return folder
+
+
+def _measure_fit_and_plan(mlsys: Cli) -> None:
     for budget in BUDGETS:
-        done = mlsys("bench", "gpu", "--only", "memory,gemm,engine.step", "--budget", budget, "--json", "-o", "bench.json")
-        (folder / "bench.printed").write_text(done.stdout)
+        only = ("--only", "memory,gemm,engine.step")
+        done = mlsys("bench", "gpu", *only, *LAYOUT, "--budget", budget, "--json", "-o", "bench.json")
+        (mlsys.folder / "bench.printed").write_text(done.stdout)
         fitted = mlsys("fit", "bench.json", "--json", "-o", "profile.json")
         if fitted.returncode == 0:
             break
     assert (done.returncode, done.stderr) == (0, "")
     assert (fitted.returncode, fitted.stderr) == (0, "")
-    (folder / "profile.printed").write_text(fitted.stdout)
+    (mlsys.folder / "profile.printed").write_text(fitted.stdout)
     planned = mlsys("plan", "--from", "profile.json", *TRAFFIC, "--json", "-o", "plan.json")
     assert (planned.returncode, planned.stderr) == (0, "")
-    (folder / "plan.printed").write_text(planned.stdout)
-    return folder
+    (mlsys.folder / "plan.printed").write_text(planned.stdout)
 
 
 @pytest.fixture(scope="session")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """Return the URL of `mlsys serve`, as it prints it."""
-    process = Cli(tmp_path_factory.mktemp("server")).start("serve", "nano", "--port", "0")
+    process = Cli(tmp_path_factory.mktemp("server")).start("serve", "nano", *LAYOUT, "--port", "0")
     assert process.stdout is not None
     line = process.stdout.readline().strip()
     assert " at http://" in line, process.stderr.read() if process.stderr else line

@@ -189,6 +189,7 @@ def test_reports_show_any_records_together(mlsys: Cli, records: Path) -> None:
 # ---------------------------------------------------------------- serve, load-test, verify
 
 
+@pytest.mark.measures
 def test_an_open_loop_load_test_keeps_every_request(mlsys: Cli, server: str) -> None:
     said = mlsys("loadtest", server, "--qps", "10", "--duration", "2s", "--warmup", "0s", *SMALL, "-o", "run.json", "--json")
     result = printed(said, LoadTest)
@@ -201,6 +202,7 @@ def test_an_open_loop_load_test_keeps_every_request(mlsys: Cli, server: str) -> 
     assert sorted(p.name for p in mlsys.folder.iterdir()) == ["run.json", "run.parquet"]
 
 
+@pytest.mark.measures
 def test_a_closed_loop_has_no_more_requests_at_once_than_users_and_a_missed_limit_is_exit_1(mlsys: Cli, server: str) -> None:
     """No machine answers in a nanosecond."""
     said = mlsys("loadtest", server, "--users", "2", "--duration", "2s", *SMALL, "--slo", "ttft_mean<1ns", "-o", "run.json")

@@ -119,6 +119,7 @@ def believed(mlsys: Cli, *args: object) -> subprocess.CompletedProcess[str]:
 SHORT = ("--qps", 100, "--duration-each", "500ms", "--turns", 1, "--warm-runs", 0, "--prompt-tokens", 8, "--output-tokens", 8)
 
 
+@pytest.mark.measures
 def test_live_servers_are_at_most_suspect(mlsys: Cli, tmp_path: Path) -> None:
     """One launch each: how much two launches of the same differ is not measured, however far these are apart."""
     with serving(Behaviour(ttft_s=0.03, itl_s=0.002), CORE) as base, serving(Behaviour(ttft_s=0.09, itl_s=0.002), CORE) as cand:
@@ -130,6 +131,7 @@ def test_live_servers_are_at_most_suspect(mlsys: Cli, tmp_path: Path) -> None:
     assert "one launch each" in found.remarks[0]
 
 
+@pytest.mark.measures
 def test_a_slower_server_fails_the_build(mlsys: Cli, tmp_path: Path) -> None:
     """50 instead of 30 ms to the first token: found from fresh launches of both, a turn of load each."""
     said = believed(

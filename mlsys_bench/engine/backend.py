@@ -1,0 +1,91 @@
+"""Which code computes a step: the C kernels, torch, or Triton on a GPU; and a step that computes every token alone."""
+
+from __future__ import annotations
+
+import functools
+from typing import Literal, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mlsys_bench import errors
+from mlsys_bench.engine import formats
+from mlsys_bench.engine.kv import Blocks, name_of
+from mlsys_bench.engine.native import library
+from mlsys_bench.engine.native import model as native
+from mlsys_bench.engine.runner import Step
+from mlsys_bench.engine.spec import Decoder
+from mlsys_bench.engine.weights import Weights
+from mlsys_bench.errors import BadInput
+
+Backend = Literal["native", "torch", "triton"]
+BACKENDS = ("auto", "native", "torch", "triton")
+
+
+class Computes(Protocol):
+    """A model as the engine steps it."""
+
+    backend: str
+    weights: Weights
+
+    def forward(self, step: Step, cache: Blocks) -> Tensor:
+        """Compute a step, write its K and V to the cache, and return the fp32 logits [sampled, vocab]."""
+        ...
+
+
+def choose(name: str, d: Decoder, *, precision: str, device: torch.device, kv: torch.dtype) -> Backend:
+    """Return who computes.  `auto` is native where that can, else torch.  Raises BadInput for one that cannot, with the reason."""
+    if name not in BACKENDS:
+        raise errors.unknown("backend", name, BACKENDS)
+    if name in ("torch", "triton"):
+        return "torch" if name == "torch" else "triton"
+    why = native_misfit(d, precision=precision, device=device, kv=kv)
+    if why is not None and name == "native":
+        raise BadInput(f"backend native cannot compute {d.shape.id} in {precision}: {why}; use --backend torch")
+    return "torch" if why else "native"
+
+
+def native_misfit(d: Decoder, *, precision: str, device: torch.device, kv: torch.dtype) -> str | None:
+    """Return what keeps the C kernels from computing this, None where nothing does."""
+    if device.type != "cpu":
+        return f"it runs on a CPU, not on {device.type}"
+    if formats.precision(precision).weight == "fp8":
+        return "it has no fp8 matrices"
+    if kv not in native.KV_KINDS:
+        return f"it has no {name_of(kv)} KV cache"
+    return native.misfit(d) or (None if library.load() else library.why_not())
+
+
+@functools.cache
+def threads_at_start() -> int:
+    """Return how many threads torch had taken for this process when it was first asked."""
+    return torch.get_num_threads()
+
+
+class OneByOne:
+    """A model whose every token is computed by itself: slow, but what a token gets then cannot depend on batch or chunk.
+
+    Matrix products and attention of torch add in another order for other numbers of rows; the C kernels do not and need no such help.
+    Tokens go in order of position, so that a sequence finds what another one of the same step writes for both.
+    """
+
+    def __init__(self, model: Computes) -> None:
+        """Wrap a model."""
+        self._model, self.backend, self.weights = model, model.backend, model.weights
+
+    def forward(self, step: Step, cache: Blocks) -> Tensor:
+        """Compute a step token by token, and return the fp32 logits [sampled, vocab]."""
+        order = np.argsort(step.positions, kind="stable")
+        rows = {int(t): self._model.forward(_only(step, int(t)), cache) for t in order}
+        kept = [rows[t] for t in step.sampled.tolist()]
+        return torch.cat(kept) if kept else next(iter(rows.values()))[:0]
+
+
+def _only(step: Step, t: int) -> Step:
+    """Return the step of one token, its logits wanted."""
+    here, s, zero = slice(t, t + 1), int(step.sequence_of[t]), np.zeros(1, dtype=np.int32)
+    return Step(
+        tokens=step.tokens[here], positions=step.positions[here], slots=step.slots[here], sequence_of=zero,
+        first=np.array([0, 1], dtype=np.int32), block_table=step.block_table[s : s + 1], sampled=zero,
+    )  # fmt: skip

@@ -1,0 +1,130 @@
+"""From a shape, a precision and a device to a model and its cache, once it is known that they fit."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from mlsys_bench.batching import Limits
+from mlsys_bench.engine import checkpoint as checkpoints
+from mlsys_bench.engine import formats, memory, schemes, spec, weights
+from mlsys_bench.engine.backend import Computes, OneByOne, choose, threads_at_start
+from mlsys_bench.engine.kv import Blocks, KVCache, kind_of, token_bytes
+from mlsys_bench.engine.model import Model
+from mlsys_bench.engine.native import linears as native_linears
+from mlsys_bench.engine.native.model import NativeModel, misfit
+from mlsys_bench.engine.spec import Decoder
+from mlsys_bench.engine.tokenizer import Tokenizer
+from mlsys_bench.errors import BadInput
+from mlsys_bench.models import Architecture
+
+
+class Loaded(NamedTuple):
+    """What computes a step, and where its keys and values go."""
+
+    model: Computes
+    cache: Blocks
+
+
+def load(
+    shape: Architecture,
+    *,
+    precision: str,
+    device: str,
+    limits: Limits,
+    seed: int,
+    state_dict: Mapping[str, torch.Tensor] | None,
+    checkpoint: Path | None = None,
+    host_blocks: int = 0,
+    backend: str = "auto",
+    kv: str = "auto",
+    deterministic: bool = False,
+    threads: int | None = None,
+    quantise: weights.Quantise | None = None,
+) -> Loaded:
+    """Allocate a model and its cache.  Weights are those of a folder, of a Llama state dict, or random by `seed`.
+
+    quantise: how the matrices of a state dict are rounded, by default to the nearest.
+    """
+    kept, where, many = kind_of(kv, precision), memory.device_of(device), threads or threads_at_start()
+    opened = None if checkpoint is None else checkpoints.open_folder(checkpoint)
+    decoder = spec.plain(shape) if opened is None else opened.decoder
+    weights_bytes = weights.drawn_bytes(decoder, precision) if opened is None else checkpoints.planned_bytes(opened, precision)
+    need = memory.Need(
+        name=shape.id, precision=precision, weights_bytes=weights_bytes, token_bytes=token_bytes(shape, kept),
+        tokens=limits.blocks * limits.block_tokens, host_tokens=host_blocks * limits.block_tokens,
+    )  # fmt: skip
+    memory.refuse_misfit(need, where)
+    torch.set_num_threads(many)
+    chosen = choose(backend, decoder, precision=precision, device=where, kv=kept)
+    pack = (lambda logical: native_linears.pack(logical, precision)) if chosen == "native" else None
+    if opened is not None:
+        loaded = checkpoints.load(opened, precision=precision, device=where, pack=pack)
+    elif state_dict is not None:
+        loaded = weights.from_state_dict(decoder, state_dict, precision=precision, device=where, pack=pack, quantise=quantise)
+    else:
+        loaded = weights.random(decoder, precision=precision, device=where, seed=seed, pack=pack)
+    if chosen == "native" and misfit(decoder, loaded) is None:
+        return _native(decoder, loaded, limits, kept, many)
+    compute = formats.precision(precision).activations
+    model = Model(decoder, loaded, precision=precision, max_context=limits.max_context, device=where)
+    cache = KVCache(shape, blocks=limits.blocks, block_tokens=limits.block_tokens, dtype=kept, device=where, compute=compute)
+    return Loaded(OneByOne(model) if deterministic else model, cache)
+
+
+def _native(decoder: Decoder, loaded: weights.Weights, limits: Limits, kv: torch.dtype, threads: int) -> Loaded:
+    """Return the model whose steps are computed in C.  Its threads and torch's would wait for each other's cores, so torch gets one."""
+    torch.set_num_threads(1)
+    cache = Blocks(decoder.shape, blocks=limits.blocks, block_tokens=limits.block_tokens, dtype=kv, device=torch.device("cpu"))
+    return Loaded(NativeModel(decoder, loaded, max_context=limits.max_context, threads=threads), cache)
+
+
+def default_limits(
+    shape: Architecture,
+    *,
+    max_batch: int = 8,
+    max_context: int | None = None,
+    max_step_tokens: int = 512,
+    block_tokens: int = 16,
+    kv_tokens: int | None = None,
+) -> Limits:
+    """Return limits under which `max_batch` sequences of `max_context` tokens fit at once, unless `kv_tokens` says otherwise."""
+    context = max_context or min(shape.max_context or 2048, 2048)
+    tokens = kv_tokens or max_batch * math.ceil(context / block_tokens) * block_tokens
+    return Limits(
+        max_seqs=max_batch,
+        max_step_tokens=max(max_step_tokens, max_batch),
+        block_tokens=block_tokens,
+        blocks=max(1, tokens // block_tokens),
+        max_context=context,
+    )
+
+
+def refuse_shape(shape: Architecture, limits: Limits, tokenizer: Tokenizer, *, has_config: bool = False) -> None:
+    """Raise BadInput for a shape that the engine does not compute, or not with this tokenizer and context.
+
+    has_config: there is a config.json that says how it is computed.
+    """
+    if not (shape.is_plain or has_config):
+        raise BadInput(f"{shape.id}: the built-in engine computes dense Llama-family models; try nano, small-160m or tinyllama-1.1b")
+    if shape.vocab < tokenizer.generated:
+        raise BadInput(f"{shape.id}: a vocabulary of {shape.vocab} has no room for the tokenizer's {tokenizer.generated}")
+    if shape.max_context is not None and limits.max_context > shape.max_context:
+        raise BadInput(f"{shape.id}: a context of {limits.max_context} tokens is more than its {shape.max_context}")
+
+
+def precision_of(name: str, checkpoint: Path | None) -> str:
+    """Return a precision's name; auto is that of the checkpoint, and fp32 without one."""
+    if name != "auto":
+        return name
+    return "fp32" if checkpoint is None else schemes.own_precision(checkpoint)
+
+
+def check_threads(threads: int | None) -> None:
+    """Raise BadInput for no threads at all."""
+    if threads is not None and threads < 1:
+        raise BadInput(f"threads is {threads}: the engine needs at least 1")

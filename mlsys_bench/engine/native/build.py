@@ -1,0 +1,123 @@
+"""Compile the C source once per source, compiler and processor, into a cache folder that processes share."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+SOURCE = Path(__file__).parent / "csrc"
+# no contraction: a * b + c is rounded the same wherever the compiler puts it
+FLAGS = ("-O3", "-std=gnu11", "-fPIC", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math", "-pthread", "-Wall")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Built:
+    """Where the compiled library lies, or why there is none."""
+
+    path: Path | None
+    detail: str  # the compiler and the file, or the reason
+
+
+def built() -> Built:
+    """Return the library for this processor, compiled now if it has not been yet.  Nothing is raised: the engine can do without."""
+    if os.environ.get("MLSYS_NATIVE") == "0":
+        return Built(path=None, detail="turned off by MLSYS_NATIVE=0")
+    compiler = find_compiler()
+    if compiler is None:
+        return Built(path=None, detail="no C compiler (cc, gcc or clang) on PATH")
+    path = cache_folder() / f"kernels-{digest(compiler)}.so"
+    if path.exists():
+        return Built(path=path, detail=f"{compiler}, {path}")
+    wrong = compile_to(path, compiler)
+    return Built(path=None if wrong else path, detail=wrong or f"{compiler}, {path}")
+
+
+def find_compiler() -> str | None:
+    """Return the path of a C compiler: the one that CC names, else the first of cc, gcc and clang."""
+    return next((found for found in map(shutil.which, (os.environ.get("CC") or "cc", "gcc", "clang")) if found), None)
+
+
+def cache_folder() -> Path:
+    """Return where compiled kernels and measured choices are kept: $MLSYS_CACHE, else the user's cache."""
+    chosen = os.environ.get("MLSYS_CACHE")
+    base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
+    return Path(chosen) if chosen else Path(base) / "mlsys"
+
+
+def sources() -> list[Path]:
+    """Return the files that are compiled."""
+    return sorted(SOURCE.glob("*.c"))
+
+
+def source_digest() -> str:
+    """Return a hash of all that is compiled."""
+    content = hashlib.sha256()
+    for path in sorted(SOURCE.glob("*.[ch]")):
+        content.update(path.name.encode() + b"\0" + path.read_bytes())
+    return content.hexdigest()[:16]
+
+
+def digest(compiler: str) -> str:
+    """Return a hash of source, compiler, flags and processor."""
+    parts = (source_digest(), _version(compiler), " ".join(flags()), platform.machine(), _processor_flags())
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:20]
+
+
+def compile_to(path: Path, compiler: str) -> str | None:
+    """Compile to a name of its own and rename it, so that whoever comes at the same time sees all of it or nothing; return what went wrong."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=path.parent, prefix="building-") as folder:
+            return _compile_in(Path(folder), path, compiler)
+    except OSError as error:
+        return f"{path.parent}: {error}; set MLSYS_CACHE to a folder that can be written"
+
+
+def _compile_in(folder: Path, path: Path, compiler: str) -> str | None:
+    objects = {source: str(folder / f"{source.stem}.o") for source in sources()}
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        jobs = [pool.submit(_call, compiler, *flags(), "-c", str(source), "-o", made) for source, made in objects.items()]
+    wrong = next((job.result() for job in jobs if job.result()), None)
+    fresh = folder / path.name
+    wrong = wrong or _call(compiler, "-shared", "-pthread", *objects.values(), "-o", str(fresh), "-lm")
+    if wrong is None:
+        fresh.replace(path)
+    return wrong
+
+
+def _call(compiler: str, *arguments: str) -> str | None:
+    done = subprocess.run([compiler, *arguments], capture_output=True, text=True)
+    return f"{compiler} failed on the engine's kernels: {_first_error(done.stderr)}" if done.returncode else None
+
+
+def flags() -> tuple[str, ...]:
+    """Return the compiler's options on this kind of processor."""
+    return (*FLAGS, "-march=native") if platform.machine() in ("x86_64", "AMD64") else FLAGS
+
+
+def _first_error(text: str) -> str:
+    lines = text.strip().splitlines() or ["no message"]
+    return next((line for line in lines if "error" in line), lines[-1])
+
+
+@functools.cache
+def _version(compiler: str) -> str:
+    done = subprocess.run([compiler, "--version"], capture_output=True, text=True)
+    return done.stdout or compiler
+
+
+def _processor_flags() -> str:
+    """Return what the system says this processor can do, as its words in order."""
+    cpuinfo = Path("/proc/cpuinfo")
+    if not cpuinfo.exists():
+        return platform.processor()
+    lines = cpuinfo.read_text().splitlines()
+    return " ".join(sorted(next((line.split(":", 1)[1].split() for line in lines if line.startswith(("flags", "Features"))), [])))

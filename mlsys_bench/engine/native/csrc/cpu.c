@@ -1,0 +1,56 @@
+#include "cpu.h"
+
+#include <stdatomic.h>
+
+#if defined(__x86_64__) && defined(__linux__)
+#include <cpuid.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+enum { ARCH_REQ_XCOMP_PERM = 0x1023, XFEATURE_XTILEDATA = 18 };
+
+static uint64_t enabled_state(void) {
+    uint32_t low, high;
+    __asm__ volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
+    return low | (uint64_t)high << 32;
+}
+
+static int has(uint32_t word, int bit) { return (word >> bit) & 1; }
+
+/* Tiles are switched on per process, on demand. */
+static int tiles_granted(uint64_t state) {
+    return (state >> 17 & 3) == 3 && syscall(SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA) == 0;
+}
+
+static int32_t ask(void) {
+    uint32_t a, b, c, d, b7, c7, d7;
+    if (!__get_cpuid(1, &a, &b, &c, &d) || !has(c, 27)) return PORTABLE; /* 27: OSXSAVE */
+    int has_fma = has(c, 12), has_f16c = has(c, 29);
+    if (!__get_cpuid_count(7, 0, &a, &b7, &c7, &d7)) return PORTABLE;
+    uint64_t state = enabled_state();
+    if (!(has(b7, 5) && has_fma && has_f16c && (state & 6) == 6)) return PORTABLE;
+    int has_512 = has(b7, 16) && has(b7, 17) && has(b7, 30) && has(b7, 31) && has(c7, 11); /* F, DQ, BW, VL, VNNI */
+    if (!has_512 || (state & 0xe6) != 0xe6) return AVX2;
+    return has(d7, 22) && has(d7, 24) && has(d7, 25) && tiles_granted(state) ? AMX : AVX512; /* BF16, TILE, INT8 */
+}
+#else
+static int32_t ask(void) { return PORTABLE; }
+#endif
+
+static _Atomic int32_t best = -1, used = -1;
+
+int32_t cpu_best(void) {
+    if (atomic_load(&best) < 0) atomic_store(&best, ask());
+    return atomic_load(&best);
+}
+
+int32_t cpu_level(void) {
+    int32_t now = atomic_load_explicit(&used, memory_order_relaxed);
+    return now >= 0 ? now : cpu_use(AMX);
+}
+
+int32_t cpu_use(int32_t level) {
+    int32_t now = level < cpu_best() ? level : cpu_best();
+    atomic_store(&used, now);
+    return now;
+}

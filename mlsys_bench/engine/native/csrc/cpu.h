@@ -1,0 +1,18 @@
+/* What this processor can do, by asking it. */
+#ifndef MLSYS_CPU_H
+#define MLSYS_CPU_H
+
+#include <stdint.h>
+
+enum { PORTABLE = 0, AVX2 = 1, AVX512 = 2, AMX = 3 };
+
+/* The best level of this processor, that its system lets programs use. */
+int32_t cpu_best(void);
+
+/* The level in use: the best, or the lower one asked for by cpu_use. */
+int32_t cpu_level(void);
+
+/* Use no level above this one; returns the level then in use. */
+int32_t cpu_use(int32_t level);
+
+#endif

@@ -1,0 +1,56 @@
+/* What the ways of computing a linear (one file each) share: the room of activations, and the function that each gives.
+ *
+ * Rows of the room are tokens, or the digits of tokens, top digit first.  They come in tiles of at most TILE rows, equally filled, within
+ * which the rows of the same k lie side by side, so that a kernel reads a tile as one stream:
+ *   F32, BF16   float  [tile][k][rows]
+ *   I8          uint8  [tile][k/4][rows][4]     digit + 128
+ *   I4          int8   [tile][k/4][rows][4]     and per group int32 [tile][k/group][rows]: -8 times the sum of the group
+ */
+#ifndef MLSYS_LINEAR_WAYS_H
+#define MLSYS_LINEAR_WAYS_H
+
+#include "linear.h"
+
+enum {
+    PANEL = 16,
+    TILE = 12,
+    CHUNK = 128, /* inputs quantised at a time: a multiple of every group */
+};
+
+typedef struct {
+    int32_t digits;       /* rows per token: 1, or 2 where integers stand for floats */
+    int32_t tiles;
+    int32_t k;            /* padded */
+    int32_t groups;       /* I4 */
+    float *scale;         /* [m] */
+    int32_t *sums;
+    uint8_t *data;
+} room_t;
+
+room_t room_of(const linear_t *w, const act_t *a);
+
+static inline int32_t first_token(int32_t m, int32_t tile, int32_t tiles) { return (int32_t)((int64_t)m * tile / tiles); }
+
+/* A token on its way to integers. */
+typedef struct {
+    const float *x;
+    int64_t before;          /* rows of earlier tiles */
+    int32_t rows, row;       /* of the tile; the first of the token in it */
+    float per_step;          /* x times this, rounded, is the integer; 0 where x is not finite, and its scale NaN */
+} row_t;
+
+/* The scale of a token goes to the room here. */
+row_t row_of(const linear_t *w, const act_t *a, const room_t *r, int32_t token, int32_t tile);
+
+/* Quantise inputs first..last-1; both are multiples of CHUNK, or the end. */
+void quantise_portable(const linear_t *w, const room_t *r, const row_t *row, int32_t first, int32_t last);
+void quantise_avx512(const linear_t *w, const room_t *r, const row_t *row, int32_t first, int32_t last);
+
+/* Compute panels first..last-1. */
+typedef void (*linear_way)(const linear_t *w, const act_t *a, float *y, int32_t ldy, int32_t first, int32_t last);
+
+void linear_portable(const linear_t *w, const act_t *a, float *y, int32_t ldy, int32_t first, int32_t last);
+void linear_avx2(const linear_t *w, const act_t *a, float *y, int32_t ldy, int32_t first, int32_t last);
+void linear_avx512(const linear_t *w, const act_t *a, float *y, int32_t ldy, int32_t first, int32_t last);
+
+#endif
