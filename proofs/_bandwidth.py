@@ -98,7 +98,8 @@ def command(threads: int) -> list[str]:
     compiler = os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc")
     if compiler is None:
         return [sys.executable, "-c", TORCH, str(threads)]
-    folder = Path(tempfile.mkdtemp(prefix="mlsys-read-"))
+    folder = Path(tempfile.gettempdir()) / f"mlsys-proof-read-{os.getuid()}"
+    folder.mkdir(exist_ok=True)
     (folder / "read.c").write_text(SOURCE)
     subprocess.run([compiler, "-O3", "-march=native", "-ffast-math", "-pthread", "-o", folder / "read", folder / "read.c"], check=True)
     return [str(folder / "read"), str(threads)]

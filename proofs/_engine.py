@@ -17,6 +17,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 PROMPT, ROOM, LONGEST = 16, 128, 512  # as in `_llamacpp`
@@ -38,20 +39,22 @@ class Ours:
         cores: list[int] | None = None,
         max_batch: int = BATCH,
         max_step_tokens: int = LONGEST,
+        checkpoint: str | None = None,
         **how: Any,
     ) -> None:
         if cores:
             os.sched_setaffinity(0, cores)
         from mlsys_bench import models
         from mlsys_bench.batching import Limits
-        from mlsys_bench.engine import Engine
+        from mlsys_bench.engine import Engine, spec
 
-        self.shape = models.find(model)
+        folder = None if checkpoint is None else Path(checkpoint)
+        self.shape = models.find(model) if folder is None else spec.of_config(folder).shape
         longest = LONGEST + 2 * PROMPT
         blocks = max(max_batch * ROOM, longest) // 16
         limits = Limits(max_seqs=max_batch, max_step_tokens=max_step_tokens, block_tokens=16, blocks=blocks, max_context=longest)
-        before = peak_bytes()
-        self.engine = Engine(self.shape, limits=limits, seed=0, **how)
+        before = held_bytes()
+        self.engine = Engine(self.shape, limits=limits, seed=0, checkpoint=folder, **how)
         self.loaded = {"before_bytes": before, "peak_bytes": peak_bytes(), "kv_bytes": self.engine.kv_bytes}
 
     def hello(self) -> dict[str, object]:
@@ -161,6 +164,11 @@ class _Timed:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._inner, name)
+
+
+def held_bytes() -> int:
+    """Return the memory this process has now."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 def peak_bytes() -> int:

@@ -47,7 +47,7 @@ from mlsys_bench.verdicts import Conditions
 STEPS = 24
 REST_BAR_S = 1e-3
 MEMORY_BAR = 1.15
-OVERHEAD_BAR = 0.05
+SERVED = (("tinyllama-1.1b", 0.05), ("small-160m", None))  # shapes, and the share of a step that HTTP and scheduler may cost
 LOSS_BARS = {  # bit per byte above fp32, by precision and quantizer
     ("int8", "rtn"): 0.001, ("w8a8", "rtn"): None, ("int4g32", "rtn"): 0.01, ("int4g32", "search"): None, ("int4g32", "gptq"): 0.01,
     ("w4a8g32", "gptq"): None, ("bf16", "rtn"): None,
@@ -275,10 +275,10 @@ def memory(threads: int) -> int:
     return missed
 
 
-def overhead(rounds: int) -> int:
+def overhead(rounds: int, shapes: Sequence[tuple[str, float | None]] = SERVED) -> int:
     """Print what HTTP and the scheduler add to the steps of eight streams, one thread on a core of its own as `mlsys serve` has it."""
     missed = 0
-    for model, bar in (("tinyllama-1.1b", OVERHEAD_BAR), ("small-160m", None)):
+    for model, bar in shapes:
         options = serve.Options(model=model, precision="w8a8", port=0, max_batch=USERS, max_context=512)
         same = {"model": model, "precision": "w8a8", "max_batch": USERS, "max_step_tokens": options.max_step_tokens}
         with serve.start(options) as server, child(_engine.command(threads=1, cores=[first_core()], **same)) as ours:

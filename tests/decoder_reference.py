@@ -124,6 +124,7 @@ def _attention(d: Decoder, i: int, x: Tensor, linear: Any, norm: Any, kept: Roun
 def _turned(x: Tensor, rope: Rope) -> Tensor:
     """Turn the first dimensions of each head.  x: [T, heads, head_dim]."""
     angle = torch.outer(torch.arange(len(x), dtype=torch.float64), torch.from_numpy(rope.angles()))[:, None]
-    a, b, rest = x.split((rope.dim // 2, rope.dim // 2, x.shape[-1] - rope.dim), dim=-1)
+    half = rope.dim // 2
+    a, b, rest = x[..., :half], x[..., half : rope.dim], x[..., rope.dim :]
     cos, sin = angle.cos() * rope.amplitude, angle.sin() * rope.amplitude
     return torch.cat([a * cos - b * sin, b * cos + a * sin, rest], dim=-1)

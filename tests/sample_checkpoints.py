@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,13 @@ LLAMA = {
 }  # fmt: skip
 
 
-def llama_tensors(config: Mapping[str, Any], *, dtype: torch.dtype = torch.float32, seed: int = 0) -> dict[str, torch.Tensor]:
-    """Return a Llama's state dict: norms between 0.5 and 1.5, logits of a spread that makes the first token stand out."""
+def llama_tensors(
+    config: Mapping[str, Any], *, dtype: torch.dtype = torch.float32, seed: int = 0, same_layers: bool = False
+) -> dict[str, torch.Tensor]:
+    """Return a Llama's state dict: norms between 0.5 and 1.5, logits of a spread that makes the first token stand out.
+
+    same_layers: each layer is a copy of the first one, where only size matters.
+    """
     H, F, D = config["hidden_size"], config["intermediate_size"], config["head_dim"]
     q, kv = config["num_attention_heads"] * D, config["num_key_value_heads"] * D
     generator = torch.Generator().manual_seed(seed)
@@ -36,7 +42,11 @@ def llama_tensors(config: Mapping[str, Any], *, dtype: torch.dtype = torch.float
             return torch.empty(size).uniform_(0.5, 1.5, generator=generator).to(dtype)
         return torch.empty(size).normal_(0.0, 2 * size[1] ** -0.5, generator=generator).to(dtype)
 
-    return {f"{name}.weight": drawn(size) for name, size in sizes.items()}
+    made: dict[str, torch.Tensor] = {}
+    for name, size in sizes.items():
+        first = re.sub(r"layers\.\d+\.", "layers.0.", name)
+        made[name] = made[first].clone() if same_layers and first in made else drawn(size)
+    return {f"{name}.weight": tensor for name, tensor in made.items()}
 
 
 def write(folder: Path, config: Mapping[str, Any], tensors: dict[str, torch.Tensor], *, shards: int = 1) -> Path:
@@ -119,3 +129,27 @@ def config_of(method: str, group: int) -> dict[str, Any]:
         }
     settings = {"quant_method": "gptq", "bits": 4, "group_size": group, "desc_act": method == "gptq", "checkpoint_format": method}
     return LLAMA | {"quantization_config": settings}
+
+
+def compressed(tensors: Mapping[str, torch.Tensor], kind: str, *, group: int = 32, seed: int = 0) -> tuple[dict[str, Any], State, State]:
+    """Return config.json, state dict and plain twin of a Llama as compressed-tensors writes it in `int4` or `fp8`."""
+    generator = torch.Generator().manual_seed(seed)
+    packed, plain = dict(tensors), dict(tensors)
+    for name in [name for name in tensors if name.endswith("_proj.weight")]:
+        outputs, inputs = tensors[name].shape
+        if kind == "fp8":
+            scale = torch.empty(outputs, 1).uniform_(0.5, 1.5, generator=generator).bfloat16()
+            packed[name] = tensors[name].to(torch.float8_e4m3fn)
+            packed[f"{name}_scale"], plain[name] = scale, packed[name].float() * scale.float()
+            continue
+        q = torch.randint(-8, 8, (outputs, inputs), generator=generator)
+        s = (torch.empty(outputs, inputs // group).uniform_(0.5, 1.5, generator=generator) * 0.4 * inputs**-0.5).half()
+        del packed[name]
+        packed |= {f"{name}_packed": words(q + 8), f"{name}_scale": s, f"{name}_shape": torch.tensor([outputs, inputs])}
+        plain[name] = q * s.float().repeat_interleave(group, dim=1)
+    kept = {"type": "float", "num_bits": 8, "strategy": "channel"} if kind == "fp8" else {"type": "int", "num_bits": 4, "strategy": "group"}
+    settings = {
+        "quant_method": "compressed-tensors", "format": "float-quantized" if kind == "fp8" else "pack-quantized",
+        "config_groups": {"group_0": {"targets": ["Linear"], "weights": kept | ({} if kind == "fp8" else {"group_size": group})}},
+    }  # fmt: skip
+    return LLAMA | {"quantization_config": settings}, packed, plain

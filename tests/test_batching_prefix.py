@@ -151,16 +151,16 @@ def text(rng: np.random.Generator, stems: list[list[int]], most: int) -> list[in
 
 
 def play(seed: int, policy: Policy, *, shares: bool = True, fails: float = 0.0) -> tuple[Machine, dict[int, list[int]]]:
-    """Serve thirty requests at random, some of which are cancelled."""
+    """Serve twenty requests at random, some of which are cancelled."""
     rng = np.random.default_rng(seed)
     block_tokens = int(rng.integers(1, 6))
     limits = Limits(
-        max_seqs=int(rng.integers(1, 6)), max_step_tokens=int(rng.integers(2, 30)), block_tokens=block_tokens,
-        blocks=-(-int(rng.integers(50, 120)) // block_tokens), max_context=48,
+        max_seqs=int(rng.integers(2, 7)), max_step_tokens=int(rng.integers(2, 30)), block_tokens=block_tokens,
+        blocks=-(-int(rng.integers(50, 80)) // block_tokens), max_context=48,
     )  # fmt: skip
     machine = Machine(limits, policy, shares=shares, fails=fails, seed=seed)
     stems = [rng.integers(0, 3, 24).tolist() for _ in range(2)]
-    coming = 30
+    coming = 20
     for _ in range(3000):
         while coming and rng.random() < 0.4:
             prompt = text(rng, stems, 30)
@@ -196,12 +196,12 @@ def test_a_row_reads_its_own_tokens_and_never_writes_what_is_shared(name: str, s
 
 def test_the_games_above_did_share_swap_and_draft() -> None:
     """Otherwise they would say little."""
-    games = {name: [play(seed, policy, fails=0.03)[0] for seed in range(6)] for name, policy in POLICIES.items()}
-    assert all(sum(m.state.hit_tokens for m in machines) > 300 for machines in games.values())
-    assert sum(m.did["swaps"] for m in games["swap"]) > 10
-    assert sum(m.did["preemptions"] for m in games["recompute"]) > 10
-    assert sum(m.did["wrong"] for m in games["drafts"]) > 50
-    assert sum(m.did["failures"] for machines in games.values() for m in machines) > 10
+    swapping, plain = (play(seed, policy, fails=0.03)[0] for seed, policy in ((0, POLICIES["swap and drafts"]), (1, POLICIES["recompute"])))
+    assert min(m.state.hit_tokens for m in (swapping, plain)) > 50
+    assert swapping.did["swaps"] > 2
+    assert plain.did["preemptions"] > 2
+    assert swapping.did["wrong"] > 20
+    assert min(m.did["failures"] for m in (swapping, plain)) > 1
 
 
 def test_a_second_request_computes_only_what_it_does_not_share() -> None:

@@ -35,7 +35,7 @@ SMALL = bench.Options(device="cpu", max_batch=2, max_step_tokens=64, max_context
     [
         ({"suite": "quik"}, "did you mean quick"),
         ({"only": ("gem", "memry")}, "unknown benchmark 'memry'"),
-        ({"precisions": ("int4",)}, "does not run in 'int4'"),
+        ({"precisions": ("int3",)}, "does not run in 'int3'"),
         ({"precisions": ()}, "no precision"),
         ({"device": "gpu"}, "auto, cpu or cuda:0"),
         ({"launches": 0}, "launches is 0"),
@@ -176,9 +176,9 @@ def test_logits_that_are_no_numbers_end_the_measurement() -> None:
 
 @pytest.fixture(scope="module")
 def small() -> Bench:
-    """Two launches of a small engine, everything but the model's own matrices."""
+    """Two launches of a small engine, everything but the model's own matrices; the budget is for a machine that is very busy."""
     suite = ("memory.read", "gemm", "engine")
-    return bench.run(dataclasses.replace(SMALL, only=suite, launches=2, rounds=1, budget_s=120.0))
+    return bench.run(dataclasses.replace(SMALL, max_context=256, only=suite, launches=2, rounds=1, budget_s=600.0))
 
 
 @pytest.mark.e2e
@@ -231,16 +231,15 @@ def test_a_decode_row_counts_weights_and_cache_by_hand() -> None:
     assert row.what == "nano fp32: decode 1 x 100"
 
 
-@pytest.mark.measures
-def test_a_run_can_be_fitted_and_tells_its_layout() -> None:
+@pytest.mark.e2e
+def test_a_run_can_be_fitted_and_tells_its_layout(small: Bench) -> None:
     """Prefill of two lengths, batches 2 and 1, two contexts: enough for a profile, whose floor the cells respect."""
-    found = bench.run(dataclasses.replace(SMALL, max_context=256, only=("engine.step", "memory.read", "gemm"), rounds=2, budget_s=60.0))
-    assert {m.skipped for m in found.measurements} == {None}
-    profile = latency.fit(found)
+    assert {m.skipped for m in small.measurements} == {None}
+    profile = latency.fit(small)
     assert profile.layout.model == "nano"
     assert profile.layout.threads == 1
     assert profile.constants["max_step_tokens"] == 64
-    for r in latency.residuals(profile, found):
+    for r in latency.residuals(profile, small):
         assert r.measured_s >= latency.floor_s(profile, r.features) * (1 - 1e-9)
 
 
@@ -274,7 +273,8 @@ def test_a_child_that_breaks_is_a_failed_measurement_with_its_last_words(monkeyp
 INTERRUPTED = """
 import dataclasses, os, signal, sys
 from mlsys_bench import bench, hardware, record
-options = bench.Options(device="cpu", max_batch=2, max_step_tokens=64, max_context=128, budget_s=60.0, launches=3)
+small = {"max_batch": 2, "max_step_tokens": 64, "max_context": 128}
+options = bench.Options(device="cpu", only=("memory", "engine.step"), budget_s=900.0, launches=3, **small)
 def show(p):
     if p.rounds == 3:
         print("child", *[c for c in open(f"/proc/self/task/{os.getpid()}/children").read().split()], flush=True)
@@ -287,7 +287,7 @@ sys.stdout.write(record.dumps(found, hardware.machine()))
 @pytest.mark.e2e
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="reads the children of a process from /proc")
 def test_ctrl_c_keeps_what_was_measured_and_leaves_no_child() -> None:
-    done = subprocess.run([sys.executable, "-c", INTERRUPTED], capture_output=True, text=True, timeout=120)
+    done = subprocess.run([sys.executable, "-c", INTERRUPTED], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     first, _, rest = done.stdout.partition("\n")
     children = [int(pid) for pid in first.split()[1:]]

@@ -26,7 +26,8 @@ has_compiler = pytest.mark.skipif(library.load() is None, reason="no C compiler 
 TINY = models.counted(dataclasses.replace(shape(), id="tiny", max_context=128))
 ROOMY = default_limits(TINY, max_batch=8)
 TEN = (
-    "nano", "small-160m", "tinyllama-1.1b", "llama-2-7b", "llama-3-8b", "llama-3.1-8b", "llama-3.2-1b", "mistral-7b", "qwen2.5-7b", "qwen3-8b",
+    "nano", "small-160m", "tinyllama-1.1b", "llama-2-7b", "llama-3-8b", "llama-3.1-8b", "llama-3.2-1b",
+    "mistral-7b", "qwen2.5-7b", "qwen3-8b",
 )  # fmt: skip
 
 

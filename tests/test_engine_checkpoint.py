@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ import torch
 from mlsys_bench import models
 from mlsys_bench.batching import Limits
 from mlsys_bench.engine import Engine, checkpoint, memory, schemes, spec, weights
-from mlsys_bench.engine.formats import Groups4, Logical
+from mlsys_bench.engine.formats import Dense, Groups4, Logical
 from mlsys_bench.engine.quant import Linear
 from mlsys_bench.errors import BadInput
 from tests import sample_checkpoints as sample
@@ -130,6 +131,19 @@ def test_every_backend_computes_it_as_it_is(four_bit: tuple[str, Path, dict[str,
     assert got[0] == want[0]
 
 
+@pytest.mark.parametrize(("kind", "precision"), [("int4", "int4g32"), ("fp8", "fp8")])
+def test_compressed_tensors_are_taken_as_they_are(tmp_path: Path, kind: str, precision: str) -> None:
+    config, packed, plain = sample.compressed(TENSORS, kind)
+    made = sample.write(tmp_path, config, packed)
+    assert schemes.own_precision(made) == precision
+    assert tokens_of(made) == answer(Engine(models.find(str(made)), limits=LIMITS, state_dict=plain))
+    found, _ = logical_of(made, precision)
+    gate_up = torch.cat([plain[f"model.layers.0.mlp.{part}_proj.weight"] for part in ("gate", "up")])
+    assert any(torch.equal(logical.dequantise(), gate_up) for logical in found if not isinstance(logical, Dense))
+    assert checkpoint.planned_bytes(checkpoint.open_folder(made), precision) > 0
+    assert tokens_of(made, precision=precision, max_tokens=2)[0] == tokens_of(made, max_tokens=2)[0]
+
+
 def test_nothing_is_rounded_twice(four_bit: tuple[str, Path, dict[str, torch.Tensor]]) -> None:
     with pytest.raises(BadInput, match=r"is stored as int4g32; rounding it again to int8 would add errors: take --precision int4g32, bf16"):
         tokens_of(four_bit[1], precision="int8")
@@ -154,6 +168,14 @@ def test_a_bias_that_the_config_does_not_know_is_refused_unless_it_is_zero(tmp_p
 def test_other_schemes_are_refused_by_name(copy: Callable[..., Path], keys: dict[str, Any], said: str) -> None:
     with pytest.raises(BadInput, match=f"quantised as {said}, which is not read; AWQ"):
         checkpoint.open_folder(copy(config={"quantization_config": keys}))
+
+
+def test_a_context_that_yarn_stretches_is_its_whole_length(copy: Callable[..., Path]) -> None:
+    """Qwen's files keep the length of before: 256 here, stretched four times."""
+    stretched = copy(config={"rope_scaling": {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 256}})
+    decoder = spec.of_config(stretched)
+    assert decoder.shape.max_context == 1024
+    assert decoder.rope.amplitude == pytest.approx(1 + 0.1 * math.log(4))
 
 
 # ---------------------------------------------------------------- broken ones

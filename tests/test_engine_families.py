@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,19 +17,24 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
-from mlsys_bench import models
 from mlsys_bench.batching import StepPlan
-from mlsys_bench.engine import checkpoint, runner, spec
-from mlsys_bench.engine.kv import KVCache
+from mlsys_bench.engine import checkpoint, runner
+from mlsys_bench.engine import encoder as encoders
+from mlsys_bench.engine.encoder import Encoder
+from mlsys_bench.engine.kv import Blocks, KVCache
 from mlsys_bench.engine.model import Model
+from mlsys_bench.engine.native import library, linears
+from mlsys_bench.engine.native import model as native
+from mlsys_bench.engine.rope import Rope
 from mlsys_bench.errors import BadInput
 
 CPU = torch.device("cpu")
 TOLERANCE = 1e-4
 BLOCK_TOKENS, BLOCKS = 4, 40
 TABLE = np.random.default_rng(5).permutation(BLOCKS).reshape(2, -1).astype(np.int32)  # two sequences, blocks anywhere in the pool
-COMMON = {
+COMMON: dict[str, Any] = {
     "vocab_size": 128, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 3, "num_attention_heads": 4,
     "num_key_value_heads": 2, "head_dim": 16, "max_position_embeddings": 256, "rms_norm_eps": 1e-5, "initializer_range": 0.125,
     "pad_token_id": None, "bos_token_id": None, "eos_token_id": None, "tie_word_embeddings": False,
@@ -97,7 +103,7 @@ def loaded(folder: Path, precision: str = "fp32") -> tuple[Model, KVCache]:
     return model, KVCache(opened.decoder.shape, blocks=BLOCKS, block_tokens=BLOCK_TOKENS, dtype=model.dtype, device=CPU)
 
 
-def step(model: Model, cache: KVCache, known: list[list[int]], work: list[tuple[int, int, int]]) -> list[torch.Tensor]:
+def step(model: Model | native.NativeModel, cache: Any, known: list[list[int]], work: list[tuple[int, int, int]]) -> list[torch.Tensor]:
     """Compute (sequence, start, tokens) for each in `work`; return the logits of each one's last token, in that order."""
     rows, start, tokens = np.array(work, dtype=np.int32).T
     ordered = runner.order_of(StepPlan(rows, start, tokens, np.ones(len(work), dtype=bool), np.array([], dtype=np.int32)))
@@ -107,7 +113,7 @@ def step(model: Model, cache: KVCache, known: list[list[int]], work: list[tuple[
 
 
 def text(seed: int, tokens: int) -> list[int]:
-    return [int(t) for t in np.random.default_rng(seed).integers(0, COMMON["vocab_size"], tokens)]  # type: ignore[call-overload]
+    return [int(t) for t in np.random.default_rng(seed).integers(0, COMMON["vocab_size"], tokens)]
 
 
 def theirs(model: Any, tokens: list[int]) -> torch.Tensor:
@@ -135,3 +141,146 @@ def test_a_family_agrees_with_transformers(saved: Callable[[str], Saved], name: 
     agree([(1, 8, 6), (0, 17, 1)])
     for i in range(15):
         agree([(0, 18 + i, 1), (1, 14 + i, 1)])
+
+
+def test_a_decoder_inside_a_model_with_pictures_is_the_same(saved: Callable[[str], Saved], tmp_path: Path) -> None:
+    """Gemma 3 as it is published from 4 B on: a text_config, tensors under language_model, a tower of vision that is left alone."""
+    folder, _ = saved("gemma-3")
+    config = json.loads((folder / "config.json").read_text())
+    tensors = {f"language_model.{name}": tensor for name, tensor in load_file(folder / "model.safetensors").items()}
+    whole = {"model_type": "gemma3", "text_config": config, "vision_config": {"hidden_size": 8}}
+    (tmp_path / "config.json").write_text(json.dumps(whole))
+    save_file(tensors | {"vision_tower.embeddings.weight": torch.zeros(2, 2)}, tmp_path / "model.safetensors")
+    tokens = text(3, 20)
+    inner, plain = (step(*loaded(where), [tokens], [(0, 0, 20)])[0] for where in (tmp_path, folder))
+    assert torch.equal(inner, plain)
+
+
+def test_the_kernels_in_c_agree_with_transformers(saved: Callable[[str], Saved]) -> None:
+    """Every family that they compute, from the same folders: the same prompt in two chunks, then token by token."""
+    if library.load() is None:
+        pytest.skip(f"no compiled kernels here: {library.why_not()}")
+    computed = []
+    tokens = text(1, 40)
+    for name in FAMILIES:
+        folder, reference = saved(name)
+        opened = checkpoint.open_folder(folder)
+        if native.misfit(opened.decoder) is not None:
+            continue
+        held = checkpoint.load(opened, precision="fp32", device=CPU, pack=lambda logical: linears.pack(logical, "fp32"))
+        model = native.NativeModel(opened.decoder, held, max_context=64, threads=1)
+        cache = Blocks(opened.decoder.shape, blocks=BLOCKS, block_tokens=BLOCK_TOKENS, dtype=torch.float32, device=CPU)
+        want = theirs(reference, tokens)
+        for start, count in ((0, 9), (9, 22), *((i, 1) for i in range(31, 40))):
+            (got,) = step(model, cache, [tokens], [(0, start, count)])
+            assert (got - want[start + count - 1]).abs().max() < TOLERANCE, f"{name}: {start} + {count}"
+        computed.append(name)
+    assert len(computed) >= 8, f"only {computed}"
+
+
+# ---------------------------------------------------------------- what each difference is worth
+
+DIFFERENCES: list[tuple[str, dict[str, Any]]] = [
+    ("llama-3", {"rope": Rope(dim=16, theta=500.0)}),
+    ("llama, biases, linear rope", {"rope": Rope(dim=16)}),
+    ("qwen-2.5, yarn", {"rope": Rope(dim=16, theta=1000.0)}),
+    ("qwen-2.5, windows", {"windows": ()}),
+    ("mistral", {"windows": (8, 8, 8)}),
+    ("qwen-3 moe", {"norm_topk": True}),
+    ("gemma-1", {"activation": "silu"}),
+    ("gemma-1", {"embedding_scale": 1.0}),
+    ("gemma-2", {"windows": (0, 6, 0)}),
+    ("gemma-2", {"attention_softcap": 0.0}),
+    ("gemma-2", {"logit_softcap": 0.0}),
+    ("gemma-2", {"attention_scale": 0.0}),
+    ("gemma-3", {"local_rope": None}),
+    ("gemma-3", {"norm_eps": 1e-3}),
+]
+
+
+@pytest.mark.parametrize(("name", "changes"), DIFFERENCES)
+def test_the_comparison_sees_every_difference(saved: Callable[[str], Saved], name: str, changes: dict[str, Any]) -> None:
+    """Computed without it, logits are off by ten tolerances and more: the agreement above is not one of things too small to see."""
+    folder, reference = saved(name)
+    opened = checkpoint.open_folder(folder)
+    decoder = dataclasses.replace(opened.decoder, **changes)
+    model = Model(decoder, checkpoint.load(opened, precision="fp32", device=CPU), precision="fp32", max_context=64, device=CPU)
+    cache = KVCache(decoder.shape, blocks=BLOCKS, block_tokens=BLOCK_TOKENS, dtype=torch.float32, device=CPU)
+    tokens = text(1, 40)
+    (got,) = step(model, cache, [tokens], [(0, 0, 40)])
+    assert (got - theirs(reference, tokens)[-1]).abs().max() > 10 * TOLERANCE
+
+
+# ---------------------------------------------------------------- encoders
+
+ENCODERS: dict[str, dict[str, Any]] = {
+    "Bert": {},
+    "Roberta": {"pad_token_id": 1, "type_vocab_size": 1, "max_position_embeddings": 66},
+    "XLMRoberta": {"pad_token_id": 1, "type_vocab_size": 1, "max_position_embeddings": 66, "hidden_act": "gelu_new"},
+}
+ENCODER = {
+    "vocab_size": 128, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "max_position_embeddings": 64, "initializer_range": 0.125,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module", params=ENCODERS)
+def encoder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Saved:
+    transformers = importlib.import_module("transformers")
+    with torch.random.fork_rng():
+        torch.manual_seed(12)
+        config = getattr(transformers, f"{request.param}Config")(**{**ENCODER, **ENCODERS[request.param]})
+        model = getattr(transformers, f"{request.param}Model")(config).eval()
+        for name, parameter in model.named_parameters():
+            if name.endswith("LayerNorm.weight"):
+                torch.nn.init.uniform_(parameter, 0.5, 1.5)
+            elif name.endswith("bias"):
+                torch.nn.init.normal_(parameter, 0.0, 0.1)
+    folder = tmp_path_factory.mktemp("encoder")
+    model.save_pretrained(folder)
+    return folder, model
+
+
+def test_an_encoder_agrees_with_transformers(encoder: Saved, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Token by token and pooled, for texts of 1 to 64 tokens in no order, in one batch, in several, and each alone."""
+    folder, reference = encoder
+    texts = [[max(t, 2) for t in text(seed, n)] for seed, n in enumerate((5, 64, 1, 33, 5, 6, 60, 2, 34))]
+    with torch.no_grad():
+        hidden = [reference(torch.tensor([tokens])).last_hidden_state[0] for tokens in texts]
+    assert torch.stack([h[0] for h in hidden]).std(0).mean() > 0.1, "texts must differ in what becomes of them"
+    ours = Encoder(folder)
+    wanted: dict[encoders.Pooling, torch.Tensor] = {"mean": torch.stack([h.mean(0) for h in hidden])}
+    for way, want in (wanted | {"cls": torch.stack([h[0] for h in hidden])}).items():
+        assert (ours.embed(texts, pooling=way, normalise=False) - want).abs().max() < TOLERANCE
+        unit = torch.nn.functional.normalize(want, dim=1)
+        assert (ours.embed(texts, pooling=way) - unit).abs().max() < TOLERANCE
+        for i in (1, 2, 7):
+            assert (ours.embed([texts[i]], pooling=way) - unit[i]).abs().max() < TOLERANCE
+    monkeypatch.setattr(encoders, "STEP_TOKENS", 40)
+    assert (ours.embed(texts) - torch.nn.functional.normalize(torch.stack([h.mean(0) for h in hidden]), dim=1)).abs().max() < TOLERANCE
+    pairs = sorted(zip(texts, hidden, strict=True), key=lambda pair: len(pair[0]))
+    assert (ours.forward([tokens for tokens, _ in pairs]) - torch.cat([h for _, h in pairs])).abs().max() < TOLERANCE
+
+
+@pytest.mark.parametrize(("precision", "tolerance"), [("bf16", 0.02), ("int8", 0.03)])
+def test_an_encoder_in_other_precisions_stays_near(encoder: Saved, precision: str, tolerance: float) -> None:
+    """Vectors of length 1: about 0.5 % per matrix (see the tests of quant) adds up over 8 matrices."""
+    texts = [[max(t, 2) for t in text(seed, 10 + seed)] for seed in range(5)]
+    assert (Encoder(encoder[0], precision=precision).embed(texts) - Encoder(encoder[0]).embed(texts)).norm(dim=1).max() < tolerance
+
+
+def test_an_encoder_pools_as_its_folder_says(encoder: Saved, tmp_path: Path) -> None:
+    folder = shutil.copytree(encoder[0], tmp_path / "cls")
+    (folder / "1_Pooling").mkdir()
+    (folder / "1_Pooling" / "config.json").write_text('{"pooling_mode_cls_token": true, "pooling_mode_mean_tokens": false}')
+    texts = [text(0, 9)]
+    assert torch.equal(Encoder(folder).embed(texts), Encoder(encoder[0]).embed(texts, pooling="cls"))
+
+
+def test_what_is_no_encoder_is_refused(saved: Callable[[str], Saved], encoder: Saved) -> None:
+    with pytest.raises(BadInput, match="model_type 'llama' is no encoder that is computed here"):
+        Encoder(saved("llama-2")[0])
+    ours = Encoder(encoder[0])
+    for wrong, said in (([], "0 tokens"), ([3] * 65, "65 tokens; this encoder takes 1 to 64"), ([128], "outside the vocabulary of 128")):
+        with pytest.raises(BadInput, match=f"text 1 has .*{said}"):
+            ours.embed([[5], wrong])

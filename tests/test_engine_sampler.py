@@ -137,6 +137,39 @@ def test_top_k_keeps_k_tokens_and_those_equal_to_the_last(logits: list[int], k: 
     assert logits[token] >= sorted(logits, reverse=True)[: min(k, len(logits))][-1]
 
 
+def test_a_large_vocabulary_is_drawn_from_as_its_distribution_says() -> None:
+    """Two thousand tokens, more than the shortlist: rows whose filters keep few, many, or all; chi-square over the first 30 tokens and bins of 10."""
+    logits = torch.randn(2000, generator=torch.Generator().manual_seed(5)) * 1.5
+    for how in (
+        sampling(temperature=1.0),
+        sampling(temperature=0.5, top_p=0.5),  # some 60 tokens
+        sampling(temperature=1.0, top_p=0.95),  # some 1,000
+        sampling(temperature=1.0, top_k=100),
+        sampling(temperature=2.0, top_k=1500, top_p=0.99),
+        sampling(temperature=1.0, min_p=0.1),
+        sampling(temperature=3.0, min_p=0.05, top_p=0.9),
+    ):
+        p = distribution(logits[None], [Row(how)])[0].double()
+        tokens = [sample(logits.repeat(500, 1), [Row(how, seed) for seed in range(at, at + 500)]).tokens for at in range(0, 5000, 500)]
+        counts = torch.bincount(torch.tensor(tokens).flatten(), minlength=2000).double()
+        assert float(counts[p == 0].sum()) == 0
+        order = p.argsort(descending=True)
+        seen, want = (torch.stack([bin.sum() for bin in torch.split(v[order], [1] * 30 + [10] * 197)]) for v in (counts, p * 5000))
+        enough = want >= 5
+        assert stats.chisquare(seen[enough].numpy(), (want[enough] * seen[enough].sum() / want[enough].sum()).numpy()).pvalue > 1e-3
+
+
+@settings(max_examples=20)
+@given(st.lists(st.integers(0, 3), min_size=260, max_size=300), st.integers(1, 300), st.floats(0.01, 1.0), st.integers(0, 50))
+def test_ties_and_filters_beyond_the_shortlist_keep_what_they_should(logits: list[int], k: int, top_p: float, seed: int) -> None:
+    """Few different logits among many tokens: what is drawn is in the distribution, whose support is thresholds'."""
+    x = torch.tensor([logits]).float()
+    how = sampling(temperature=1.0, top_k=k, top_p=top_p)
+    p = distribution(x, [Row(how)])[0]
+    assert p.tolist() == pytest.approx(by_hand(logits, how), abs=1e-5)
+    assert p[sample(x, [Row(how, seed)]).tokens[0]] > 0
+
+
 def test_a_nucleus_beyond_the_shortlist_is_found_all_the_same() -> None:
     """Ten thousand tokens about equally likely: the nucleus of 0.9 is some nine thousand of them, beside a row whose nucleus is three."""
     flat = torch.randn(10_000, generator=torch.Generator().manual_seed(1)) * 0.01
@@ -178,8 +211,8 @@ def test_greedy_neighbours_are_not_disturbed() -> None:
 
 def test_a_step_of_greedy_rows_is_one_argmax(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing of what follows is even called."""
-    monkeypatch.setattr("mlsys_bench.engine.sampler.distribution", None)
-    monkeypatch.setattr("mlsys_bench.engine.sampler.uniforms", None)
+    for name in ("distribution", "uniforms", "_changed", "_choose"):
+        monkeypatch.setattr(f"mlsys_bench.engine.sampler.{name}", None)
     assert sample(LOGITS.repeat(3, 1), [Row()] * 3) == ([0, 0, 0], ())
 
 
@@ -266,7 +299,8 @@ def test_logprobs_are_of_the_models_own_distribution() -> None:
     assert biased.chosen == pytest.approx(want[3], abs=1e-6)
     assert [t for t, _ in biased.top] == [0, 1]
     assert [v for _, v in biased.top] == pytest.approx(want[:2], abs=1e-6)
-    assert (bare.chosen, bare.top) == (pytest.approx(want[0], abs=1e-6), ())
+    assert bare.chosen == pytest.approx(want[0], abs=1e-6)
+    assert bare.top == ()
     assert sum(math.exp(v) for _, v in every.top) == pytest.approx(1.0, abs=1e-5)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 import math
 from dataclasses import dataclass, field
@@ -19,7 +20,7 @@ from mlsys_bench.engine import Engine, default_limits, speculate
 from mlsys_bench.engine.sampler import Sampling, distribution, draw, sampling, uniforms
 from mlsys_bench.engine.speculate import DRAFT, DraftModel, Drafts, Lookup, NGram, Place
 from mlsys_bench.errors import BadInput, UnknownName
-from tests.engine_games import TINIER, TINY, Ask, Pool, run_alone
+from tests.engine_games import TINIER, TINY, Ask, run_alone
 
 ROOMY = default_limits(TINY, max_batch=64, max_context=128)
 WARM = sampling(temperature=1.0)
@@ -155,9 +156,10 @@ def _searched(text: list[int], most: int) -> list[int]:
 # ---------------------------------------------------------------- in the engine
 
 
-def exact(pool: Pool, prompt: tuple[int, ...], how: Sampling, length: int) -> dict[tuple[int, ...], float]:
+@functools.cache
+def exact(prompt: tuple[int, ...], how: Sampling, length: int) -> dict[tuple[int, ...], float]:
     """Return the probability of every answer of so many tokens, from logits that one request after the other gives."""
-    engine = Engine(TINY, limits=ROOMY, **pool.options)
+    engine = Engine(TINY, limits=ROOMY, threads=1, deterministic=True)
     chances: dict[tuple[int, ...], float] = {(): 1.0}
     for _ in range(length):
         grown: dict[tuple[int, ...], float] = {}
@@ -182,13 +184,12 @@ def _spy(choose: Any, seen: list[torch.Tensor]) -> Any:
 
 @pytest.mark.parametrize("how", [DraftModel(shape=TINIER, drafts=2, seed=7), NGram(drafts=2, shortest=1), None])
 def test_a_speculating_engine_draws_from_the_exact_distribution(how: DraftModel | NGram | None) -> None:
-    """All answers of four tokens, their probabilities from the model itself, against 1,500 that were drawn."""
-    prompt, plays, length = (97, 98, 97, 98, 97), 1500, 4
+    """All answers of four tokens, their probabilities from the model itself, against 1,000 that were drawn."""
+    prompt, plays, length = (97, 98, 97, 98, 97), 1000, 4
     chosen = sampling(temperature=1.5, top_k=3, logit_bias=dict.fromkeys((97, 98, 99), 20.0))  # so that texts repeat themselves
-    pool = Pool("fp32", asks=0)
-    chances = exact(pool, prompt, chosen, length)
+    chances = exact(prompt, chosen, length)
     assert sum(chances.values()) == pytest.approx(1.0)
-    engine = Engine(TINY, limits=ROOMY, speculative=how, prefix_cache=True, **pool.options)
+    engine = Engine(TINY, limits=ROOMY, speculative=how, prefix_cache=True, threads=1, deterministic=True)
     ids = [engine.add(prompt, max_tokens=length, sampling=dataclasses.replace(chosen, seed=seed), ignore_eos=True) for seed in range(plays)]
     answers: dict[int, list[int]] = {i: [] for i in ids}
     drafted = 0
@@ -215,8 +216,7 @@ def test_with_a_seed_the_text_guesses_change_nothing() -> None:
         )
         for i in range(6)
     ]
-    options = Pool("fp32", asks=0).options
-    plain, guessing = (Engine(TINY, limits=ROOMY, speculative=how, **options) for how in (None, "ngram:3"))
+    plain, guessing = (Engine(TINY, limits=ROOMY, speculative=how, threads=1, deterministic=True) for how in (None, "ngram:3"))
     for engine in (plain, guessing):
         for ask in asks:
             engine.add(ask.prompt, max_tokens=ask.max_tokens, sampling=ask.sampling)
@@ -266,4 +266,6 @@ def test_an_unknown_model_is_an_unknown_name() -> None:
         speculate.speculation("nanoo:3")
     with pytest.raises(BadInput, match="shortest first"):
         Engine(TINY, limits=ROOMY, speculative=NGram(longest=1, shortest=2))
-    assert TINIER.vocab == TINY.vocab
+    small = dataclasses.replace(TINIER, vocab=300)
+    with pytest.raises(BadInput, match="vocabulary of 300 it cannot guess for a model of 320"):
+        Engine(TINY, limits=ROOMY, speculative=DraftModel(shape=small))

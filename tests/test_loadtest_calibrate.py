@@ -251,7 +251,7 @@ def test_a_calibration_reads_as_an_answer(capsys: pytest.CaptureFixture[str]) ->
 # ---------------------------------------------------------------- for real
 
 
-@pytest.mark.e2e
+@pytest.mark.measures
 def test_a_calibration_of_this_machine_is_a_record_and_a_faster_run_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One short run of each kind, in place of a minute: what comes out is complete, whatever this machine is worth."""
     monkeypatch.setattr(calibrate, "FIRST_PER_S", 25.0)

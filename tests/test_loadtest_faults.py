@@ -55,7 +55,7 @@ def test_every_fault_is_counted_by_kind_and_the_command_ends_in_time(tmp_path: P
         did = {due: EXPECTED[kind] for due, kind in server.ledger}
     assert done.returncode == 3, done.stderr  # invalid: most of it failed
     assert "Traceback" not in done.stderr
-    assert took_s < 20  # 1 s of sending, 1.5 s until the last timeout; the rest is this machine's
+    assert took_s < 50  # 1 s of sending, 1.5 s until the last timeout; the rest is this machine's
     requests = record.read(tmp_path / "run.parquet", Requests)
     assert len(requests.requests) == len(did) == 3 * len(kinds)
     wrong = []

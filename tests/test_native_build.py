@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -15,7 +16,7 @@ needs_compiler = pytest.mark.skipif(build.find_compiler() is None, reason="no C 
 
 @pytest.fixture
 def source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A library of one function in place of the kernels, and a cache of its own."""
+    """Put a library of one function in place of the kernels, with a cache of its own."""
     folder = tmp_path / "csrc"
     folder.mkdir()
     (folder / "answer.c").write_text("int answer(void) { return 42; }\n")
@@ -68,7 +69,7 @@ def test_without_a_compiler_there_is_a_reason_and_no_kernels(source: Path, monke
     assert build.built() == build.Built(path=None, detail="no C compiler (cc, gcc or clang) on PATH")
     monkeypatch.setattr(library, "load", library.load.__wrapped__)
     assert library.load() is None
-    with pytest.raises(BadInput, match="no C compiler.*--backend torch"):
+    with pytest.raises(BadInput, match=r"no C compiler.*--backend torch"):
         library.need()
 
 
@@ -79,6 +80,6 @@ def test_the_kernels_can_be_turned_off(source: Path, monkeypatch: pytest.MonkeyP
 
 @needs_compiler
 def test_an_unknown_processor_falls_back_to_the_compiler_s_own_choice(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(build.platform, "machine", lambda: "riscv64")
+    monkeypatch.setattr(platform, "machine", lambda: "riscv64")
     assert "-march=native" not in build.flags()
     assert build.built().path is not None

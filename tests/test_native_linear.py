@@ -11,7 +11,7 @@ from torch import Tensor
 
 from mlsys_bench.engine import formats
 from mlsys_bench.engine.formats import Groups4, Rows8
-from mlsys_bench.engine.native import library, linears
+from mlsys_bench.engine.native import build, library, linears
 from mlsys_bench.engine.native.linears import NativeLinear
 from mlsys_bench.errors import BadInput, UnknownName
 
@@ -24,10 +24,18 @@ ROUNDING = 2.0**-20  # of fp32 sums, as a share of the sum of |x||w|: k addition
 MARGIN = 3
 
 
-@pytest.fixture(params=library.LEVELS)
-def level(request: pytest.FixtureRequest) -> Iterator[str]:
-    """Each level of the kernels, where the processor has it."""
-    c, wanted = library.need(), library.level_of(request.param)
+EMULATED = "amx emulated"
+
+
+@pytest.fixture(params=[*library.LEVELS, EMULATED])
+def level(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """Each level of the kernels, where the processor has it; tiles also as plain C functions, on any."""
+    if request.param == EMULATED:
+        path = build.built(build.EMULATED).path
+        assert path is not None
+        emulated = library.opened(path)
+        monkeypatch.setattr(library, "load", lambda: emulated)
+    c, wanted = library.need(), library.level_of(request.param.split()[0])
     before = c.cpu_level()
     if c.cpu_use(wanted) != wanted:
         c.cpu_use(before)
@@ -48,9 +56,11 @@ def product(linear: NativeLinear, x: Tensor, threads: int = 1) -> Tensor:
     return y[:, : linear.n].contiguous()
 
 
-def allowed(x: Tensor, weight: Tensor, precision: str) -> Tensor:
+def allowed(x: Tensor, weight: Tensor, precision: str, level: str) -> Tensor:
     """Return how far each output may be off: activations by half a step each, sums by their rounding.  [M, n]"""
     x, weight = x.double(), weight.double()
+    if precision == "bf16" and level.startswith("amx"):
+        return (2**-9 + ROUNDING) * (x.abs() @ weight.abs().T)  # activations are rounded to 8 bits
     rounding = ROUNDING * (x.abs() @ weight.abs().T) + 1e-30
     if precision in FLOATS:
         return rounding
@@ -70,7 +80,7 @@ def test_a_linear_agrees_with_float64(precision: str, level: str) -> None:
         weight = kept.dequantise().double()
         want = x.double() @ weight.T + (0.0 if bias is None else bias.double())
         got = product(linears.pack(kept, precision, bias), x, threads=case % 3 + 1)
-        assert bool(((got - want).abs() <= allowed(x, weight, precision) + 2**-23 * want.abs()).all()), (n, k, m)
+        assert bool(((got - want).abs() <= allowed(x, weight, precision, level) + 2**-23 * want.abs()).all()), (n, k, m)
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
@@ -79,7 +89,7 @@ def test_a_row_does_not_depend_on_its_neighbours(precision: str, level: str) -> 
     linear = linears.pack(formats.quantise(gaussian(1, 83, 192), precision), precision)
     x = gaussian(2, 70, 192)
     alone = torch.cat([product(linear, row[None]) for row in x])
-    for m in (2, 3, 4, 5, 8, 12, 13, 16, 31, 70):
+    for m in (2, 3, 4, 5, 6, 7, 8, 12, 13, 14, 15, 16, 25, 31, 70):
         assert torch.equal(product(linear, x[:m], threads=m % 3 + 1), alone[:m])
         assert torch.equal(product(linear, x[-m:], threads=1), alone[-m:])
 
@@ -124,7 +134,7 @@ def test_zero_points_are_taken_off(group: int, precision: str, level: str) -> No
     )
     x, weight = gaussian(7, 6, k), kept.dequantise()
     got = product(linears.pack(kept, f"{precision}g{group}"), x, threads=2)
-    assert bool(((got - x.double() @ weight.double().T).abs() <= allowed(x, weight, f"{precision}g{group}")).all())
+    assert bool(((got - x.double() @ weight.double().T).abs() <= allowed(x, weight, f"{precision}g{group}", level)).all())
 
 
 @pytest.mark.parametrize("precision", ["int8", "w8a8", "int4g32"])

@@ -23,11 +23,17 @@ def run(threads: int, work: object) -> None:
     c.pool_run(threads, work, None)
 
 
+def everyone(threads: int) -> list[tuple[int, int, int]]:
+    """Return (ith, nth, thread) of all that took part."""
+    seen: list[tuple[int, int, int]] = []
+    run(threads, WORK(lambda _arg, ith, nth: seen.append((ith, nth, threading.get_ident()))))
+    return seen
+
+
 @pytest.mark.parametrize("threads", [1, 2, 3, 9])
 def test_everyone_takes_part_once(threads: int) -> None:
     for _ in range(20):
-        seen: list[tuple[int, int, int]] = []
-        run(threads, WORK(lambda _arg, ith, nth: seen.append((ith, nth, threading.get_ident()))))
+        seen = everyone(threads)
         assert sorted((ith, nth) for ith, nth, _ in seen) == [(ith, threads) for ith in range(threads)]
         assert len({ident for _, _, ident in seen}) == threads
 
@@ -52,7 +58,12 @@ def test_nobody_passes_a_barrier_before_all_have_come(threads: int) -> None:
 
 def test_a_run_inside_a_run_is_done_by_the_thread_itself() -> None:
     seen: list[tuple[int, int]] = []
-    inner = WORK(lambda _arg, ith, nth: (library.need().pool_barrier(), seen.append((ith, nth)))[1])
+
+    def alone(_arg: object, ith: int, nth: int) -> None:
+        library.need().pool_barrier()
+        seen.append((ith, nth))
+
+    inner = WORK(alone)
     run(3, WORK(lambda _arg, _ith, _nth: run(2, inner)))
     assert seen == [(0, 1)] * 3
 
@@ -71,7 +82,11 @@ def test_callers_take_turns() -> None:
             with lock:
                 inside[0] -= 1
 
-    callers = [threading.Thread(target=lambda: [run(2, WORK(work)) for _ in range(20)]) for _ in range(3)]
+    def call() -> None:
+        for _ in range(20):
+            run(2, WORK(work))
+
+    callers = [threading.Thread(target=call) for _ in range(3)]
     for caller in callers:
         caller.start()
     for caller in callers:

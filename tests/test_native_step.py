@@ -86,7 +86,7 @@ def close(got: Tensor, want: Tensor) -> float:
 
 @pytest.mark.parametrize("kind", kinds())
 def test_each_kind_of_decoder_agrees_with_float64(kind: str) -> None:
-    """Chunks and single tokens, ragged, over blocks of any size; fp32 rounds by 6e-8, and a few hundred roundings add up to 1e-5 at most."""
+    """Chunks and single tokens, ragged, blocks of any size; fp32 rounds by 6e-8, and a few hundred roundings add up to 1e-5 at most."""
     d = kinds()[kind]
     rng = np.random.default_rng(len(kind))
     lengths = [150, 1, 31, 64, 7]

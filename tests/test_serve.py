@@ -43,6 +43,8 @@ PATIENCE_S = 30.0
 
 MESSAGES: list[wire.Command | wire.Event] = [
     wire.Add(1, (65, 66), 5, Sampling(seed=-3, stop=("a",), logit_bias=((3, 1.5),))),
+    wire.Embed(3, ((65, 66), (67,))),
+    wire.Embedded(3, b"\x00\x01"),
     wire.Cancel(1),
     wire.Stop(),
     wire.Ready("cpu", 7),
@@ -362,6 +364,8 @@ def test_errors_have_the_classes_of_the_client(client: openai.OpenAI) -> None:
     with pytest.raises(openai.BadRequestError) as long:
         client.completions.create(model=MODEL, prompt="hi", max_tokens=10**6)
     assert long.value.code == "context_length_exceeded"
+    with pytest.raises(openai.BadRequestError, match="generates text"):
+        client.embeddings.create(model=MODEL, input="hi")
 
 
 def test_models_are_listed(client: openai.OpenAI) -> None:

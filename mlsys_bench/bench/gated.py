@@ -8,7 +8,6 @@ import sys
 from typing import Any
 
 import torch
-from torch.overrides import TorchFunctionMode
 
 from mlsys_bench import models
 from mlsys_bench.batching import Limits
@@ -107,22 +106,8 @@ def _logits(precision: str, prompts: int) -> torch.Tensor:
     random = torch.Generator().manual_seed(0)
     found = []
     for _ in range(prompts):
-        with _Chosen() as chosen:
+        with steps.logits_of(engine) as seen:
             engine.add(torch.randint(0, 256, (TOKENS,), generator=random).tolist(), max_tokens=1, ignore_eos=True)
             engine.step()
-        found.append(chosen.logits[0])
+        found.append(seen[-1][0, :256].double())
     return torch.stack(found)
-
-
-class _Chosen(TorchFunctionMode):
-    """Keeps the logits that tokens are chosen from."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.logits = torch.empty(0)
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Note what goes into argmax, without the tokens that are never chosen; run everything as it is."""
-        if func is torch.Tensor.argmax:
-            self.logits = args[0][:, :256].double().clone()
-        return func(*args, **(kwargs or {}))

@@ -24,7 +24,7 @@ GATED = (  # of `gate run`, each in a process of its own: `mlsys bench --worker 
     ("planner.plan", "one plan of a fixed workload, s, and what it costs"),
     ("loadtest.sender", "what one request costs the load generator, s"),
 )
-PRECISIONS = ("fp32", "bf16", "int8")  # of the built-in engine
+PRECISIONS = (*models.ENGINE_PRECISIONS, *models.ENGINE_ALIASES)
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

@@ -64,9 +64,9 @@ def run(options: Options, told: Told) -> Bench:
 
 
 def known() -> dict[str, float]:
-    """Return what each precision was found to cost on this machine, in bit per byte above fp32, rounded to nearest.  {} before the first run.
+    """Return what each precision, rounded to nearest, was found to cost on this machine: bit per byte above fp32.  {} before the first run.
 
-    Shown beside speeds, which are worth nothing without it.
+    It is shown beside speeds, which are worth nothing without it.
     """
     if not _kept().exists():
         return {}

@@ -10,18 +10,19 @@ Features move by one token per step and sequence; a sample's features are the me
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
 
 import numpy as np
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from mlsys_bench.batching import Limits, StepFeatures
 from mlsys_bench.bench.harness import Sampled, Samples, Spec, Task, warm_up
 from mlsys_bench.bench.options import Options, Suite
 from mlsys_bench.engine import Engine, StepReport, schemes
+from mlsys_bench.engine.kv import Blocks
+from mlsys_bench.engine.runner import Step
 from mlsys_bench.errors import MeasurementFailed
 from mlsys_bench.models import Architecture
 from mlsys_bench.types import Scalar
@@ -97,30 +98,33 @@ def warm(bench: Bench) -> None:
     bench.drop(ids)
 
 
-class _Logits(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Looks at the logits that tokens are chosen from."""
+@contextlib.contextmanager
+def logits_of(engine: Engine) -> Iterator[list[torch.Tensor]]:
+    """Collect the logits [sampled, vocab] of every step that is computed inside."""
+    model, seen = engine._model, list[torch.Tensor]()
 
-    def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.seen, self.has_nan = 0, False
+    class Watched:
+        backend, weights = model.backend, model.weights
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Note what goes into argmax; run everything as it is."""
-        if func is torch.ops.aten.argmax.default:
-            self.seen += 1
-            self.has_nan |= bool(args[0].isnan().any())
-        return func(*args, **(kwargs or {}))
+        def forward(self, step: Step, cache: Blocks) -> torch.Tensor:
+            seen.append(model.forward(step, cache).clone())
+            return seen[-1].clone()
+
+    engine._model = Watched()
+    try:
+        yield seen
+    finally:
+        engine._model = model
 
 
 def refuse_nan(bench: Bench) -> None:
     """Raise MeasurementFailed when a prefill or a decode step gives logits that are not numbers: its time would mean nothing."""
-    with _Logits() as logits:
+    with logits_of(bench.engine) as logits:
         ids = bench.fill(1, min(32, bench.engine.limits.max_context // 2))
     bench.drop(ids)
-    if logits.has_nan or not logits.seen:
-        raise MeasurementFailed(
-            f"engine.step: {bench.parameters['precision']} gives {'NaN' if logits.seen else 'no'} logits on this machine"
-        )
+    what = "no" if not any(map(len, logits)) else "NaN" if any(bool(each.isnan().any()) for each in logits) else None
+    if what is not None:
+        raise MeasurementFailed(f"engine.step: {bench.parameters['precision']} gives {what} logits on this machine")
 
 
 def engine_of(a: Architecture, options: Options, precision: str, device: str) -> Engine:

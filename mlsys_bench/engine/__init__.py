@@ -1,11 +1,13 @@
-"""The built-in engine: a Llama-family decoder, quantised, over paged KV, stepped by `batching`.
+"""The built-in engine: decoders of several families, quantised, over paged KV, stepped by `batching`.
 
-    tokenizer.py  text as bytes, whole or as a stream
-    weights.py    random by seed, or from a state dict
-    quant.py      linear layers in fp32, bf16, int8
-    kv.py         the cache;  model.py  the decoder;  sampler.py  the choice of tokens
-    runner.py     a plan of `batching` as tensors;  memory.py  what this machine can hold
-    engine.py     the loop: schedule, compute, sample, update
+    spec.py, rope.py             what computing a decoder needs to know beyond its shape
+    checkpoint.py, schemes.py, packed.py    a model in a folder, also one that others have quantised
+    weights.py, formats.py       a model's matrices and vectors, and the formats they are kept in
+    tokenizer.py, vocabulary.py  text to tokens and back, as bytes or by a model's own tokenizer
+    model.py, quant.py           the decoder in torch;  native/ in C;  gpu/ in Triton;  encoder.py  embeddings
+    kv.py, runner.py, sampler.py the cache; a plan of `batching` as arrays; the choice of tokens
+    memory.py, build.py          what this machine can hold; from a name to a model and its cache
+    engine.py                    the loop: schedule, guess, compute, choose, grow
 
 Names are loaded when asked for, so that a process that only needs the tokenizer (the HTTP server) does not load torch.
 """

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from mlsys_bench import errors
 from mlsys_bench.engine import formats
-from mlsys_bench.engine.kv import Blocks, name_of
+from mlsys_bench.engine.kv import name_of
 from mlsys_bench.engine.native import library
 from mlsys_bench.engine.native import model as native
 from mlsys_bench.engine.runner import Step
@@ -29,17 +29,24 @@ class Computes(Protocol):
     backend: str
     weights: Weights
 
-    def forward(self, step: Step, cache: Blocks) -> Tensor:
+    def forward(self, step: Step, cache: Any) -> Tensor:  # each reads a cache of its own layout
         """Compute a step, write its K and V to the cache, and return the fp32 logits [sampled, vocab]."""
         ...
 
 
 def choose(name: str, d: Decoder, *, precision: str, device: torch.device, kv: torch.dtype) -> Backend:
-    """Return who computes.  `auto` is native where that can, else torch.  Raises BadInput for one that cannot, with the reason."""
+    """Return who computes.  `auto` is native or, on a GPU, Triton where that can, else torch.  Raises BadInput for one that cannot."""
     if name not in BACKENDS:
         raise errors.unknown("backend", name, BACKENDS)
-    if name in ("torch", "triton"):
-        return "torch" if name == "torch" else "triton"
+    if name == "torch":
+        return "torch"
+    if name == "triton" or (name == "auto" and device.type == "cuda"):
+        from mlsys_bench.engine.gpu.model import misfit  # loads Triton, which the CPU engine never does
+
+        why = misfit(d, device)
+        if why is not None and name == "triton":
+            raise BadInput(f"backend triton cannot compute {d.shape.id} on {device}: {why}; use --backend torch")
+        return "torch" if why else "triton"
     why = native_misfit(d, precision=precision, device=device, kv=kv)
     if why is not None and name == "native":
         raise BadInput(f"backend native cannot compute {d.shape.id} in {precision}: {why}; use --backend torch")
@@ -74,7 +81,7 @@ class OneByOne:
         """Wrap a model."""
         self._model, self.backend, self.weights = model, model.backend, model.weights
 
-    def forward(self, step: Step, cache: Blocks) -> Tensor:
+    def forward(self, step: Step, cache: Any) -> Tensor:
         """Compute a step token by token, and return the fp32 logits [sampled, vocab]."""
         order = np.argsort(step.positions, kind="stable")
         rows = {int(t): self._model.forward(_only(step, int(t)), cache) for t in order}

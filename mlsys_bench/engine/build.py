@@ -5,21 +5,22 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
-from mlsys_bench.batching import Limits
+from mlsys_bench.batching import Limits, Policy
 from mlsys_bench.engine import checkpoint as checkpoints
-from mlsys_bench.engine import formats, memory, schemes, spec, weights
+from mlsys_bench.engine import formats, memory, schemes, spec, speculate, weights
 from mlsys_bench.engine.backend import Computes, OneByOne, choose, threads_at_start
 from mlsys_bench.engine.kv import Blocks, KVCache, kind_of, token_bytes
 from mlsys_bench.engine.model import Model
 from mlsys_bench.engine.native import linears as native_linears
 from mlsys_bench.engine.native.model import NativeModel, misfit
 from mlsys_bench.engine.spec import Decoder
+from mlsys_bench.engine.speculate import Drafter, Speculation
 from mlsys_bench.engine.tokenizer import Tokenizer
-from mlsys_bench.errors import BadInput
+from mlsys_bench.errors import BadInput, unknown
 from mlsys_bench.models import Architecture
 
 
@@ -61,7 +62,7 @@ def load(
     memory.refuse_misfit(need, where)
     torch.set_num_threads(many)
     chosen = choose(backend, decoder, precision=precision, device=where, kv=kept)
-    pack = (lambda logical: native_linears.pack(logical, precision)) if chosen == "native" else None
+    pack = _packer(chosen, precision, where)
     if opened is not None:
         loaded = checkpoints.load(opened, precision=precision, device=where, pack=pack)
     elif state_dict is not None:
@@ -70,6 +71,8 @@ def load(
         loaded = weights.random(decoder, precision=precision, device=where, seed=seed, pack=pack)
     if chosen == "native" and misfit(decoder, loaded) is None:
         return _native(decoder, loaded, limits, kept, many)
+    if chosen == "triton":
+        return _triton(decoder, loaded, limits, kept, precision=precision, device=where, deterministic=deterministic)
     compute = formats.precision(precision).activations
     model = Model(decoder, loaded, precision=precision, max_context=limits.max_context, device=where)
     cache = KVCache(shape, blocks=limits.blocks, block_tokens=limits.block_tokens, dtype=kept, device=where, compute=compute)
@@ -81,6 +84,61 @@ def _native(decoder: Decoder, loaded: weights.Weights, limits: Limits, kv: torch
     torch.set_num_threads(1)
     cache = Blocks(decoder.shape, blocks=limits.blocks, block_tokens=limits.block_tokens, dtype=kv, device=torch.device("cpu"))
     return Loaded(NativeModel(decoder, loaded, max_context=limits.max_context, threads=threads), cache)
+
+
+def _packer(backend: str, precision: str, device: torch.device) -> weights.Pack | None:
+    """Return what a backend makes of a matrix, None for what torch does."""
+    if backend == "native":
+        return lambda logical: native_linears.pack(logical, precision)
+    if backend == "triton":
+        from mlsys_bench.engine.gpu import linears  # loads Triton
+
+        return linears.packer(precision, device)
+    return None
+
+
+def _triton(
+    decoder: Decoder, loaded: weights.Weights, limits: Limits, kv: torch.dtype, *, precision: str, device: torch.device, deterministic: bool
+) -> Loaded:
+    """Return the model whose steps are Triton kernels, its decode steps captured as graphs."""
+    from mlsys_bench.engine.gpu.kv import GpuKV
+    from mlsys_bench.engine.gpu.model import GpuModel
+
+    cache = GpuKV(decoder.shape, blocks=limits.blocks, block_tokens=limits.block_tokens, dtype=kv, device=device)
+    model = GpuModel(decoder, loaded, precision=precision, max_context=limits.max_context, max_batch=limits.max_seqs, device=device)
+    return Loaded(OneByOne(model) if deterministic else model, cache)
+
+
+def policy(preempt: str, speculative: Speculation | None, *, static_batches: bool) -> Policy:
+    """Return the rules of the scheduler.  Raises BadInput."""
+    if preempt not in ("recompute", "swap"):
+        raise unknown("way to preempt", preempt, ["recompute", "swap"])
+    return Policy(swap=int(preempt == "swap"), drafts=speculative.drafts if speculative else 0, gather=int(static_batches))
+
+
+def drafter(how: Speculation | None, tokenizer: Tokenizer, precision: str, vocab: int, *, limits: Limits, **on: Any) -> Drafter | None:
+    """Return who guesses.  A model does it on the same device, in the same blocks and, unless it says otherwise, in the same precision."""
+    if isinstance(how, speculate.NGram):
+        return speculate.TextDrafter(how)
+    if how is None:
+        return None
+    refuse_shape(how.shape, limits, tokenizer, has_config=how.checkpoint is not None)
+    if how.shape.vocab < vocab:
+        raise BadInput(
+            f"{how.shape.id}: with a vocabulary of {how.shape.vocab} it cannot guess for a model of {vocab}; use one of the same family"
+        )
+    precision = precision_of(how.precision or precision, how.checkpoint)
+    model, cache = load(
+        how.shape, precision=precision, seed=how.seed, state_dict=how.state_dict, checkpoint=how.checkpoint, limits=limits, **on
+    )
+    return speculate.ModelDrafter(lambda step: only_text(model.forward(step, cache), tokenizer), cache)
+
+
+def only_text(logits: torch.Tensor, tokenizer: Tokenizer) -> torch.Tensor:
+    """Return the logits of what may be generated, the rest cut off or at -inf: a token that has no text never is."""
+    for token in tokenizer.silent:
+        logits[:, token].fill_(-torch.inf)
+    return logits[:, : tokenizer.generated]
 
 
 def default_limits(

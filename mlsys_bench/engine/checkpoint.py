@@ -18,7 +18,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from mlsys_bench.engine import memory, packed, schemes, spec, weights
+from mlsys_bench.engine import packed, schemes, spec, weights
 from mlsys_bench.engine.formats import Dense, Groups4
 from mlsys_bench.engine.schemes import FLOATS, Scheme
 from mlsys_bench.engine.spec import Decoder
@@ -84,8 +84,7 @@ def read(entry: Entry, name: str) -> Tensor:
 
 def load(checkpoint: Checkpoint, *, precision: str, device: torch.device, pack: Pack | None = None) -> Weights:
     """Return the weights of a checkpoint, each matrix read once."""
-    with memory.given_back():
-        return weights.build(checkpoint.decoder, Reader(checkpoint), precision=precision, device=device, pack=pack)
+    return weights.build(checkpoint.decoder, Reader(checkpoint), precision=precision, device=device, pack=pack)
 
 
 def planned_bytes(checkpoint: Checkpoint, precision: str) -> int:
@@ -150,7 +149,11 @@ class Checked:
             self._note(f"{at}.{part}", shape, dtypes)
         if scheme.method == "fp8":
             self._note(f"{at}.weight_scale", None, FLOATS)
-            return Matrix(logical=packed.compressed8f(torch.empty(rows, columns, dtype=torch.float8_e4m3fn, device="meta"), torch.empty(1)))
+            return Matrix(
+                logical=packed.compressed8f(
+                    torch.empty(rows, columns, dtype=torch.float8_e4m3fn, device="meta"), torch.empty(1, device="meta")
+                )
+            )
         scale = torch.empty(rows, columns // group, dtype=torch.float16, device="meta")
         has_zeros = scheme.method != "int4" or f"{at}.weight_zero_point" in self._from.entries
         if scheme.method == "int4" and has_zeros:

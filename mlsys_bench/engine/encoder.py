@@ -73,8 +73,13 @@ class Layer:
 class Encoder:
     """A model that turns token lists into vectors."""
 
-    def __init__(self, folder: str | Path, *, precision: str = "fp32", device: str = "cpu") -> None:
-        """Load a folder with config.json and *.safetensors.  Raises BadInput for one that is no encoder of `FAMILIES`, or is not whole."""
+    def __init__(self, folder: str | Path, *, precision: str = "fp32", device: str = "cpu", threads: int | None = None) -> None:
+        """Load a folder with config.json and *.safetensors; `threads` holds for the whole process.
+
+        Raises BadInput for one that is no encoder of `FAMILIES`, or is not whole.
+        """
+        if threads is not None:
+            torch.set_num_threads(threads)
         where = Path(folder).expanduser()
         self.shape, self.pooling = shape_of(where), own_pooling(where)
         self._to, self._device = formats.precision(precision), torch.device(device)

@@ -6,7 +6,6 @@ is given up and computed anew.  So a step may be tried again, and gives what it 
 
 from __future__ import annotations
 
-import functools
 import time
 from collections.abc import Sequence as Tokens
 from pathlib import Path
@@ -16,9 +15,9 @@ import numpy as np
 import torch
 
 from mlsys_bench import batching
-from mlsys_bench.batching import Limits, Policy, StepPlan
+from mlsys_bench.batching import Limits, StepPlan
 from mlsys_bench.engine import build, prefix, runner, speculate
-from mlsys_bench.engine.build import default_limits
+from mlsys_bench.engine.build import default_limits, only_text
 from mlsys_bench.engine.kv import name_of
 from mlsys_bench.engine.requests import Reason, Sequence, StepReport
 from mlsys_bench.engine.sampler import GREEDY, Logprobs, Sampling, logprobs, sample
@@ -27,7 +26,7 @@ from mlsys_bench.engine.speculate import Drafts, Speculation
 from mlsys_bench.engine.stops import TextStream
 from mlsys_bench.engine.swap import Host
 from mlsys_bench.engine.tokenizer import Tokenizer, open_tokenizer
-from mlsys_bench.errors import BadInput, unknown
+from mlsys_bench.errors import BadInput
 from mlsys_bench.models import Architecture
 
 __all__ = ["Engine", "Reason", "Sequence", "StepReport", "default_limits", "only_text"]
@@ -73,35 +72,26 @@ class Engine:
         self.tokenizer = open_tokenizer(checkpoint, shape.vocab) if tokenizer is None else tokenizer
         build.refuse_shape(shape, limits, self.tokenizer, has_config=checkpoint is not None)
         how = speculate.speculation(speculative) if isinstance(speculative, str) else speculative and speculate.check(speculative)
-        policy = _policy(preempt, how, static_batches=static_batches)
+        policy = build.policy(preempt, how, static_batches=static_batches)
         build.check_threads(threads)
         precision = build.precision_of(precision, checkpoint)
         self.shape, self.precision, self.device, self.limits, self.seed = shape, precision, device, limits, seed
         host_blocks = (limits.blocks if host_blocks is None else host_blocks) if policy.swap else 0
-        options: dict[str, Any] = {"device": device, "limits": limits, "backend": backend, "kv": kv, "deterministic": deterministic, "threads": threads}
-        self._load = functools.partial(build.load, **options)
-        self._model, self._cache = self._load(
-            shape, precision=precision, seed=seed, state_dict=state_dict, checkpoint=checkpoint, host_blocks=host_blocks
+        on: dict[str, Any] = {
+            "device": device, "limits": limits, "backend": backend, "kv": kv, "deterministic": deterministic, "threads": threads,
+        }  # fmt: skip
+        self._model, self._cache = build.load(
+            shape, precision=precision, seed=seed, state_dict=state_dict, checkpoint=checkpoint, host_blocks=host_blocks, **on
         )
-        self._drafter = self._drafter_of(how)
+        self._drafter = build.drafter(how, self.tokenizer, precision, shape.vocab, **on)
         caches = (self._cache, *(self._drafter.caches if self._drafter else ()))
         self._host = Host(caches, host_blocks)
-        self._world = f"{shape.id} {precision} {seed}" if prefix_cache else None  # what K and V depend on beside tokens
+        self._world = f"{shape.id} {checkpoint or seed} {precision} {kv}" if prefix_cache else None  # what K and V depend on
         self._state = batching.new_state(limits, policy=policy, shares=prefix_cache)
         self._by_id: dict[int, Sequence] = {}
         self._by_row: dict[int, Sequence] = {}
         self._tokens: dict[int, list[int]] = {}  # by row: the lists of the sequences themselves
         self._next_id = 0
-
-    def _drafter_of(self, how: Speculation | None) -> speculate.Drafter | None:
-        if isinstance(how, speculate.NGram):
-            return speculate.TextDrafter(how)
-        if how is None:
-            return None
-        build.refuse_shape(how.shape, self.limits, self.tokenizer, has_config=how.checkpoint is not None)
-        precision = build.precision_of(how.precision or self.precision, how.checkpoint)
-        small = self._load(how.shape, precision=precision, seed=how.seed, state_dict=how.state_dict, checkpoint=how.checkpoint)
-        return speculate.ModelDrafter(lambda step: only_text(small.model.forward(step, small.cache), self.tokenizer), small.cache)
 
     # ------------------------------------------------------------ requests
 
@@ -120,8 +110,7 @@ class Engine:
         row = batching.add(self._state, self.limits, len(tokens), max_tokens, hashes.more(tokens) if hashes else ())
         sequence = Sequence(
             id=self._next_id, row=row, tokens=tokens, given=len(tokens), sampling=sampling, ignore_eos=ignore_eos, hashes=hashes,
-            seed=(self.seed + self._next_id if sampling.seed is None else sampling.seed) % SEEDS,
-            text=text,
+            seed=(self.seed + self._next_id if sampling.seed is None else sampling.seed) % SEEDS, text=text,
         )  # fmt: skip
         self._next_id += 1
         self._by_id[sequence.id] = self._by_row[row] = sequence
@@ -145,8 +134,9 @@ class Engine:
     @torch.inference_mode()
     def step(self) -> StepReport:
         """Compute one step for as many sequences as the limits allow."""
-        began = time.perf_counter()
-        plan = batching.schedule(self._state, self.limits)
+        began, state = time.perf_counter(), self._state
+        asked, hit = state.asked_tokens, state.hit_tokens
+        plan = batching.schedule(state, self.limits)
         preempted = tuple(self._by_row[row].id for row in plan.preempted.tolist())
         try:
             swapped = self._swap(plan)
@@ -161,6 +151,7 @@ class Engine:
         return StepReport(
             features=features, step_s=time.perf_counter() - began, tokens=tokens, finished=finished, preempted=preempted, logprobs=logs,
             drafted=sum(len(d.tokens) for d in drafts.values()), accepted=sum(len(new) - 1 for new, _ in chosen), swapped=swapped,
+            prefix_queries=state.asked_tokens - asked, prefix_hits=state.hit_tokens - hit,
         )  # fmt: skip
 
     def _swap(self, plan: StepPlan) -> int:
@@ -204,6 +195,8 @@ class Engine:
     def _choose(self, logits: torch.Tensor, sequences: list[Sequence], drafts: dict[int, Drafts]) -> Chosen:
         """Return what each sequence gets: a token, or the guesses that stand and one more."""
         if not sequences:
+            if self._cache.device.type == "cuda":  # nothing is read back, and a step takes as long as it computes
+                torch.cuda.synchronize(self._cache.device)
             return []
         if not drafts:
             tokens, logs = sample(logits, sequences)
@@ -212,11 +205,9 @@ class Engine:
         chosen, at = speculate.verify(logits, sequences, guesses), 0
         result: Chosen = []
         for sequence, new, guess in zip(sequences, chosen, guesses, strict=True):
-            logs = logprobs(logits[at : at + len(new)], speculate.places(sequence, new)[:-1], new)
-            result.append((new, logs))
+            wants = sequence.sampling.logprobs is not None
+            result.append((new, logprobs(logits[at : at + len(new)], speculate.places(sequence, new)[:-1], new) if wants else ()))
             at += len(guess.tokens) + 1
-            if self._drafter:
-                self._drafter.settle(sequence.row, len(guess.tokens), len(new) - 1)
         return result
 
     def _grow(
@@ -225,15 +216,20 @@ class Engine:
         """Give sequences their tokens, up to where they end; return (id, token), (id, reason) and log-probabilities."""
         tokens: list[tuple[int, int]] = []
         logs: list[Logprobs | None] = []
-        new, stopped = dict.fromkeys(plan.rows.tolist(), 1), set[int]()
+        stopped: set[int] = set()
         for sequence, (chosen_now, logs_now) in zip(sequences, chosen, strict=True):
-            kept, stops = self._until_stop(sequence, chosen_now)
+            kept, stops = sequence.until_end(chosen_now, self.tokenizer.ends)
             sequence.tokens += chosen_now[:kept]
             tokens += [(sequence.id, token) for token in chosen_now[:kept]]
             logs += logs_now[:kept] or [None] * kept
-            new[sequence.row] = kept
-            stopped |= {sequence.row} if stops else set()
-        full = batching.update(self._state, self.limits, plan, np.array(list(new.values()), dtype=np.int32))
+            if stops:
+                stopped.add(sequence.row)
+        new = np.ones(len(plan.rows), dtype=np.int32)
+        if len(tokens) > len(sequences):
+            new[plan.samples] = [
+                len(s.tokens) - known for s, known in zip(sequences, self._state.known[plan.rows[plan.samples]], strict=True)
+            ]
+        full = batching.update(self._state, self.limits, plan, new)
         reasons: dict[int, Reason] = {row: "stop" if row in stopped else "length" for row in {*full.tolist(), *stopped}}
         finished = tuple((s.id, reasons[s.row]) for s in sequences if s.row in reasons)
         for sequence in sequences:
@@ -242,15 +238,6 @@ class Engine:
             elif sequence.hashes:
                 batching.extend(self._state, sequence.row, sequence.hashes.more(sequence.tokens))
         return tuple(tokens), finished, tuple(logs) if any(logs) else ()
-
-    def _until_stop(self, sequence: Sequence, tokens: list[int]) -> tuple[int, bool]:
-        """Return how many of these new tokens belong to an answer, and whether the last of them ends it."""
-        for i, token in enumerate(tokens):
-            if token in self.tokenizer.ends and not sequence.ignore_eos:
-                return i + 1, True
-            if sequence.text is not None and sequence.text.feed(token)[1]:
-                return i + 1, True
-        return len(tokens), False
 
     def _begin_anew(self) -> None:
         """Give up all caches: everybody waits, in order, and is computed anew."""
@@ -314,17 +301,3 @@ class Engine:
     def weight_bytes(self) -> int:
         """What the weights hold in memory."""
         return sum(t.numel() * t.element_size() for t in self._model.weights.tensors())
-
-
-def only_text(logits: torch.Tensor, tokenizer: Tokenizer) -> torch.Tensor:
-    """Return the logits of what may be generated, the rest cut off or at -inf: a token that has no text never is."""
-    for token in tokenizer.silent:
-        logits[:, token].fill_(-torch.inf)
-    return logits[:, : tokenizer.generated]
-
-
-def _policy(preempt: str, speculative: Speculation | None, *, static_batches: bool) -> Policy:
-    """Return the rules of the scheduler.  Raises BadInput."""
-    if preempt not in ("recompute", "swap"):
-        raise unknown("way to preempt", preempt, ["recompute", "swap"])
-    return Policy(swap=int(preempt == "swap"), drafts=speculative.drafts if speculative else 0, gather=int(static_batches))

@@ -110,8 +110,8 @@ class KVCache(Blocks):
         has_scale = dtype in _LARGEST
         self.compute = compute or (torch.bfloat16 if has_scale else dtype)
         sizes, values = (block_tokens, 2, shape.kv_heads, shape.head_dim), math.prod((block_tokens, 2, shape.kv_heads, shape.head_dim))
-        self.data = self.raw[..., : values * dtype.itemsize].view(dtype).unflatten(2, sizes)  # [layers, blocks, *sizes]
-        self.scale = self.raw[..., values:].view(torch.float32).unflatten(2, sizes[:3]) if has_scale else None
+        self.data = self.raw[..., : values * dtype.itemsize].view(dtype).view(shape.layers, blocks, *sizes)  # [layers, blocks, *sizes]
+        self.scale = self.raw[..., values:].view(torch.float32).view(shape.layers, blocks, *sizes[:3]) if has_scale else None
         width = 2 * shape.kv_heads * shape.head_dim
         self._slots = () if has_scale else tuple(layer.view(-1, width) for layer in self.data)
         self._blocks = () if self._is_converted else tuple(layer.view(blocks, -1) for layer in self.data)

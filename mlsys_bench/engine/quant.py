@@ -5,8 +5,8 @@ Each holder keeps one matrix of `formats` and maps x [M, in] to [M, out], in the
 | holder | few rows on a CPU | many rows on a CPU | on a GPU |
 |---|---|---|---|
 | `Fp32`, `Bf16` | F.linear | F.linear | F.linear |
-| `Int8` | torch's int8 kernel | widened block by block | widened |
-| `W8A8` | oneDNN on VNNI or AMX: exact integer sums | the same | `_int_mm` |
+| `Int8` | oneDNN on VNNI or AMX, activations in two digits; else torch's int8 kernel | oneDNN; else widened | widened |
+| `W8A8` | oneDNN, else widened: exact integer sums | the same | `_int_mm` |
 | `Int4`, also W4A8 | torch's int4 kernel | widened block by block | widened |
 | `Fp8` | widened block by block | the same | `_scaled_mm` |
 """
@@ -26,9 +26,11 @@ from mlsys_bench.engine.formats import FP8_MAX, ZERO, Dense, Groups4, Logical, P
 from mlsys_bench.errors import BadInput
 
 FEW_ROWS = range(4, 65)  # see Fp32
-SMALL_M = 24  # up to here reading int8 or int4 row by row costs less than widening it once (Cascade Lake, one thread)
+INT4_SMALL_M = 128  # the same of int4, which is dearer to widen
+SMALL_M = 24  # up to here torch's kernels, which read int8 or int4 row by row, cost less than widening once (Cascade Lake, one thread)
 WIDENED_ELEMENTS = 1 << 20  # a block of fp32 weights of 4 MB is reused out of the cache
-UNSIGNED_ZERO = 128  # see W8A8
+UNSIGNED_ZERO = 128  # see _onednn
+RADIX = 254  # digits -127 .. 127: see Int8
 
 
 class Linear(Protocol):
@@ -68,9 +70,14 @@ def pack(weight: Logical | Tensor, precision: str | Precision, device: torch.dev
 def quantise_tokens(x: Tensor) -> tuple[Tensor, Tensor]:
     """Return activations as integers -127 .. 127, in fp32, and their scale: x ~ q * scale.  x: [M, K]; q: [M, K]; scale: [M, 1] fp32."""
     wide = x.float()
-    scale = torch.linalg.vector_norm(wide, torch.inf, dim=1, keepdim=True).div_(127)
-    scale.masked_fill_(scale == 0, 1.0)
+    scale = _scale(wide, 127)
     return (wide / scale).round_(), scale
+
+
+def _scale(x: Tensor, levels: int) -> Tensor:
+    """Return each row's largest size / levels, 1 where a row is zero.  x: [M, K] fp32; returns [M, 1]."""
+    scale: Tensor = torch.linalg.vector_norm(x, torch.inf, dim=1, keepdim=True).div_(levels)
+    return scale.masked_fill_(scale == 0, 1.0)
 
 
 class Bf16:
@@ -104,43 +111,45 @@ class Fp32(Bf16):
 
 
 class Int8:
-    """int8 weights, activations as they are (W8A16); torch's kernel for few rows computes in bf16."""
+    """int8 weights, activations as they are (W8A16): in oneDNN as two digits of 8 bit, which keep them to 2^-15 of the row's largest.
 
-    __slots__ = ("has_kernel", "on_cpu", "scale", "short_scale", "weight")
-
-    def __init__(self, kept: Rows8, device: torch.device) -> None:
-        self.weight, self.scale = kept.weight.contiguous().to(device), kept.scale.to(device)
-        self.short_scale = self.scale.bfloat16()
-        self.on_cpu = device.type == "cpu"
-        self.has_kernel = self.on_cpu and self.weight.shape[1] % 32 == 0  # for 34 inputs torch's kernel reads beyond the matrix, and crashes
-
-    def __call__(self, x: Tensor) -> Tensor:
-        """Return x W^T.  Few rows: a kernel that reads int8; many: blocks of W are widened and multiplied."""
-        if not self.on_cpu:
-            return functional.linear(x, self.weight.to(x.dtype)).mul_(self.scale)
-        if self.has_kernel and x.shape[0] <= SMALL_M:
-            return torch._weight_int8pack_mm(x.bfloat16().contiguous(), self.weight, self.short_scale).to(x.dtype)
-        return _times(x.float(), self.weight).mul_(self.scale).to(x.dtype)
-
-    def tensors(self) -> tuple[Tensor, ...]:
-        """Return weight and scales."""
-        return self.weight, self.scale, self.short_scale
-
-
-class W8A8:
-    """int8 weights and int8 activations, one scale per token: sums of integers, exact, in oneDNN.
-
-    oneDNN multiplies unsigned by signed bytes on VNNI (signed by signed falls to reference code there, 600 times slower), so activations
-    go in with 128 added, named as their zero point.  Where that is not exact (AVX2 saturates sums of two products) it is done in fp32.
+    The digits are rows of one product, and few rows cost what reading the weight costs, so the second digit is nearly free.  Where oneDNN
+    is not exact: torch's kernel for few rows, which computes in bf16, and for many W widened block by block.
     """
 
-    __slots__ = ("no_zeros", "outputs", "scale", "weight")
+    __slots__ = ("has_kernel", "no_zeros", "scale", "weight")
 
     def __init__(self, kept: Rows8, device: torch.device) -> None:
-        self.scale, self.outputs = kept.scale.to(device), kept.weight.shape[0]
-        self.no_zeros = torch.zeros(self.outputs, dtype=torch.int64)
-        is_packed = device.type == "cpu" and onednn_is_exact()
-        self.weight = torch.ops.onednn.qlinear_prepack(kept.weight.contiguous(), None) if is_packed else kept.weight.contiguous().to(device)
+        self.weight, self.scale = _packed(kept.weight, device), kept.scale.to(device)
+        self.no_zeros = torch.zeros(len(self.scale), dtype=torch.int64)
+        self.has_kernel = kept.weight.shape[1] % 32 == 0  # for 34 inputs torch's kernel reads beyond the matrix, and crashes
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Return x W^T."""
+        if self.weight.is_mkldnn:
+            return self._by_digits(x.float()).to(x.dtype)
+        if x.is_cuda:
+            return functional.linear(x, self.weight.to(x.dtype)).mul_(self.scale)
+        if self.has_kernel and x.shape[0] <= SMALL_M:
+            return torch._weight_int8pack_mm(x.bfloat16().contiguous(), self.weight, self.scale.bfloat16()).to(x.dtype)
+        return _times(x.float(), self.weight).mul_(self.scale).to(x.dtype)
+
+    def _by_digits(self, x: Tensor) -> Tensor:
+        scale = _scale(x, 127 * RADIX + 126)  # one more would be a tie, and go up to a digit of 128
+        q = (x / scale).round_()
+        high = (q / RADIX).round_()
+        sums = _onednn(torch.cat((high, q.sub_(high, alpha=RADIX))), self.weight, self.scale, self.no_zeros)
+        return sums[len(x) :].add_(sums[: len(x)], alpha=RADIX).mul_(scale)
+
+    def tensors(self) -> tuple[Tensor, ...]:
+        """Return weight and scales.  A packed weight has a size, but no address."""
+        return self.weight, self.scale
+
+
+class W8A8(Int8):
+    """int8 weights and int8 activations, one scale per token: sums of integers, exact."""
+
+    __slots__ = ()
 
     def __call__(self, x: Tensor) -> Tensor:
         """Return x W^T, x rounded to 8 bit."""
@@ -149,10 +158,6 @@ class W8A8:
             return _onednn(q, self.weight, self.scale, self.no_zeros).mul_(scale).to(x.dtype)
         sums = _integer_mm(q, self.weight) if x.is_cuda else _times(q, self.weight)
         return sums.mul_(self.scale).mul_(scale).to(x.dtype)
-
-    def tensors(self) -> tuple[Tensor, ...]:
-        """Return weight and scales.  The packed weight has a size, but no address."""
-        return self.weight, self.scale
 
 
 class Int4:
@@ -179,21 +184,28 @@ class Int4:
     def __call__(self, x: Tensor) -> Tensor:
         """Return x W^T."""
         x_padded = functional.pad(x, (0, -self.inputs % self.group))
-        if self.on_cpu and x.shape[0] <= SMALL_M and int4_kernel_reads_blocks():
+        if self.on_cpu and x.shape[0] <= INT4_SMALL_M and int4_kernel_reads_blocks():
             y: Tensor = torch.ops.aten._weight_int4pack_mm_for_cpu(x_padded.bfloat16().contiguous(), self.weight, self.group, self.offsets)
             return y[:, : self.outputs].to(x.dtype).contiguous()
         wide = x_padded.float()
-        return torch.cat([wide @ block for block in self._widened()], dim=1)[:, : self.outputs].to(x.dtype).contiguous()
+        y = torch.cat([wide @ some for some in self._widened()])  # [blocks, M, 64]
+        return y.transpose(0, 1).flatten(1)[:, : self.outputs].to(x.dtype).contiguous()
 
     def _widened(self) -> Iterator[Tensor]:
-        """Yield W^T in fp32, some outputs at a time.  [K, n]"""
-        blocks, inputs, half = self.weight.view(-1, self.offsets.shape[0] * self.group, BLOCK // 2).shape
-        at_once = max(1, WIDENED_ELEMENTS // (inputs * BLOCK))
-        for first in range(0, blocks, at_once):
-            some = self.weight.view(blocks, inputs, half)[first : first + at_once]
-            integers = torch.cat((some & 15, some >> 4), dim=2).transpose(0, 1).reshape(-1, self.group, len(some) * BLOCK)
-            scale, offset = self.offsets[:, None, first * BLOCK : (first + len(some)) * BLOCK].float().unbind(dim=3)
-            yield integers.float().sub_(ZERO).mul_(scale).add_(offset).view(inputs, -1)
+        """Yield W^T in fp32, some blocks at a time: [blocks, K, 64]."""
+        groups = self.offsets.shape[0]
+        packed = self.weight.view(-1, groups, self.group, BLOCK // 2)
+        for some, offsets in zip(*(torch.split(t, self._at_once()) for t in (packed, self._by_block())), strict=True):
+            scale, offset = offsets.float().unsqueeze(2).unbind(dim=4)  # [blocks, groups, 1, 64]
+            nibbles = torch.cat((some & 15, some >> 4), dim=3).float()
+            yield torch.addcmul(offset.sub_(scale, alpha=ZERO), nibbles, scale).flatten(1, 2)
+
+    def _at_once(self) -> int:
+        return max(1, WIDENED_ELEMENTS // (self.offsets.shape[0] * self.group * BLOCK))
+
+    def _by_block(self) -> Tensor:
+        """Return scales and offsets [blocks, groups, 64, 2]."""
+        return self.offsets.view(self.offsets.shape[0], -1, BLOCK, 2).transpose(0, 1)
 
     def tensors(self) -> tuple[Tensor, ...]:
         """Return weight, scales and offsets."""
@@ -246,8 +258,20 @@ def _times(x: Tensor, weight: Tensor) -> Tensor:
     return torch.cat([functional.linear(x, block.float()) for block in torch.split(weight, rows)], dim=1)
 
 
+def _packed(weight: Tensor, device: torch.device) -> Tensor:
+    """Return an int8 weight as oneDNN multiplies with it, or as it is where that is not exact."""
+    if device.type != "cpu" or not onednn_is_exact():
+        return weight.contiguous().to(device)
+    packed: Tensor = torch.ops.onednn.qlinear_prepack(weight.contiguous(), None)
+    return packed
+
+
 def _onednn(q: Tensor, packed: Tensor, scale: Tensor, no_zeros: Tensor) -> Tensor:
-    """Return q W^T * scale in fp32.  q: integers -127 .. 127 in fp32, changed in place."""
+    """Return q W^T * scale in fp32.  q: integers -127 .. 127 in fp32, changed in place.
+
+    oneDNN multiplies unsigned by signed bytes on VNNI (signed by signed falls to reference code there, 600 times slower), so they go in
+    with 128 added, named as their zero point.
+    """
     unsigned = q.add_(UNSIGNED_ZERO).to(torch.uint8)
     y: Tensor = torch.ops.onednn.qlinear_pointwise(
         unsigned, 1.0, UNSIGNED_ZERO, packed, scale, no_zeros, None, 1.0, 0, torch.float32, "none", [], ""
@@ -257,7 +281,7 @@ def _onednn(q: Tensor, packed: Tensor, scale: Tensor, no_zeros: Tensor) -> Tenso
 
 @functools.cache
 def onednn_is_exact() -> bool:
-    """Say whether oneDNN adds the largest products of bytes without saturation on this processor."""
+    """Say whether oneDNN adds the largest products of bytes on this processor as they are: AVX2 saturates sums of two."""
     weight = torch.full((16, 64), 127, dtype=torch.int8)
     q = torch.tensor([[127.0], [-127.0], [-128.0]]).repeat(1, 64)
     want = q @ weight.float().T

@@ -29,6 +29,8 @@ class StepReport:
     drafted: int = 0  # tokens that were guessed
     accepted: int = 0  # and right
     swapped: int = 0  # of those preempted, how many kept their cache in host memory
+    prefix_queries: int = 0  # tokens that those who got a seat looked for in the prefix cache
+    prefix_hits: int = 0  # and found
 
 
 @dataclass(slots=True, kw_only=True)
@@ -44,3 +46,12 @@ class Sequence:
     ignore_eos: bool
     text: TextStream | None  # where stop strings are looked for
     hashes: prefix.Hashes | None  # of its blocks, where they are shared
+
+    def until_end(self, tokens: list[int], ends: frozenset[int]) -> tuple[int, bool]:
+        """Return how many of these new tokens belong to the answer, and whether the last of them ends it."""
+        for i, token in enumerate(tokens):
+            if token in ends and not self.ignore_eos:
+                return i + 1, True
+            if self.text is not None and self.text.feed(token)[1]:
+                return i + 1, True
+        return len(tokens), False

@@ -34,9 +34,7 @@ def order_of(plan: StepPlan) -> StepPlan:
     return plan._replace(rows=plan.rows[order], start=plan.start[order], tokens=plan.tokens[order], samples=plan.samples[order])
 
 
-def step_input(
-    plan: StepPlan, known: Mapping[int, Sequence[int]], block_table: Ints, cache: Blocks, wanted: Ints | None = None
-) -> Step:
+def step_input(plan: StepPlan, known: Mapping[int, Sequence[int]], block_table: Ints, cache: Blocks, wanted: Ints | None = None) -> Step:
     """Return the step of a plan that is in the order of `order_of`; its logits come row by row in that order, each row's by position.
 
     known: by row, the tokens given, generated and drafted so far; wanted: [rows] of how many of its last tokens each row's logits are
@@ -64,4 +62,5 @@ def step_input(
 def _last(first: Int32, wanted: Ints) -> Int32:
     """Return the places of the last `wanted` tokens of each sequence."""
     ends = wanted.cumsum()
-    return (np.arange(int(wanted.sum())) + (first[1:] - ends).repeat(wanted)).astype(np.int32)
+    places: Int32 = (np.arange(int(wanted.sum())) + (first[1:] - ends).repeat(wanted)).astype(np.int32)
+    return places

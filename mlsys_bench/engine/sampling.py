@@ -38,6 +38,16 @@ class Sampling:
         return penalties != (1.0, 0.0, 0.0) or bool(self.logit_bias)
 
     @property
+    def has_filter(self) -> bool:
+        """Whether some tokens are never drawn."""
+        return self.top_k > 0 or self.top_p < 1.0 or self.min_p > 0.0
+
+    @property
+    def is_nucleus(self) -> bool:
+        """Whether top-p alone says which."""
+        return self.top_p < 1.0 and self.top_k == 0 and self.min_p == 0.0
+
+    @property
     def is_plain(self) -> bool:
         """Whether it is the argmax of the model's own logits and nothing else that is wanted."""
         return self.temperature == 0.0 and self.logprobs is None and not self.changes_logits

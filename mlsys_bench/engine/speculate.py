@@ -26,7 +26,7 @@ from mlsys_bench import models
 from mlsys_bench.batching import StepPlan
 from mlsys_bench.engine import runner
 from mlsys_bench.engine.kv import Blocks
-from mlsys_bench.engine.runner import Int32, Ints, Step
+from mlsys_bench.engine.runner import Ints, Step
 from mlsys_bench.engine.sampler import Row, Sampling, distribution, draw, sample, uniforms
 from mlsys_bench.errors import BadInput
 from mlsys_bench.models import Architecture
@@ -199,9 +199,6 @@ class Drafter(Protocol):
     def guess(self, plan: StepPlan, room: Ints, rows: Mapping[int, Known], block_table: Ints) -> list[Drafts]:
         """Return guesses for each row of a plan, at most `room` of them.  What the plan computes is, for a model, computed here too."""
 
-    def settle(self, row: int, guessed: int, right: int) -> None:
-        """Take note of how many guesses stood."""
-
     def forget(self, row: int) -> None:
         """Take note that a row has gone, or begins anew."""
 
@@ -255,9 +252,6 @@ class TextDrafter:
             self._lookups[row] = Lookup(self._how)
         return self._lookups[row]
 
-    def settle(self, row: int, guessed: int, right: int) -> None:
-        """Note nothing."""
-
     def forget(self, row: int) -> None:
         """Forget its text."""
         self._lookups.pop(row, None)
@@ -275,45 +269,42 @@ class ModelDrafter:
         """Take a model: the logits of a step, only of what may be generated, after its K and V are in the cache."""
         self._forward, self._cache = forward, cache
         self.caches: tuple[Blocks, ...] = (cache,)
-        self._behind: set[int] = set()
+        self._computed: dict[int, int] = {}  # by row, the tokens in the cache
 
     def guess(self, plan: StepPlan, room: Ints, rows: Mapping[int, Known], block_table: Ints) -> list[Drafts]:
         """Compute the plan, then go on a token at a time; the rows that want another one together."""
-        guesses: list[list[int]] = [[] for _ in plan.rows]
-        qs: list[list[Tensor]] = [[] for _ in plan.rows]
-        known = {row: rows[row].tokens for row in plan.rows.tolist()}
-        late = np.array([row in self._behind for row in plan.rows.tolist()], dtype=np.int32)
-        self._behind.difference_update(plan.rows.tolist())
-        one = self._plan(plan.rows, plan.start - late, plan.tokens - room.astype(np.int32) + late, room > 0)
-        for turn in range(int(room.max(initial=0)) or 1):
-            one = runner.order_of(one)
-            logits = self._forward(runner.step_input(one, known, block_table, self._cache))
-            wanting = one.rows[one.samples].tolist()
-            where = {row: i for i, row in enumerate(plan.rows.tolist())}
-            if wanting:
-                at: list[Row] = [Place(rows[row], guesses[where[row]]) for row in wanting]
-                q = distribution(logits, at)
-                for i, (row, token) in enumerate(zip(wanting, draw(q, uniforms(at, DRAFT)), strict=True)):
-                    guesses[where[row]] = [*guesses[where[row]], token]
-                    qs[where[row]].append(q[i])
-            more = room > turn + 1
-            known = {row: [*rows[row].tokens, *guesses[where[row]]] for row in plan.rows[more].tolist()}
-            ends = np.array([len(known[row]) for row in plan.rows[more].tolist()], dtype=np.int32)
-            one = self._plan(plan.rows[more], ends - 1, np.ones_like(ends), np.ones(len(ends), dtype=np.bool_))
+        numbers = plan.rows.tolist()
+        guesses: dict[int, tuple[list[int], list[Tensor]]] = {row: ([], []) for row in numbers}
+        given = (plan.start + plan.tokens - room).astype(np.int32)  # what is known, as far as the plan goes
+        done = [min(at, self._computed.get(row, at)) for row, at in zip(numbers, plan.start.tolist(), strict=True)]
+        start = np.array(done, dtype=np.int32)
+        self._turn(StepPlan(plan.rows, start, given - start, room > 0, plan.preempted), rows, block_table, guesses)
+        for turn in range(1, int(room.max(initial=0))):
+            more = plan.rows[room > turn]
+            ends = given[room > turn] + turn
+            self._turn(StepPlan(more, ends - 1, np.ones_like(ends), np.ones(len(ends), np.bool_), more[:0]), rows, block_table, guesses)
+        for row, known in zip(numbers, given.tolist(), strict=True):
+            self._computed[row] = known + max(len(guesses[row][0]) - 1, 0)
         return [
             Drafts(tokens, torch.stack(q) if tokens and rows[row].sampling.temperature > 0.0 else None)
-            for row, tokens, q in zip(plan.rows.tolist(), guesses, qs, strict=True)
+            for row, (tokens, q) in guesses.items()
         ]
 
-    @staticmethod
-    def _plan(rows: Int32, start: Int32, tokens: Int32, samples: np.ndarray) -> StepPlan:
-        return StepPlan(rows, start, tokens, samples, rows[:0])
-
-    def settle(self, row: int, guessed: int, right: int) -> None:
-        """Remember where the last guess has not gone through the model yet."""
-        if guessed and right == guessed:
-            self._behind.add(row)
+    def _turn(
+        self, plan: StepPlan, rows: Mapping[int, Known], block_table: Ints, guesses: dict[int, tuple[list[int], list[Tensor]]]
+    ) -> None:
+        """Compute a plan, and add a guess to each of its rows that wants one."""
+        plan = runner.order_of(plan)
+        known = {row: [*rows[row].tokens, *guesses[row][0]] for row in plan.rows.tolist()}
+        logits = self._forward(runner.step_input(plan, known, block_table, self._cache))
+        wanting = plan.rows[plan.samples].tolist()
+        if wanting:
+            at: list[Row] = [Place(rows[row], guesses[row][0].copy()) for row in wanting]
+            q = distribution(logits, at)
+            for i, (row, token) in enumerate(zip(wanting, draw(q, uniforms(at, DRAFT)), strict=True)):
+                guesses[row][0].append(token)
+                guesses[row][1].append(q[i])
 
     def forget(self, row: int) -> None:
         """Forget that: its cache is another one now."""
-        self._behind.discard(row)
+        self._computed.pop(row, None)

@@ -69,22 +69,27 @@ def byte_shape() -> Architecture:
 
 
 def byte_model(
-    recipe: Recipe | None = None, *, text: Corpus | None = None, folder: Path | None = None, progress: Progress | None = None
+    recipe: Recipe | None = None,
+    *,
+    shape: Architecture | None = None,
+    text: Corpus | None = None,
+    folder: Path | None = None,
+    progress: Progress | None = None,
 ) -> ByteModel:
     """Return the model of a recipe, from the cache or trained now.
 
     It is written after the last step, all of it or nothing: who is interrupted begins again.
     """
-    how, learnt, shape = recipe or Recipe(), text or corpus(), byte_shape()
-    kept = cached(how, learnt, folder)
+    how, learnt, size = recipe or Recipe(), text or corpus(), shape or byte_shape()
+    kept = cached(how, size, learnt, folder)
     if not kept.exists():
-        _save(kept, shape, train(shape, learnt.train, how, progress))
-    return ByteModel(shape=shape, tensors=load_file(kept / "model.safetensors"), corpus=learnt, recipe=how, folder=kept)
+        _save(kept, size, train(size, learnt.train, how, progress))
+    return ByteModel(shape=size, tensors=load_file(kept / "model.safetensors"), corpus=learnt, recipe=how, folder=kept)
 
 
-def cached(recipe: Recipe, text: Corpus, folder: Path | None = None) -> Path:
-    """Return where the model of a recipe and a text is kept once it is trained."""
-    digest = hashlib.sha256(repr((_VERSION, recipe, byte_shape(), text.digest)).encode()).hexdigest()[:16]
+def cached(recipe: Recipe, shape: Architecture, text: Corpus, folder: Path | None = None) -> Path:
+    """Return where the model of a recipe, a shape and a text is kept once it is trained."""
+    digest = hashlib.sha256(repr((_VERSION, recipe, shape, text.digest)).encode()).hexdigest()[:16]
     return (folder or cache_folder()) / f"byte-llama-{digest}"
 
 

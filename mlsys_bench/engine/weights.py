@@ -15,13 +15,14 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from mlsys_bench.engine import formats, quant
-from mlsys_bench.engine.formats import Dense, Groups4, Logical, Precision, Rows8f
+from mlsys_bench.engine import formats, memory, quant
+from mlsys_bench.engine.formats import Dense, Groups4, Logical, Precision, Rows8, Rows8f
 from mlsys_bench.engine.quant import Linear
 from mlsys_bench.engine.spec import Decoder
 from mlsys_bench.errors import BadInput
 
 LOGIT_SD = 3.0  # spread of the logits of random weights: top tokens stand out, and sampling has a choice
+_ROUNDED_ELEMENTS = 1 << 20  # rounded at a time: what that takes beside the matrix is some 16 times as many bytes
 Read = Callable[..., Tensor]  # (name, *shape) -> tensor of that shape
 Pack = Callable[[Logical], Linear]  # what a backend makes of a matrix
 Quantise = Callable[[str, Tensor], Logical]  # (name of the matrix, fp32 weight) -> the matrix as it is kept
@@ -226,9 +227,10 @@ def build(
     to = formats.precision(precision)
     maker = _Maker(
         decoder=d, source=source, precision=to, device=device, pack=pack or (lambda logical: quant.pack(logical, to, device)),
-        quantise=quantise or (lambda _, weight: formats.quantise(weight, to)),
+        quantise=quantise,
     )  # fmt: skip
-    return maker.weights()
+    with memory.given_back():
+        return maker.weights()
 
 
 def planned_bytes(d: Decoder, source: Source, precision: str) -> int:
@@ -259,7 +261,7 @@ class _Maker:
     precision: Precision
     device: torch.device
     pack: Pack
-    quantise: Quantise
+    quantise: Quantise | None
 
     def weights(self) -> Weights:
         a, dtype = self.decoder.shape, self.precision.activations
@@ -344,12 +346,15 @@ class _Maker:
             yield linear if order is None else Ordered(linear, order.to(self.device))
 
     def logical(self, label: str, parts: list[Logical], gain: Tensor | None) -> Logical:
-        if isinstance(parts[0], Dense):
-            weight = torch.cat([part.dequantise() for part in parts]) if len(parts) > 1 else parts[0].dequantise()
-            if gain is not None:
-                weight = weight * gain.to(weight.device)
-            return Dense(weight=weight.to(self.precision.activations)) if self.source.is_quantised else self.quantise(label, weight)
-        return as_precision(joined(parts), self.precision, label)
+        plain = [part.weight for part in parts if isinstance(part, Dense)]
+        if not plain:
+            return as_precision(joined(parts), self.precision, label)
+        if self.source.is_quantised:
+            return Dense(weight=torch.cat(plain).to(self.precision.activations))
+        if self.quantise is not None:
+            return self.quantise(label, torch.cat([_times(weight.float(), gain) for weight in plain]))
+        blocks = (rows for weight in plain for rows in torch.split(weight, max(1, _ROUNDED_ELEMENTS // weight.shape[1])))
+        return joined([formats.quantise(_times(rows.float(), gain), self.precision) for rows in blocks])
 
 
 def as_precision(stored: Logical, to: Precision, label: str) -> Logical:
@@ -376,8 +381,14 @@ def joined(parts: list[Logical]) -> Logical:
             zero=torch.cat([_zeros(part) for part in fours]) if has_zeros else None,
             group=fours[0].group,
         )
-    eights = [part for part in parts if isinstance(part, Rows8f)]
-    return Rows8f(weight=torch.cat([part.weight for part in eights]), scale=torch.cat([part.scale for part in eights]))
+    if isinstance(parts[0], Dense):
+        return Dense(weight=torch.cat([part.weight for part in parts]))
+    eights = [part for part in parts if isinstance(part, Rows8 | Rows8f)]
+    return type(eights[0])(weight=torch.cat([part.weight for part in eights]), scale=torch.cat([part.scale for part in eights]))
+
+
+def _times(weight: Tensor, gain: Tensor | None) -> Tensor:
+    return weight if gain is None else weight * gain.to(weight.device)
 
 
 def _zeros(part: Groups4) -> Tensor:

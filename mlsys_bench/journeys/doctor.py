@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import importlib.metadata
 import importlib.util
-import shutil
 from collections.abc import Mapping
 
 from mlsys_bench import __version__, hardware, units
+from mlsys_bench.engine import choices
+from mlsys_bench.engine.native import build, library
 from mlsys_bench.types import Ability, Doctor, Scalar
 
 EXTRAS = (
@@ -22,7 +23,7 @@ EXTRAS = (
 def examine() -> Doctor:
     """Return what works here and what would make the rest work."""
     machine = hardware.machine()
-    abilities = (_processor(machine.hard), _memory(machine.hard), _layout(), _gpus(), *map(_extra, EXTRAS), _compiler())
+    abilities = (_processor(machine.hard), _memory(machine.hard), _layout(), _gpus(), *map(_extra, EXTRAS), _kernels(), _products())
     return Doctor(abilities=(Ability(name="mlsys", works=True, detail=f"version {__version__}"), *abilities))
 
 
@@ -64,7 +65,24 @@ def _extra(extra: tuple[str, str, str]) -> Ability:
     return Ability(name=f"extra {name}", works=True, detail=f"{module} {importlib.metadata.version(module)}: can {purpose}")
 
 
-def _compiler() -> Ability:
-    found = next((path for path in map(shutil.which, ("cc", "gcc", "clang")) if path), None)
-    detail = "found; the engine's own kernels (later) will use it" if found else "none; nothing needs one yet"
-    return Ability(name="C compiler", works=found is not None, detail=detail)
+def _kernels() -> Ability:
+    """Say whether the engine's C kernels are there, compiled now where they were not yet."""
+    found = build.built()
+    if found.path is None:
+        return Ability(
+            name="C kernels", works=False, detail=found.detail, cure="install gcc or clang; until then the engine computes with torch"
+        )
+    return Ability(name="C kernels", works=True, detail=f"{library.level()} by {found.detail}")
+
+
+def _products() -> Ability:
+    """Say who multiplies matrices of which format, measured now where nobody has yet."""
+    name = "matrix products"
+    if importlib.util.find_spec("torch") is None:
+        return Ability(name=name, works=False, detail="the engine computes with torch", cure="pip install 'mlsys-bench[engine]'")
+    from mlsys_bench.engine import linear
+
+    found = linear.timings()
+    rows = ", ".join(map(str, choices.ROWS))
+    detail = f"the faster of C and torch here, at {rows} rows: {choices.told(found)}" if found else "torch's own: there are no C kernels"
+    return Ability(name=name, works=True, detail=detail)

@@ -117,7 +117,7 @@ def _common(file: _File) -> dict[str, Any]:
         "kv_heads": file.whole("num_key_value_heads", heads),
         "head_dim": file.whole("head_dim", hidden // heads),
         "vocab": file.whole("vocab_size"),
-        "max_context": file.whole("max_position_embeddings", 0) or None,
+        "max_context": _context(file) or None,
         "tied_embeddings": bool(file.get("tie_word_embeddings", file.family in _TIED)),
         "attention": "gqa",
         "native_precision": native_precision(file.keys),
@@ -127,6 +127,15 @@ def _common(file: _File) -> dict[str, Any]:
         "source": f"{file.path}",
         "date": "",
     }
+
+
+def _context(file: _File) -> int:
+    """Return how long a text may be: YaRN's files often give the length before it was stretched, and the factor."""
+    own, rope = file.whole("max_position_embeddings", 0), file.get("rope_parameters") or file.get("rope_scaling") or {}
+    trained, factor = rope.get("original_max_position_embeddings"), rope.get("factor")
+    if "yarn" in (rope.get("rope_type"), rope.get("type")) and isinstance(trained, int) and isinstance(factor, int | float):
+        return max(own, int(trained * factor))
+    return own
 
 
 def _attention_layers(file: _File) -> dict[str, Any]:

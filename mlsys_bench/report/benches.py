@@ -76,7 +76,7 @@ def _row(row: Any) -> tuple[Cell, ...]:
     times = f"{row.launches} launches" if row.launches > 1 else ""
     achieved = Cell(rates[0] if rates else NONE, "", rates[1] if len(rates) > 1 else "")
     return (
-        Cell(row.name, "strong"), Cell(row.what, "muted", getattr(row, "costs", "")), Cell(median, "", interval), achieved,
+        Cell(row.name, "strong"), Cell(row.what, "muted", row.costs), Cell(median, "", interval), achieved,
         Cell(share, "", row.bound or ""), Cell(f"{row.samples:,}", "", times),
     )  # fmt: skip
 

@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mlsys_bench import units
-from mlsys_bench.report import gate_launches, gate_pictures, gates
-from mlsys_bench.report.figures import STYLE, _plain, _styled
+from mlsys_bench.errors import BadInput
+from mlsys_bench.report import gate_launches, gate_pictures, gates, slides
+from mlsys_bench.report.figures import _styled
 from mlsys_bench.report.gate_forest import LOOKS, forest, forest_panel, with_ratio
 from mlsys_bench.report.gate_pictures import changes_panel, numbers_panel, quantile_panel, run_subtitle, titles, worst
 from mlsys_bench.verdicts import GateCalibration, GateRun, Verdict
@@ -15,25 +16,13 @@ from mlsys_bench.verdicts import GateCalibration, GateRun, Verdict
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-_SLIDE = (16.0, 9.0)  # inches
-
 
 def write_png(path: Path, record: GateRun | GateCalibration | Verdict) -> Path:
     """Write a gate as one picture for a slide, and return its path.  Raises BadInput."""
-    import matplotlib
-
-    from mlsys_bench.errors import BadInput
-
     figure = slide(record)
     if figure is None:
         raise BadInput(f"{path}: nothing to draw: no metric of the record has a ratio")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with matplotlib.rc_context(STYLE):
-            figure.savefig(path, format="png", dpi=120, metadata={"Software": "mlsys"})
-    except OSError as error:
-        raise BadInput(f"{path}: cannot be written: {error.strerror or error}") from error
-    return path
+    return slides.write(path, figure)
 
 
 def slide(record: GateRun | GateCalibration | Verdict) -> Figure | None:
@@ -48,12 +37,8 @@ def slide(record: GateRun | GateCalibration | Verdict) -> Figure | None:
 
 @_styled
 def _slide(record: GateRun) -> Figure:
-    from matplotlib.figure import Figure
-    from matplotlib.layout_engine import ConstrainedLayoutEngine
-
-    page = Figure(figsize=_SLIDE)
-    page.set_layout_engine(ConstrainedLayoutEngine(rect=(0.008, 0.008, 0.984, 0.80), w_pad=0.08, h_pad=0.06))
-    _banner(page, record)
+    page = slides.page()
+    _head(page, record)
     left, right = page.subfigures(1, 2, squeeze=False, width_ratios=(1.15, 1))[0]
     forest_panel(left.subplots(), with_ratio(record.verdict)[:12], record.verdict.tolerance, 26)
     first = worst(record)[0]
@@ -68,16 +53,10 @@ def _slide(record: GateRun) -> Figure:
     return page
 
 
-def _banner(page: Figure, record: GateRun) -> None:
+def _head(page: Figure, record: GateRun) -> None:
     found = record.verdict
-    page.text(0.012, 0.975, _plain(gates.sides(record) or "Candidate against baseline"), fontsize=20, fontweight="bold", va="top")
-    page.text(0.012, 0.925, _plain(run_subtitle(record)), fontsize=12, color="#5A616C", va="top")
-    page.text(0.988, 0.972, gates.word(found.verdict), fontsize=15, fontweight="bold", va="top", ha="right", color="white",
-              bbox={"facecolor": LOOKS[found.verdict][0], "edgecolor": "none", "boxstyle": "round,pad=0.4"})  # fmt: skip
     said = {f.verdict: sum(g.verdict == f.verdict for g in found.findings) for f in gates.ordered(found.findings)}
-    tiles = {"tolerance": gates.share(found.tolerance), **{gates.word(name): str(n) for name, n in said.items()},
-             "launch pairs": str(gates.launch_pairs(record)), "took": units.show_s(record.wall_s)}  # fmt: skip
-    for at, (name, value) in enumerate(tiles.items()):
-        x = 0.012 + at * 0.976 / max(len(tiles), 6)
-        page.text(x, 0.878, name, fontsize=11, color="#5A616C", va="top")
-        page.text(x, 0.853, value, fontsize=19, fontweight="bold", va="top")
+    figures = {"tolerance": gates.share(found.tolerance), **{gates.word(name): str(n) for name, n in said.items()},
+               "launch pairs": str(gates.launch_pairs(record)), "took": units.show_s(record.wall_s)}  # fmt: skip
+    verdict = gates.word(found.verdict), LOOKS[found.verdict][0]
+    slides.head(page, gates.sides(record) or "Candidate against baseline", run_subtitle(record), verdict, figures, room=6)

@@ -13,7 +13,7 @@ import numpy as np
 
 from mlsys_bench import slo, units
 from mlsys_bench.loadtests import LoadTests
-from mlsys_bench.report import latencies
+from mlsys_bench.report import latencies, slides
 from mlsys_bench.report.figures import (
     BLUE,
     GREEN,
@@ -24,9 +24,7 @@ from mlsys_bench.report.figures import (
     PAPER,
     RED,
     SILENT,
-    STYLE,
     _page,
-    _plain,
     _plain_ticks,
     _styled,
 )
@@ -43,7 +41,6 @@ _LADDER = (("p50", 0.5), ("p90", 0.9), ("p95", 0.95), ("p99", 0.99), ("p999", 0.
 _LEAST = 0.02  # share from which a line is drawn: the luckiest request says little and takes much room
 _FAILURES = (RED, "#CC79A7", "#56B4E9", "#F0E442", INK, GREY, ORANGE)
 _VERDICT = {"valid": GREEN, "degraded": ORANGE, "invalid": RED}
-_SLIDE = (16.0, 9.0)  # inches
 
 
 @_styled
@@ -98,12 +95,8 @@ def runs(record: LoadTests, subtitle: str) -> Figure | None:
 @_styled
 def slide(run: LoadTest) -> Figure:
     """Draw the whole run on one page of a presentation."""
-    from matplotlib.figure import Figure
-    from matplotlib.layout_engine import ConstrainedLayoutEngine
-
-    page = Figure(figsize=_SLIDE)
-    page.set_layout_engine(ConstrainedLayoutEngine(rect=(0.006, 0.006, 0.988, 0.80), w_pad=0.08, h_pad=0.05))
-    _banner(page, run)
+    page = slides.page()
+    _head(page, run)
     left, right = page.subfigures(1, 2, squeeze=False, width_ratios=(1.25, 1))[0]
     if run.timeline is not None:
         panels = left.subplots(3, 1, sharex=True, height_ratios=(1.1, 0.9, 1.7))
@@ -124,19 +117,9 @@ def slide(run: LoadTest) -> Figure:
 
 def write_png(path: Path, run: LoadTest | LoadTests) -> Path:
     """Write the slide of a run, or of repeated runs their dots, as a PNG, and return its path.  Raises BadInput."""
-    import matplotlib
-
-    from mlsys_bench.errors import BadInput
-
     figure = slide(run) if isinstance(run, LoadTest) else runs(run, f"{len(run.runs)} runs of {run.runs[0].target}")
     assert figure is not None  # `runs` always draws
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with matplotlib.rc_context(STYLE):
-            figure.savefig(path, format="png", dpi=120, metadata={"Software": "mlsys"})
-    except OSError as error:
-        raise BadInput(f"{path}: cannot be written: {error.strerror or error}") from error
-    return path
+    return slides.write(path, figure)
 
 
 # ---------------------------------------------------------------- panels over time
@@ -317,19 +300,11 @@ def _dots(panel: Axes, record: LoadTests, metric: str, label: str, colour: str) 
     panel.grid(visible=False, axis="x")
 
 
-def _banner(page: Figure, run: LoadTest) -> None:
-    page.text(0.012, 0.975, _plain(f"Load test of {run.target}"), fontsize=20, fontweight="bold", va="top")
+def _head(page: Figure, run: LoadTest) -> None:
     asked = "closed loop" if run.offered_rate_per_s is None else f"{units.show_rate(run.offered_rate_per_s)} asked"
     said = f"{run.arrivals}, {asked}; window of {time(run.duration_s)}; {run.ok:,} of {run.requests:,} requests answered"
-    page.text(0.012, 0.925, _plain(said), fontsize=12, color="#5A616C", va="top")
     verdict = run.validity.verdict
-    page.text(0.988, 0.972, verdict, fontsize=14, fontweight="bold", va="top", ha="right", color="white",
-              bbox={"facecolor": _VERDICT[verdict], "edgecolor": "none", "boxstyle": "round,pad=0.4"})  # fmt: skip
-    tiles = _figures(run)
-    for at, (name, value) in enumerate(tiles.items()):
-        x = 0.012 + at * 0.976 / len(tiles)
-        page.text(x, 0.878, name, fontsize=11, color="#5A616C", va="top")
-        page.text(x, 0.853, value, fontsize=19, fontweight="bold", va="top")
+    slides.head(page, f"Load test of {run.target}", said, (verdict, _VERDICT[verdict]), _figures(run))
 
 
 def _figures(run: LoadTest) -> Mapping[str, str]:

@@ -17,7 +17,7 @@ from starlette.routing import Route
 
 from mlsys_bench.batching import Limits
 from mlsys_bench.engine.tokenizer import Tokenizer
-from mlsys_bench.serve import bodies
+from mlsys_bench.serve import bodies, embeddings
 from mlsys_bench.serve import openai_api as api
 from mlsys_bench.serve.answer import Answer
 from mlsys_bench.serve.bodies import Bodies
@@ -37,7 +37,13 @@ class Served:
     queue_limit: int
     tokenizer: Tokenizer
     process: dict[str, Any]
+    text_tokens: int = 0  # of an encoder: how long a text may be; 0 for models that generate
     created: int = field(default_factory=lambda: int(time.time()))
+
+    @property
+    def is_encoder(self) -> bool:
+        """Whether vectors are served, and no text."""
+        return self.text_tokens > 0
 
     @property
     def context(self) -> int:
@@ -60,8 +66,25 @@ class Handlers:
         """`POST /v1/chat/completions`."""
         return await self._answer(request, api.parse_chat)
 
+    async def embeddings(self, request: Request) -> Response:
+        """`POST /v1/embeddings`."""
+        arrived_s, served = time.perf_counter(), self.served
+        if not served.is_encoder:
+            raise api.ApiError(400, f"{served.layout.model} generates text: ask /v1/completions or /v1/chat/completions", param="model")
+        call = embeddings.parse(await _body(request), model=served.layout.model, context=served.text_tokens, tokenizer=served.tokenizer)
+        self.metrics.received.inc()
+        self._check_room()
+        piece = (await self.link.embed(call.texts).next())[0]
+        if piece.error is not None:
+            raise api.ApiError(piece.status, piece.error, kind="invalid_request_error" if piece.status == 400 else "server_error")
+        self.metrics.prompt_tokens.inc(call.tokens)
+        self.metrics.on_embedded(arrived_s=arrived_s, prompt_tokens=call.tokens)
+        return _json(200, embeddings.body_of(call, piece.vectors, served.layout.model))
+
     async def _answer(self, request: Request, parse: Callable[..., api.Call]) -> Response:
         arrived_s, served = time.perf_counter(), self.served
+        if served.is_encoder:
+            raise api.ApiError(400, f"{served.layout.model} makes vectors, not text: ask /v1/embeddings", param="model")
         call = parse(await _body(request), model=served.layout.model, context=served.context, tokenizer=served.tokenizer)
         self.metrics.received.inc()
         self._check_room()
@@ -160,6 +183,7 @@ def create(served: Served, link: Link, metrics: Metrics) -> Starlette:
         Route("/v1/models/{name}", h.model),
         Route("/v1/completions", h.completions, methods=["POST"]),
         Route("/v1/chat/completions", h.chat, methods=["POST"]),
+        Route("/v1/embeddings", h.embeddings, methods=["POST"]),
         Route("/health", h.health),
         Route("/metrics", h.metrics_page),
     ]

@@ -6,12 +6,14 @@ the other side of the pipe is gone, however that happened.
 
 from __future__ import annotations
 
+import functools
 import gc
 import os
 import signal
 import socket
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -19,13 +21,14 @@ import msgspec
 
 from mlsys_bench import errors, models
 from mlsys_bench.engine import schemes
+from mlsys_bench.serve import embeddings, wire
 from mlsys_bench.serve import options as serve_options
-from mlsys_bench.serve import wire
 from mlsys_bench.serve.steplog import StepLog
 
 if TYPE_CHECKING:
     from mlsys_bench.batching import StepFeatures
     from mlsys_bench.engine import Engine
+    from mlsys_bench.engine.encoder import Encoder
     from mlsys_bench.engine.engine import StepReport
 
 _CHUNK_BYTES = 1 << 16
@@ -53,6 +56,9 @@ class Core:
                 command = wire.commands.decode(body)
                 if isinstance(command, wire.Stop):
                     return
+                if isinstance(command, wire.Embed):
+                    self._send(wire.Refused(id=command.id, message="this server runs a model that generates, not an encoder"))
+                    continue
                 added += isinstance(command, wire.Add)
                 changed |= self._obey(command)
             if self._engine.busy:
@@ -109,6 +115,10 @@ class Core:
             tokens=tuple((self._request[i], token) for i, token in report.tokens) if report else (),
             finished=tuple((self._request[i], reason) for i, reason in report.finished) if report else (),
             preempted=len(report.preempted) if report else 0,
+            prefix_queries=report.prefix_queries if report else 0,
+            prefix_hits=report.prefix_hits if report else 0,
+            drafted=report.drafted if report else 0,
+            accepted=report.accepted if report else 0,
             free_blocks=engine.free_blocks,
             running=engine.running,
             waiting=engine.waiting,
@@ -140,6 +150,18 @@ def build(options: serve_options.Options) -> Engine:
     return engine
 
 
+def build_encoder(options: serve_options.Options) -> Encoder:
+    """Return a warm encoder."""
+    from mlsys_bench.engine.encoder import Encoder
+
+    place = serve_options.placement(options)
+    serve_options.pin(place.engine_cores)
+    encoder = Encoder(options.model, precision=options.precision, device=options.device, threads=place.threads)
+    encoder.embed([[0] * min(encoder.shape.max_tokens, 64)])
+    gc.freeze()
+    return encoder
+
+
 def with_device(options: serve_options.Options) -> serve_options.Options:
     """Return the options with 'auto' resolved: the first GPU that torch can use, or the CPU."""
     if options.device != "auto":
@@ -160,12 +182,16 @@ def main(argv: list[str]) -> int:
         try:
             options = with_device(options)
             log = StepLog.open(options.step_log)
-            core = Core(build(options), pipe, log)
+            run: Callable[[str], None]
+            if serve_options.is_encoder(options.model):
+                run = functools.partial(embeddings.run, build_encoder(options), pipe)
+            else:
+                run = Core(build(options), pipe, log).run
         except errors.MlsysError as error:
             pipe.sendall(wire.frame(wire.Failed(message=str(error))))
             return error.exit_status
         try:
-            core.run(options.device)
+            run(options.device)
         except (EOFError, ConnectionError):
             return 0  # the HTTP process is gone: nobody is left to tell
         finally:

@@ -29,6 +29,7 @@ class Piece(NamedTuple):
     status: int = 503
     choice: int = 0
     logprobs: Logprobs | None = None
+    vectors: bytes = b""  # of an encoder
 
 
 class Generation:
@@ -113,6 +114,16 @@ class Link(asyncio.Protocol):
             self._send(wire.Add(request_id, prompt, max_tokens, sampling, ignore_eos))
         return generation
 
+    def embed(self, texts: tuple[tuple[int, ...], ...]) -> Generation:
+        """Give an encoder texts; one piece comes, with their vectors."""
+        generation = Generation((next(self._ids),))
+        if self.dead is not None:
+            generation.put(Piece(error=self.dead))
+            return generation
+        self._requests[generation.ids[0]] = (generation, 0)
+        self._send(wire.Embed(generation.ids[0], texts))
+        return generation
+
     def cancel(self, generation: Generation, why: str = "cancelled") -> None:
         """Take back what of a request still runs; its blocks are free one step later."""
         for request_id in generation.ids:
@@ -144,6 +155,8 @@ class Link(asyncio.Protocol):
                     self._ready.set_result(event)
                 case wire.Failed():
                     self._ready.set_exception(errors.BadInput(event.message))
+                case wire.Embedded():
+                    self._end(event.id, Piece(vectors=event.vectors))
                 case wire.Refused():
                     self._end(event.id, Piece(error=event.message, status=400))
 

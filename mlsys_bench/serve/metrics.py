@@ -34,7 +34,11 @@ class Metrics:
         self.generated = Counter("mlsys_generation_tokens", "Tokens generated", registry=r)
         self.prompt = Histogram("mlsys_request_prompt_tokens", "Prompt tokens of a request", buckets=_TOKENS, registry=r)
         self.output = Histogram("mlsys_request_generation_tokens", "Tokens generated for a request", buckets=_TOKENS, registry=r)
-        self.preempted = Counter("mlsys_preemptions", "Sequences that lost their KV blocks and start again", registry=r)
+        self.preempted = Counter("mlsys_preemptions", "Sequences that lost their seat and go on later", registry=r)
+        self.queries = Counter("mlsys_prefix_cache_queries", "Tokens looked for in the prefix cache", registry=r)
+        self.hits = Counter("mlsys_prefix_cache_hits", "Tokens found there", registry=r)
+        self.drafted = Counter("mlsys_spec_decode_num_draft_tokens", "Tokens guessed", registry=r)
+        self.accepted = Counter("mlsys_spec_decode_num_accepted_tokens", "Tokens guessed that were right", registry=r)
         self.ttft = Histogram("mlsys_ttft_seconds", "From the request's arrival to its first token", buckets=_LATENCY_S, registry=r)
         self.tpot = Histogram("mlsys_tpot_seconds", "Mean time per token after the first", buckets=_STEP_S, registry=r)
         self.e2e = Histogram("mlsys_e2e_seconds", "From the request's arrival to its last token", buckets=_LATENCY_S, registry=r)
@@ -49,8 +53,11 @@ class Metrics:
         if event.step_s is not None:
             self.step.observe(event.step_s)
             self.generated.inc(len(event.tokens))
-            if event.preempted:
-                self.preempted.inc(event.preempted)
+            self.preempted.inc(event.preempted)
+            self.queries.inc(event.prefix_queries)
+            self.hits.inc(event.prefix_hits)
+            self.drafted.inc(event.drafted)
+            self.accepted.inc(event.accepted)
 
     def on_end(self, outcome: str, *, arrived_s: float, token_s: Sequence[Sequence[float]], prompt_tokens: int) -> None:
         """Count one request, by when the tokens of each of its choices came.  Only one that ran to its end counts in the histograms."""
@@ -66,6 +73,14 @@ class Metrics:
         for times in token_s:
             if len(times) > 1:
                 self.tpot.observe((times[-1] - times[0]) / (len(times) - 1))
+
+    def on_embedded(self, *, arrived_s: float, prompt_tokens: int) -> None:
+        """Count a request for vectors."""
+        now_s = time.perf_counter()
+        self.requests.labels("ok").inc()
+        self._completed_s.append(now_s)
+        self.e2e.observe(now_s - arrived_s)
+        self.prompt.observe(prompt_tokens)
 
     def retry_after_s(self, waiting: int, now_s: float | None = None) -> int:
         """Return when to come back, in whole seconds: the queue's length over the rate at which requests completed lately."""

@@ -84,10 +84,15 @@ class StreamOptions(msgspec.Struct, frozen=True):
     include_obfuscation: bool = False
 
 
-class Body(msgspec.Struct, frozen=True, kw_only=True):
-    """The fields that both endpoints share."""
+class Asked(msgspec.Struct, frozen=True, kw_only=True):
+    """The field that all endpoints share."""
 
     model: str
+
+
+class Body(Asked, frozen=True, kw_only=True):
+    """The fields that completions and chats share."""
+
     max_tokens: Count | None = None
     temperature: Annotated[float, Meta(ge=0, le=2)] | None = None
     top_p: Annotated[float, Meta(gt=0, le=1)] | None = None
@@ -167,12 +172,12 @@ class Call:
 
 # ---------------------------------------------------------------- requests
 
-B = TypeVar("B", bound=Body)
+B = TypeVar("B", bound=Asked)
 
 
 def parse_completion(data: bytes, *, model: str, context: int, tokenizer: Tokenizer) -> Call:
     """Return the call, or raise ApiError.  `context` is how many tokens prompt and answer may have together."""
-    body = _decode(data, CompletionBody, model)
+    body = decode(data, CompletionBody, model)
     prompt = _prompt_tokens(body.prompt, tokenizer)
     if body.echo and body.logprobs is not None:
         raise ApiError(400, "echo: not together with logprobs; nobody has computed those of the prompt", param="echo")
@@ -184,7 +189,7 @@ def parse_completion(data: bytes, *, model: str, context: int, tokenizer: Tokeni
 
 def parse_chat(data: bytes, *, model: str, context: int, tokenizer: Tokenizer) -> Call:
     """Return the call, or raise ApiError."""
-    body = _decode(data, ChatBody, model)
+    body = decode(data, ChatBody, model)
     if body.top_logprobs is not None and not body.logprobs:
         raise ApiError(400, "top_logprobs: only with logprobs: true", param="top_logprobs")
     prompt = _chat_tokens(body, tokenizer)
@@ -216,7 +221,7 @@ def _content(message: Message) -> str:
     return message.content or ""
 
 
-def _decode(data: bytes, kind: type[B], model: str) -> B:
+def decode(data: bytes, kind: type[B], model: str) -> B:
     """Return the body as this kind, with the first thing wrong named."""
     try:
         fields = msgspec.json.decode(data)

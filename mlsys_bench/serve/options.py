@@ -11,6 +11,7 @@ from mlsys_bench.batching import Limits
 from mlsys_bench.engine import schemes, spec
 from mlsys_bench.models.precision import ENGINE_ALIASES, ENGINE_PRECISIONS
 
+ENCODERS = ("bert", "roberta", "xlm-roberta")
 BUILT_IN = ("nano", "small-160m", "tinyllama-1.1b")  # shapes the engine can fill with random weights
 
 
@@ -56,11 +57,17 @@ class Placement:
     http_cores: tuple[int, ...] | None
 
 
+def is_encoder(model: str) -> bool:
+    """Return whether a model makes vectors of texts, and not text."""
+    return models.find(model).family in ENCODERS
+
+
 def check(options: Options) -> None:
     """Raise BadInput for the first option that cannot work, before anything is started."""
     folder = schemes.checkpoint_of(options.model)
     if folder is not None:
-        spec.of_config(folder)  # what is not computed says so
+        if not is_encoder(options.model):  # whose engine process says so itself
+            spec.of_config(folder)  # what is not computed says so
     elif options.model not in BUILT_IN and models.find(options.model).id not in BUILT_IN:  # a name nobody knows says so first
         raise errors.BadInput(
             f"{options.model}: no weights: give the folder of a checkpoint, or one of {', '.join(BUILT_IN)}, which have random weights"
@@ -75,6 +82,8 @@ def check(options: Options) -> None:
     if options.kv_tokens is not None and options.kv_tokens < options.block_tokens:
         raise errors.BadInput(f"kv-tokens {options.kv_tokens} is less than one block of {options.block_tokens}")
     own = models.find(options.model).max_context
+    if is_encoder(options.model):
+        return  # a text is as long as the model takes it
     if options.max_context < 2 or (own is not None and options.max_context > own):
         raise errors.BadInput(f"max-context {options.max_context}: {options.model} takes 2 to {own or 'any number of'} tokens")
 

@@ -81,6 +81,7 @@ async def _serve(options: Options, listener: socket.socket) -> None:
             limits=limits,
             queue_limit=options.queue_limit,
             tokenizer=open_tokenizer(schemes.checkpoint_of(options.model), models.find(options.model).vocab),
+            text_tokens=ready.text_tokens,
             process={"pid": os.getpid(), "engine_pid": link.pid, "http_cores": place.http_cores},
         )
         server = _Server(app.create(served, link, metrics), link, ready_line(options, place), options.stop_with_stdin)

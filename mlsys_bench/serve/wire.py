@@ -31,6 +31,13 @@ class Cancel(msgspec.Struct, frozen=True, array_like=True, tag="cancel"):
     id: int
 
 
+class Embed(msgspec.Struct, frozen=True, array_like=True, tag="embed"):
+    """Give the vectors of these texts."""
+
+    id: int
+    texts: tuple[tuple[int, ...], ...]
+
+
 class Stop(msgspec.Struct, frozen=True, array_like=True, tag="stop"):
     """End the engine process."""
 
@@ -40,6 +47,7 @@ class Ready(msgspec.Struct, frozen=True, array_like=True, tag="ready"):
 
     device: str
     free_blocks: int
+    text_tokens: int = 0  # of an encoder: how long a text may be
 
 
 class Failed(msgspec.Struct, frozen=True, array_like=True, tag="failed"):
@@ -53,6 +61,13 @@ class Refused(msgspec.Struct, frozen=True, array_like=True, tag="refused"):
 
     id: int
     message: str
+
+
+class Embedded(msgspec.Struct, frozen=True, array_like=True, tag="embedded"):
+    """The vectors of a request's texts, one after the other: little-endian fp32."""
+
+    id: int
+    vectors: bytes
 
 
 class Stepped(msgspec.Struct, frozen=True, array_like=True, tag="stepped"):
@@ -69,10 +84,14 @@ class Stepped(msgspec.Struct, frozen=True, array_like=True, tag="stepped"):
     running: int
     waiting: int
     logprobs: tuple[Logprobs | None, ...] = ()  # of `tokens`, or none at all
+    prefix_queries: int = 0  # tokens looked for in the prefix cache
+    prefix_hits: int = 0
+    drafted: int = 0  # tokens guessed
+    accepted: int = 0
 
 
-Command = Add | Cancel | Stop
-Event = Ready | Failed | Refused | Stepped
+Command = Add | Embed | Cancel | Stop
+Event = Ready | Failed | Refused | Embedded | Stepped
 
 _encoder = msgspec.msgpack.Encoder()
 commands = msgspec.msgpack.Decoder(Command)

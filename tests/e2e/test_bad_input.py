@@ -82,7 +82,7 @@ NAMES = [
     bad("plan llm-chta", "unknown scenario 'llm-chta'", "did you mean llm-chat"),
     bad(f"{SIZE} --precision bf17", "unknown precision 'bf17'", "did you mean bf16"),
     bad("bench gpu --only gemmm", "unknown benchmark 'gemmm'", "gemm"),
-    bad("bench gpu --precision int4", "int4", "did you mean int8"),
+    bad("bench gpu --precision int3", "int3", "did you mean int8"),
     bad("serve nanno", "unknown model 'nanno'", "did you mean nano"),
     bad("serve llama-3-8b", "no weights"),
 ]

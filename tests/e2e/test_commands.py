@@ -9,7 +9,6 @@ import re
 import signal
 import subprocess
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -54,8 +53,7 @@ def printed(said: subprocess.CompletedProcess[str], kind: type, *, status: int =
 
 def test_every_command_has_help(cli_in: Callable[[Path], Cli], tmp_path: Path) -> None:
     mlsys = cli_in(tmp_path)
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        said = dict(zip(COMMANDS, pool.map(lambda command: mlsys(*command.split(), "--help"), COMMANDS), strict=True))
+    said = dict(zip(COMMANDS, mlsys.warm([*command.split(), "--help"] for command in COMMANDS), strict=True))
     assert {command: one.stderr for command, one in said.items() if one.returncode or one.stderr} == {}
     assert all(one.stdout.startswith(f"Usage: mlsys {command} ") for command, one in said.items())
 

@@ -16,8 +16,11 @@ import mlsys_bench.plan
 import mlsys_bench.report.terminal
 import mlsys_bench.scenario
 import mlsys_cli.main
+from mlsys_bench.journeys import backtest, benchmark, fitting, limits, load, probe, production
 
-_LOADED = (mlsys_bench.plan, mlsys_bench.report.terminal, mlsys_bench.scenario)  # what most commands import
+_LOADED = (  # what most commands import, or what takes long
+    mlsys_bench.plan, mlsys_bench.report.terminal, mlsys_bench.scenario, backtest, benchmark, fitting, limits, load, probe, production,
+)  # fmt: skip
 
 Said = tuple[int, str, str]
 

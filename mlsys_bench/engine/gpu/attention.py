@@ -77,7 +77,7 @@ def decode(
 
 
 def tiles_of(first: Int32, positions: Int32, since: int = 0) -> Int32:
-    """Return the tiles of `prefill` for the sequences of a step from `since` on: [tiles, 4] sequence, first query, how many, its position."""
+    """Return the tiles of `prefill` for sequences from `since` on: [tiles, 4] sequence, first query, number of queries, its position."""
     tiles = [
         (s, at, min(QUERIES, int(first[s + 1]) - at), int(positions[at]))
         for s in range(since, len(first) - 1)

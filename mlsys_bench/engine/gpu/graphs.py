@@ -93,7 +93,7 @@ class Bucket:
 
     def capture(self, pool: object) -> None:
         """Record the step as a graph, after kernels have been compiled by runs outside."""
-        side = torch.cuda.Stream(self.model.device)
+        side = torch.cuda.Stream(self.model.device)  # type: ignore[no-untyped-call]
         side.wait_stream(torch.cuda.current_stream(self.model.device))
         with torch.cuda.stream(side):
             for _ in range(2):
@@ -160,7 +160,7 @@ class Graphs:
         chosen.copy_(self.model.last[: bucket.rows], non_blocking=True)
         done = None
         if self.model.device.type == "cuda":
-            done = torch.cuda.Event()
+            done = torch.cuda.Event()  # type: ignore[no-untyped-call]
             done.record(torch.cuda.current_stream(self.model.device))
         self.done[self.turn] = done
         return Handle(chosen[:rows], done)

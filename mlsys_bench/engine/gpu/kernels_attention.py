@@ -12,7 +12,7 @@ from mlsys_bench.engine.gpu.tri import jit, tl
 
 @jit
 def attend_tile(
-    q, kv, kv_scale, block_stride, scale_stride, blocks, t, key_ok, seen, head, m, l, acc, to_base_2,
+    q, kv, kv_scale, block_stride, scale_stride, blocks, t, key_ok, seen, head, m, weight, acc, to_base_2,
     D: tl.constexpr, DP: tl.constexpr, BLOCK_TOKENS: tl.constexpr,
 ):  # fmt: skip
     """Let q [R, DP] see the keys t [BT] of a head, as far as seen [R, BT]; return the running maximum, sum and weighted values."""
@@ -35,7 +35,7 @@ def attend_tile(
     if kv_scale is not None:
         p *= tl.load(kv_scale + block * scale_stride + inside + BLOCK_TOKENS, mask=key_ok, other=0.0)[None, :]
     acc = tl.dot(p.to(q.dtype), v.to(q.dtype), acc * fade[:, None], input_precision="ieee")
-    return peak, l * fade + sum_p, acc
+    return peak, weight * fade + sum_p, acc
 
 
 @jit
@@ -61,17 +61,33 @@ def paged_decode(
     ok = (r < PER)[:, None] & (d < D)[None, :]
     query = tl.load(q + b.to(tl.int64) * q_stride + at, mask=ok, other=0.0)
     m = tl.full((R,), float("-inf"), tl.float32)
-    l = tl.zeros((R,), tl.float32)
+    weight = tl.zeros((R,), tl.float32)
     acc = tl.zeros((R, DP), tl.float32)
     blocks = table + b.to(tl.int64) * width
     for t0 in range(low, high, BT):
         t = t0 + tl.arange(0, BT)
         key_ok = t < high
-        m, l, acc = attend_tile(
-            query, kv, kv_scale, block_stride, scale_stride, blocks, t, key_ok, key_ok[None, :], head, m, l, acc, to_base_2, D, DP, BLOCK_TOKENS
+        m, weight, acc = attend_tile(
+            query,
+            kv,
+            kv_scale,
+            block_stride,
+            scale_stride,
+            blocks,
+            t,
+            key_ok,
+            key_ok[None, :],
+            head,
+            m,
+            weight,
+            acc,
+            to_base_2,
+            D,
+            DP,
+            BLOCK_TOKENS,
         )
     if SPLITS == 1:
-        final = acc / tl.where(l == 0.0, 1.0, l)[:, None]
+        final = acc / tl.where(weight == 0.0, 1.0, weight)[:, None]
         tl.store(out + b.to(tl.int64) * HEADS * D + at, final, mask=ok)
     else:
         pair = b * KV_HEADS + head
@@ -79,7 +95,7 @@ def paged_decode(
         tile = r[:, None] * DP + d[None, :]
         tl.store(parts + (first + split) * R * DP + tile, acc)
         tl.store(parts_m + (first + split) * R + r, m)
-        tl.store(parts_l + (first + split) * R + r, l)
+        tl.store(parts_l + (first + split) * R + r, weight)
         tl.debug_barrier()
         if tl.atomic_add(arrived + pair, 1, sem="acq_rel") == SPLITS - 1:
             peak = tl.full((R,), float("-inf"), tl.float32)
@@ -120,7 +136,7 @@ def paged_prefill(
     ok = (i < count)[:, None] & (d < D)[None, :]
     query = tl.load(q + (first + i).to(tl.int64)[:, None] * q_stride + head * D + d[None, :], mask=ok, other=0.0)
     m = tl.full((BQ,), float("-inf"), tl.float32)
-    l = tl.zeros((BQ,), tl.float32)
+    weight = tl.zeros((BQ,), tl.float32)
     acc = tl.zeros((BQ, DP), tl.float32)
     blocks = table + sequence.to(tl.int64) * width
     begin = tl.maximum(position - window + 1, 0) // BT * BT if window > 0 else 0
@@ -130,8 +146,24 @@ def paged_prefill(
         seen = t[None, :] <= (position + i)[:, None]
         if window > 0:
             seen = seen & (t[None, :] > (position + i - window)[:, None])
-        m, l, acc = attend_tile(
-            query, kv, kv_scale, block_stride, scale_stride, blocks, t, t < end, seen, head // (HEADS // KV_HEADS), m, l, acc, to_base_2, D, DP, BLOCK_TOKENS
+        m, weight, acc = attend_tile(
+            query,
+            kv,
+            kv_scale,
+            block_stride,
+            scale_stride,
+            blocks,
+            t,
+            t < end,
+            seen,
+            head // (HEADS // KV_HEADS),
+            m,
+            weight,
+            acc,
+            to_base_2,
+            D,
+            DP,
+            BLOCK_TOKENS,
         )
-    final = acc / tl.where(l == 0.0, 1.0, l)[:, None]
+    final = acc / tl.where(weight == 0.0, 1.0, weight)[:, None]
     tl.store(out + (first + i).to(tl.int64)[:, None] * (HEADS * D) + head * D + d[None, :], final, mask=ok)

@@ -1,7 +1,7 @@
-"""y = x W^T for few rows, where reading W is all the work: 8 and 4 bit words, and rows of bf16, fp32 or fp8.
+"""Products y = x W^T of few rows, where reading W is all the work: 8 and 4 bit words, and rows of bf16, fp32 or fp8.
 
-`gemv_*` multiply in fp32 without tensor cores, for a few rows: a tile of W is in registers, 16 bytes a load, all loads in flight at once, and
-x is spread over the threads.  `gemm_*` use tensor cores, W as the wide operand and x^T as the narrow one.  All four can
+`gemv_*` multiply in fp32 without tensor cores, for a few rows: a tile of W is in registers, 16 bytes a load, all loads in flight at once,
+and x is spread over the threads.  `gemm_*` use tensor cores, W as the wide operand and x^T as the narrow one.  All four can
 
     NORM   divide by hypot(|x|, sqrt(K eps)) first: RMSNorm whose gain is in W's columns, or in `gain`
     GATED  take the rows n and n + half of W together and return silu(gate) * up
@@ -10,7 +10,7 @@ x is spread over the threads.  `gemm_*` use tensor cores, W as the wide operand 
 Packed words: W's integers, unsigned, in chunks of 4 words of 32 bits.  Field j (of 8 or 4 bit) of word c of a chunk is the input 4 j + c of
 it, so that the thread that holds a chunk (one 16-byte load) reads x in runs of 4, and one scale belongs to the whole chunk.
 
-Fields become floats without a conversion instruction, which has an eighth of the rate of a multiplication.  `tiny`: a word masked to one
+Fields become floats without a conversion instruction, which is several times slower than a multiplication.  `tiny`: a word masked to one
 field within its lower 24 bits IS the float field * 2^(shift - 149), for subnormals and the first normals have one spacing; GPUs multiply
 them at full speed, and x brings 2^(100 - shift) so that products are ordinary.  One AND and one FFMA a weight.  What integers are off for
 being unsigned (128, 8 or the zero) is taken from a chunk's sum by the sum of its x.  Tensor cores need the value itself: bits put into the
@@ -24,7 +24,7 @@ from mlsys_bench.engine.gpu.tri import jit, tl
 
 @jit
 def rows_of_tile(N, half, BN: tl.constexpr, GATED: tl.constexpr):
-    """The rows of W in this program's tile and whether they exist: BN neighbours, or BN/2 gates and then their BN/2 ups."""
+    """Return the rows of W in this program's tile and whether they exist: BN neighbours, or BN/2 gates and then their BN/2 ups."""
     i = tl.arange(0, BN)
     if GATED:
         n = tl.program_id(0) * (BN // 2) + i % (BN // 2)
@@ -92,7 +92,7 @@ def gemv_words(
     FIELDS: tl.constexpr, GROUP: tl.constexpr, NORM: tl.constexpr, GATED: tl.constexpr, ADD: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, BW: tl.constexpr,
 ):  # fmt: skip
-    """y [M, N] of packed words, M <= BM.  FIELDS 4: int8, a scale per row; 8: int4, a scale and maybe a zero per GROUP inputs."""
+    """Compute y [M, N] of packed words, M <= BM.  FIELDS 4: int8, a scale per row; 8: int4, a scale and maybe a zero per GROUP inputs."""
     CHUNK: tl.constexpr = 4 * FIELDS
     BITS: tl.constexpr = 32 // FIELDS
     CENTRE: tl.constexpr = 8.0 if FIELDS == 8 else 128.0
@@ -155,7 +155,7 @@ def gemv_rows(
     x, gain, w, scale, bias, y, M, N, K, half, eps_k,
     VEC: tl.constexpr, NORM: tl.constexpr, GATED: tl.constexpr, ADD: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
-    """y [M, N] of rows [N, K] in bf16, fp16, fp32, or fp8 with a scale per row, M <= BM.  VEC: elements in 16 bytes."""
+    """Compute y [M, N] of rows [N, K] in bf16, fp16, fp32, or fp8 with a scale per row, M <= BM.  VEC: elements in 16 bytes."""
     n, row_ok = rows_of_tile(N, half, BN, GATED)
     base = w + n.to(tl.int64)[:, None] * K
     acc = ()
@@ -185,9 +185,7 @@ def gemv_rows(
 
 
 @jit
-def finish_tile(
-    y, acc, scale, bias, half, M, N, n, row_ok, m, BN: tl.constexpr, BM: tl.constexpr, GATED: tl.constexpr, ADD: tl.constexpr
-):
+def finish_tile(y, acc, scale, bias, half, M, N, n, row_ok, m, BN: tl.constexpr, BM: tl.constexpr, GATED: tl.constexpr, ADD: tl.constexpr):
     """Write acc [BN, BM] to y [M, N], of GATED [M, half]: scale and bias, then SwiGLU or the residual."""
     if scale is not None:
         acc *= tl.load(scale + n, mask=row_ok, other=0.0)[:, None]
@@ -235,7 +233,7 @@ def gemm_words(
     FIELDS: tl.constexpr, GROUP: tl.constexpr, GATED: tl.constexpr, ADD: tl.constexpr, SPLITS: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, BW: tl.constexpr,
 ):  # fmt: skip
-    """y [M, N] of packed words by tensor cores, x already normed.  Integers of 8 bit are exact in x's type; of 4 bit scaled, then rounded."""
+    """Compute y [M, N] of packed words by tensor cores, x normed.  Integers of 8 bit are exact in x's type; 4-bit ones are scaled first."""
     CHUNK: tl.constexpr = 4 * FIELDS
     words = tl.cdiv(K, CHUNK) * 4
     n, row_ok = rows_of_tile(N, half, BN, GATED)
@@ -273,7 +271,7 @@ def gemm_rows(
     x, w, scale, bias, y, parts, arrived, M, N, K, half,
     GATED: tl.constexpr, ADD: tl.constexpr, SPLITS: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
-    """y [M, N] of rows [N, K] by tensor cores, x already normed."""
+    """Compute y [M, N] of rows [N, K] by tensor cores, x already normed."""
     n, row_ok = rows_of_tile(N, half, BN, GATED)
     m = tl.arange(0, BM)
     base = w + n.to(tl.int64)[:, None] * K
@@ -290,7 +288,7 @@ def gemm_rows(
 
 @jit
 def widen_words(w, scale, zero, out, N, K, FIELDS: tl.constexpr, GROUP: tl.constexpr, BN: tl.constexpr, BW: tl.constexpr):
-    """out [N, K] = the weights of packed words as floats, for a library's product of many rows."""
+    """Write to out [N, K] the weights of packed words as floats, for a library's product of many rows."""
     CHUNK: tl.constexpr = 4 * FIELDS
     words = tl.cdiv(K, CHUNK) * 4
     n = tl.program_id(0) * BN + tl.arange(0, BN)

@@ -7,7 +7,7 @@ from mlsys_bench.engine.gpu.tri import jit, tl
 
 @jit
 def embed(tokens, feed, last, table, x, H, BH: tl.constexpr):
-    """x [T, H] fp32 = the rows of the table.  Where feed is not negative, the token is the one that the step before chose for that row."""
+    """Write to x [T, H] fp32 the rows of the table.  Where feed is not negative, the token is what the step before chose for that row."""
     t = tl.program_id(0)
     source = tl.load(feed + t)
     token = tl.load(tokens + t)
@@ -20,7 +20,7 @@ def embed(tokens, feed, last, table, x, H, BH: tl.constexpr):
 
 @jit
 def rms_norm(x, delta, gain, pick, y, H, eps_h, BH: tl.constexpr):
-    """y [T, H] = x / hypot(|x|, sqrt(H eps)) times gain; first x += delta, where there is one.  pick: [T] rows of x, None for all in order."""
+    """Write y [T, H] = x / hypot(|x|, sqrt(H eps)) times gain; first x += delta, where there is one.  pick: [T] rows of x, None for all."""
     t = tl.program_id(0).to(tl.int64)
     source = t if pick is None else tl.load(pick + t).to(tl.int64)
     h = tl.arange(0, BH)
@@ -37,7 +37,7 @@ def rms_norm(x, delta, gain, pick, y, H, eps_h, BH: tl.constexpr):
 
 @jit
 def swiglu(gate_up, y, F, BF: tl.constexpr):
-    """y [T, F] = silu(gate) * up of [T, 2 F]."""
+    """Write y [T, F] = silu(gate) * up of [T, 2 F]."""
     t = tl.program_id(0).to(tl.int64)
     f = tl.program_id(1) * BF + tl.arange(0, BF)
     gate = tl.load(gate_up + t * 2 * F + f, mask=f < F, other=0.0).to(tl.float32)
@@ -52,8 +52,8 @@ def rope_write(
 ):  # fmt: skip
     """Turn queries in place, turn keys, and write keys and values to the cache.  Grid: (T, HEADS + 2 KV_HEADS).
 
-    Pairs are (i, i + D/2).  q_gain, k_gain: [D], RMSNorm of each head first.  TOP: the largest integer or float of a cache with scales, 0 of
-    one without.  A negative slot is nobody's.
+    Pairs are (i, i + D/2).  q_gain, k_gain: [D], RMSNorm of each head first.  TOP: the largest number of a cache with scales, 0 of one
+    without.  A negative slot is nobody's.
     """
     t, head = tl.program_id(0).to(tl.int64), tl.program_id(1)
     i = tl.arange(0, HALF)
@@ -100,7 +100,7 @@ def rope_write(
 
 @jit
 def best_of_part(logits, allowed, temperature, seeds, places, values, indices, V, stride, PARTS: tl.constexpr, BV: tl.constexpr):
-    """The best token of one part of a row.  Grid: (rows, PARTS).
+    """Find the best token of one part of a row.  Grid: (rows, PARTS).
 
     Above temperature 0 every logit / temperature gets Gumbel noise -log(-log u), u by Philox from the row's seed, its place in the answer
     and the token: the largest is then a draw from the softmax (Gumbel, 1954).
@@ -130,7 +130,7 @@ def best_of_part(logits, allowed, temperature, seeds, places, values, indices, V
 
 @jit
 def best_of_row(values, indices, tokens, PARTS: tl.constexpr):
-    """The best of a row's parts; of equals the first token.  Grid: (rows,)."""
+    """Find the best of a row's parts; of equals the first token.  Grid: (rows,)."""
     row = tl.program_id(0)
     part = tl.arange(0, PARTS)
     best = tl.load(values + row * PARTS + part)

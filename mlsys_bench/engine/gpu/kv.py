@@ -14,7 +14,7 @@ SCALED = {torch.int8: 127, torch.float8_e4m3fn: 448}  # types of cache that have
 
 
 class GpuKV(Blocks):
-    """Keys and values of all layers.  data: [layers, blocks, kv_heads, 2, block_tokens, head_dim]; scale: the same without the last, fp32."""
+    """Keys and values of all layers.  data: [layers, blocks, kv_heads, 2, block_tokens, head_dim]; scale: without the last, fp32."""
 
     __slots__ = ("block_stride", "data", "scale", "scale_stride", "top")
 
@@ -24,9 +24,9 @@ class GpuKV(Blocks):
         block_bytes = block_tokens * token_bytes(shape, dtype) // shape.layers
         sizes = (shape.kv_heads, 2, block_tokens)
         values = math.prod(sizes) * shape.head_dim
-        self.data: Tensor = self.raw[..., : values * dtype.itemsize].view(dtype).unflatten(2, (*sizes, shape.head_dim))
+        self.data: Tensor = self.raw[..., : values * dtype.itemsize].view(dtype).view(shape.layers, blocks, *sizes, shape.head_dim)
         self.top = SCALED.get(dtype, 0)
-        self.scale: Tensor | None = self.raw[..., values:].view(torch.float32).unflatten(2, sizes) if self.top else None
+        self.scale: Tensor | None = self.raw[..., values:].view(torch.float32).view(shape.layers, blocks, *sizes) if self.top else None
         self.block_stride, self.scale_stride = block_bytes // dtype.itemsize, block_bytes // 4
 
     def layer_scale(self, layer: int) -> Tensor | None:

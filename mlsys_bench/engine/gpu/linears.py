@@ -12,6 +12,7 @@ W8A8 and W4A8, and every format where Triton is missing, are torch's holders of 
 from __future__ import annotations
 
 import functools
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -35,7 +36,7 @@ class Norm:
     gain: Tensor | None = None  # [K], fp32, times sqrt(K)
 
 
-class GpuLinear:
+class GpuLinear(ABC):
     """A matrix [n, k] that multiplies rows on a GPU."""
 
     n: int
@@ -46,6 +47,7 @@ class GpuLinear:
         """Return x W^T in the type of x.  x: [M, k]."""
         return self.run(x).to(x.dtype)
 
+    @abstractmethod
     def run(
         self, x: Tensor, *, norm: Norm | None = None, gated: bool = False, onto: Tensor | None = None, bias: Tensor | None = None,
         dtype: torch.dtype | None = None,
@@ -54,11 +56,10 @@ class GpuLinear:
 
         x: [M, k] contiguous, fp32 or `dtype`, which is also the type of the result.
         """
-        raise NotImplementedError
 
+    @abstractmethod
     def tensors(self) -> tuple[Tensor, ...]:
         """Return all that it holds in memory."""
-        raise NotImplementedError
 
 
 class Plain(GpuLinear):
@@ -94,14 +95,15 @@ def after(y: Tensor, *, gated: bool, onto: Tensor | None, bias: Tensor | None, d
     return small.swiglu(y, dtype) if gated else y.to(dtype)
 
 
-class Triton(GpuLinear):
+class Triton(GpuLinear, ABC):
     """What the kernels of `kernels_linear` multiply; a subclass knows its layout, and the product of many rows."""
 
     form: str
+    element_bytes = 2  # of a weight that is kept as it is
 
     def way(self, rows: int) -> Way:
         """Return how so many rows are multiplied."""
-        return ways.default(self.form, rows, self.n, self.k)
+        return ways.default(self.form, rows, self.n, self.k, multiprocessors(self.tensors()[0].device), self.element_bytes)
 
     def run(
         self, x: Tensor, *, norm: Norm | None = None, gated: bool = False, onto: Tensor | None = None, bias: Tensor | None = None,
@@ -127,17 +129,17 @@ class Triton(GpuLinear):
         self.gemm((tiles, way.splits), way, before(x, norm, self.dtype).contiguous(), bias, y, rows, {**common, **split})
         return y
 
+    @abstractmethod
     def gemv(self, grid: tuple[int, ...], way: Way, x: Tensor, bias: Tensor | None, y: Tensor, rows: int, how: dict[str, Any]) -> None:
         """Launch the kernel without tensor cores."""
-        raise NotImplementedError
 
+    @abstractmethod
     def gemm(self, grid: tuple[int, ...], way: Way, x: Tensor, bias: Tensor | None, y: Tensor, rows: int, how: dict[str, Any]) -> None:
         """Launch the kernel with tensor cores."""
-        raise NotImplementedError
 
+    @abstractmethod
     def wide(self, x: Tensor) -> Tensor:
         """Return x W^T for many rows."""
-        raise NotImplementedError
 
 
 class Words(Triton):
@@ -200,14 +202,10 @@ class Rows(Triton):
         self.n, self.k = self.weight.shape
         self.form = "fp8" if isinstance(kept, Rows8f) else "dense"
         self.dtype = dtype if isinstance(kept, Rows8f) else self.weight.dtype
-        self.many = quant.Fp8(kept, device) if isinstance(kept, Rows8f) else quant.Bf16(self.weight)
-
-    def way(self, rows: int) -> Way:
-        """Return how so many rows are multiplied; fp32 never goes through tensor cores, which would round it to tf32."""
-        bytes_each = self.weight.element_size()
-        if rows <= ways.FEW[self.form]:
-            return ways.gemv(self.form, rows, self.n, self.k, bytes_each)
-        return Way("wide") if bytes_each == 4 else ways.default(self.form, rows, self.n, self.k)
+        self.element_bytes = self.weight.element_size() if self.scale is None else 2
+        self.many: quant.Linear = (
+            quant.Bf16(self.weight) if self.scale is None else quant.Fp8(Rows8f(weight=self.weight, scale=self.scale), device)
+        )
 
     def gemv(self, grid: tuple[int, ...], way: Way, x: Tensor, bias: Tensor | None, y: Tensor, rows: int, how: dict[str, Any]) -> None:
         """Launch gemv_rows."""
@@ -248,7 +246,7 @@ def pack(logical: Logical, precision: str | Precision, device: torch.device, dty
     to = formats.precision(precision) if isinstance(precision, str) else precision
     kept = dtype or to.activations
     if to.int8_input or not tri.IS_INSTALLED or not (device.type == "cuda" or tri.is_interpreted()):
-        return Plain(quant.pack(logical, to, device), *logical.weight.shape[:1], inputs(logical), kept)
+        return Plain(quant.pack(logical, to, device), logical.weight.shape[0], inputs(logical), kept)
     if isinstance(logical, Rows8 | Groups4):
         return Words(logical, device, kept)
     return Rows(logical, device, kept)

@@ -1,7 +1,7 @@
 """The decoder on one GPU: six kernels a layer in decode, whole decode steps replayed as CUDA graphs, tokens chosen on the device.
 
-`forward` gives logits, as every backend does.  `launch` starts a decode step and returns at once: its tokens may feed the next launch before
-anyone has read them, so that the host plans step k + 1 while the device computes step k.
+`forward` gives logits, as every backend does.  `launch` starts a decode step and returns at once: its tokens may feed the next launch
+before anyone has read them, so that the host plans step k + 1 while the device computes step k.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from mlsys_bench.engine import formats
-from mlsys_bench.engine.gpu import attention, graphs, linears, small, tri
+from mlsys_bench.engine.gpu import attention, graphs, small, tri
 from mlsys_bench.engine.gpu.attention import Heads
 from mlsys_bench.engine.gpu.kv import GpuKV
 from mlsys_bench.engine.gpu.linears import GpuLinear, Norm, Plain

@@ -26,10 +26,10 @@ def rms_norm(
         rows = (x if pick is None else x.index_select(0, pick)).float()
         y = rows / (rows.square().sum(dim=1, keepdim=True) + hidden * eps).sqrt()
         return (y if gain is None else y * gain).to(dtype)
-    rows = len(x) if pick is None else len(pick)
-    y = torch.empty(rows, hidden, dtype=dtype, device=x.device)
+    count = len(x) if pick is None else len(pick)
+    y = torch.empty(count, hidden, dtype=dtype, device=x.device)
     wide = tri.power_of_2(hidden)
-    kernels.rms_norm[(rows,)](x, delta, gain, pick, y, hidden, hidden * eps, BH=wide, num_warps=min(16, max(1, wide // 1024)))
+    kernels.rms_norm[(count,)](x, delta, gain, pick, y, hidden, hidden * eps, BH=wide, num_warps=min(16, max(1, wide // 1024)))
     return y
 
 
@@ -51,14 +51,13 @@ def embed(tokens: Tensor, feed: Tensor, last: Tensor, table: Tensor) -> Tensor:
     return x
 
 
-def choose(
-    logits: Tensor, temperature: Tensor, seeds: Tensor, places: Tensor, tokens: Tensor, *, allowed: Tensor | None = None, parts: int = 32
-) -> None:
+def choose(logits: Tensor, temperature: Tensor, seeds: Tensor, places: Tensor, tokens: Tensor, *, allowed: Tensor | None = None) -> None:
     """Write the token of each row: the likeliest, or above temperature 0 a draw by the row's seed and place in its answer.
 
     logits: [S, V] fp32; temperature: [S] fp32; seeds: [S] int64; places: [S] int32; tokens: [S] int32; allowed: [V] uint8, None for all.
     """
     rows, vocabulary = logits.shape
+    parts = min(32, tri.power_of_2(tri.cdiv(vocabulary, 1024)))
     values = torch.empty(rows, parts, dtype=torch.float32, device=logits.device)
     indices = torch.empty(rows, parts, dtype=torch.int32, device=logits.device)
     kernels.best_of_part[(rows, parts)](

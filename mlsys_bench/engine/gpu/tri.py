@@ -7,7 +7,9 @@ is launched as `kernel[grid](arguments)`.
 from __future__ import annotations
 
 import functools
+import importlib
 import importlib.util
+import os
 from collections.abc import Callable
 from typing import Any, Protocol
 
@@ -34,16 +36,9 @@ class _Absent:
         raise MlsysError(f"the GPU kernel {self.name} needs Triton, which is not installed; `pip install triton`, or take --backend torch")
 
 
-tl: Any
-jit: Callable[[Callable[..., Any]], Any]
-if IS_INSTALLED:
-    import triton
-    import triton.language as tl
-
-    jit = triton.jit
-else:
-    tl = None
-    jit = _Absent
+triton: Any = importlib.import_module("triton") if IS_INSTALLED else None
+tl: Any = importlib.import_module("triton.language") if IS_INSTALLED else None
+jit: Callable[[Callable[..., Any]], Any] = triton.jit if IS_INSTALLED else _Absent
 
 
 def cdiv(a: int, b: int) -> int:
@@ -59,4 +54,4 @@ def power_of_2(n: int) -> int:
 @functools.cache
 def is_interpreted() -> bool:
     """Whether kernels run in Triton's interpreter, on the CPU, to be tested where there is no GPU."""
-    return IS_INSTALLED and bool(triton.knobs.runtime.interpret)
+    return IS_INSTALLED and os.environ.get("TRITON_INTERPRET", "").lower() in ("1", "true", "yes", "on")

@@ -26,17 +26,20 @@ class Built:
     detail: str  # the compiler and the file, or the reason
 
 
-def built() -> Built:
+EMULATED = "-DMLSYS_EMULATE_TILES"  # AMX's instructions as plain C functions, to test what surrounds them on any machine
+
+
+def built(*options: str) -> Built:
     """Return the library for this processor, compiled now if it has not been yet.  Nothing is raised: the engine can do without."""
     if os.environ.get("MLSYS_NATIVE") == "0":
         return Built(path=None, detail="turned off by MLSYS_NATIVE=0")
     compiler = find_compiler()
     if compiler is None:
         return Built(path=None, detail="no C compiler (cc, gcc or clang) on PATH")
-    path = cache_folder() / f"kernels-{digest(compiler)}.so"
+    path = cache_folder() / f"kernels-{digest(compiler, *options)}.so"
     if path.exists():
         return Built(path=path, detail=f"{compiler}, {path}")
-    wrong = compile_to(path, compiler)
+    wrong = compile_to(path, compiler, *options)
     return Built(path=None if wrong else path, detail=wrong or f"{compiler}, {path}")
 
 
@@ -65,26 +68,26 @@ def source_digest() -> str:
     return content.hexdigest()[:16]
 
 
-def digest(compiler: str) -> str:
+def digest(compiler: str, *options: str) -> str:
     """Return a hash of source, compiler, flags and processor."""
-    parts = (source_digest(), _version(compiler), " ".join(flags()), platform.machine(), _processor_flags())
+    parts = (source_digest(), _version(compiler), " ".join((*flags(), *options)), platform.machine(), _processor_flags())
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:20]
 
 
-def compile_to(path: Path, compiler: str) -> str | None:
-    """Compile to a name of its own and rename it, so that whoever comes at the same time sees all of it or nothing; return what went wrong."""
+def compile_to(path: Path, compiler: str, *options: str) -> str | None:
+    """Compile under a name of its own, then rename: whoever comes meanwhile sees all of it or nothing.  Return what went wrong."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=path.parent, prefix="building-") as folder:
-            return _compile_in(Path(folder), path, compiler)
+            return _compile_in(Path(folder), path, compiler, options)
     except OSError as error:
         return f"{path.parent}: {error}; set MLSYS_CACHE to a folder that can be written"
 
 
-def _compile_in(folder: Path, path: Path, compiler: str) -> str | None:
+def _compile_in(folder: Path, path: Path, compiler: str, options: tuple[str, ...]) -> str | None:
     objects = {source: str(folder / f"{source.stem}.o") for source in sources()}
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        jobs = [pool.submit(_call, compiler, *flags(), "-c", str(source), "-o", made) for source, made in objects.items()]
+        jobs = [pool.submit(_call, compiler, *flags(), *options, "-c", str(source), "-o", made) for source, made in objects.items()]
     wrong = next((job.result() for job in jobs if job.result()), None)
     fresh = folder / path.name
     wrong = wrong or _call(compiler, "-shared", "-pthread", *objects.values(), "-o", str(fresh), "-lm")

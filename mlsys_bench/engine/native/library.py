@@ -5,7 +5,8 @@ from __future__ import annotations
 import ctypes
 import functools
 import os
-from ctypes import POINTER, c_float, c_int32, c_int64, c_void_p
+from ctypes import POINTER, c_int32, c_int64, c_void_p
+from pathlib import Path
 
 from mlsys_bench import errors
 from mlsys_bench.engine.native import build
@@ -59,13 +60,19 @@ def load() -> ctypes.CDLL | None:
     found = build.built()
     if found.path is None:
         return None
-    loaded = ctypes.CDLL(str(found.path))
-    for name, (result, *arguments) in _SIGNATURES.items():
-        function = getattr(loaded, name)
-        function.restype, function.argtypes = result, arguments
+    loaded = opened(found.path)
     asked = os.environ.get("MLSYS_NATIVE_LEVEL")
     if asked:
         loaded.cpu_use(level_of(asked))
+    return loaded
+
+
+def opened(path: Path) -> ctypes.CDLL:
+    """Return a compiled library whose functions know their arguments."""
+    loaded = ctypes.CDLL(str(path))
+    for name, (result, *arguments) in _SIGNATURES.items():
+        function = getattr(loaded, name)
+        function.restype, function.argtypes = result, arguments
     return loaded
 
 

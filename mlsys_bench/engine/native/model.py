@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import dataclasses
-from collections.abc import Sequence
 from ctypes import POINTER, c_float, c_int32, c_int64, c_void_p
 
 import numpy as np
@@ -124,21 +123,20 @@ class NativeModel:
         work = StepStruct(
             len(step.tokens), len(step.first) - 1, len(step.sampled), step.block_table.shape[1], *(_address(a) for a in arrays)
         )
-        self._linears_ns += self._c.step_run(
-            self._struct, _cache(cache), work, self.threads, self._workspace.data_ptr(), logits.data_ptr()
-        )
+        self._linears_ns += self._c.step_run(self._struct, _cache(cache), work, self.threads, self._workspace.data_ptr(), logits.data_ptr())
         cap = self.decoder.logit_softcap
         return logits.div_(cap).tanh_().mul_(cap) if cap else logits
 
     def _tied(self, weights: Weights) -> Weights:
-        """Return the weights without an embedding table that the head holds too."""
-        if not self.shape.tied_embeddings:
+        """Return the weights without an embedding table that the head holds too, unrounded."""
+        self._is_packed = self.shape.tied_embeddings and _struct(weights.head).format in (F32, BF16)
+        if not self._is_packed:
             return weights
         return dataclasses.replace(weights, embedding=weights.embedding.new_empty(0, self.shape.hidden))
 
-    def _decoder(self, layers: Sequence[LayerStruct]) -> DecoderStruct:
+    def _decoder(self, layers: ctypes.Array[LayerStruct]) -> DecoderStruct:
         d, a, head = self.decoder, self.shape, _struct(self.weights.head)
-        table, is_packed = self.weights.embedding, self.shape.tied_embeddings
+        table, is_packed = self.weights.embedding, self._is_packed
         return DecoderStruct(
             layers=a.layers, hidden=a.hidden, heads=a.heads, kv_heads=a.kv_heads, head_dim=a.head_dim, rope_dim=d.rope.dim, ffn=a.ffn,
             vocab=a.vocab, gelu=d.activation == "gelu_tanh", embedding_packed=is_packed,

@@ -230,27 +230,30 @@ static void merge(state_t *into, const state_t *from, int32_t rows, int32_t dp) 
     }
 }
 
+/* Return the scores, those of keys outside first..last-1 as -inf; v is the number of the vector in its tile. */
+INLINE floats seen(floats scores, int v, int32_t first, int32_t last) {
+    const ints lane = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15}, key = lane + v * LANES;
+    return pick((key >= first) & (key < last), scores, each(-INFINITY));
+}
+
 /* Turn the scores of one row into weights; of its keys first..last-1 are seen, none where first >= last. */
 static void soften(float *p, int32_t first, int32_t last, float softcap, float *largest, float *sum) {
-    floats top = each(-INFINITY), total = each(0);
-    *largest = -INFINITY, *sum = 0;
-    if (first >= last) {
-        memset(p, 0, TILE * sizeof(float));
-        return;
-    }
-    for (int32_t i = 0; i < TILE && softcap > 0; i += LANES)
-        store(p + i, softcap - 2 * softcap / (exp_of(load(p + i) * (2 / softcap)) + 1)); /* c tanh(s / c) */
-    for (int32_t i = 0; i < first; i++)
-        p[i] = -INFINITY;
-    for (int32_t i = last; i < TILE; i++)
-        p[i] = -INFINITY;
-    for (int32_t i = 0; i < TILE; i += LANES)
-        top = larger(load(p + i), top);
+    enum { N = TILE / LANES };
+    floats s[N], top = each(-INFINITY), total = each(0);
+    for (int v = 0; v < N; v++)
+        s[v] = load(p + v * LANES);
+    for (int v = 0; v < N && softcap > 0; v++)
+        s[v] = softcap - 2 * softcap / (exp_of(s[v] * (2 / softcap)) + 1); /* c tanh(s / c) */
+    for (int v = 0; v < N && (first > 0 || last < TILE); v++)
+        s[v] = seen(s[v], v, first, last);
+    for (int v = 0; v < N; v++)
+        top = larger(s[v], top);
     *largest = largest_of(top);
-    for (int32_t i = 0; i < TILE; i += LANES) {
-        const floats weight = exp_of(load(p + i) - *largest);
-        store(p + i, weight);
-        total += weight;
+    const floats from = each(*largest == -INFINITY ? 0 : *largest); /* a row that sees nothing: every weight is 0 */
+    for (int v = 0; v < N; v++) {
+        s[v] = exp_of(s[v] - from);
+        store(p + v * LANES, s[v]);
+        total += s[v];
     }
     *sum = sum_of(total);
 }

@@ -2,7 +2,13 @@
 
 #include <stdatomic.h>
 
-#if defined(__x86_64__) && defined(__linux__)
+/* Whether this compiler knows tiles: linear_amx.c. */
+int32_t linear_has_tiles(void);
+
+#if defined(MLSYS_EMULATE_TILES)
+/* Tiles in plain C, and nothing else that is particular: see linear_amx.c. */
+static int32_t ask(void) { return AMX; }
+#elif defined(__x86_64__) && defined(__linux__)
 #include <cpuid.h>
 #include <sys/syscall.h>
 #include <unistd.h>
@@ -31,7 +37,7 @@ static int32_t ask(void) {
     if (!(has(b7, 5) && has_fma && has_f16c && (state & 6) == 6)) return PORTABLE;
     int has_512 = has(b7, 16) && has(b7, 17) && has(b7, 30) && has(b7, 31) && has(c7, 11); /* F, DQ, BW, VL, VNNI */
     if (!has_512 || (state & 0xe6) != 0xe6) return AVX2;
-    return has(d7, 22) && has(d7, 24) && has(d7, 25) && tiles_granted(state) ? AMX : AVX512; /* BF16, TILE, INT8 */
+    return has(d7, 22) && has(d7, 24) && has(d7, 25) && linear_has_tiles() && tiles_granted(state) ? AMX : AVX512; /* BF16, TILE, INT8 */
 }
 #else
 static int32_t ask(void) { return PORTABLE; }
@@ -47,6 +53,14 @@ int32_t cpu_best(void) {
 int32_t cpu_level(void) {
     int32_t now = atomic_load_explicit(&used, memory_order_relaxed);
     return now >= 0 ? now : cpu_use(AMX);
+}
+
+int32_t cpu_vector(void) {
+#if defined(MLSYS_EMULATE_TILES)
+    return PORTABLE;
+#else
+    return cpu_level() < AVX512 ? cpu_level() : AVX512;
+#endif
 }
 
 int32_t cpu_use(int32_t level) {

@@ -12,6 +12,9 @@ int32_t cpu_best(void);
 /* The level in use: the best, or the lower one asked for by cpu_use. */
 int32_t cpu_level(void);
 
+/* That level without tiles: of the vector registers. */
+int32_t cpu_vector(void);
+
 /* Use no level above this one; returns the level then in use. */
 int32_t cpu_use(int32_t level);
 

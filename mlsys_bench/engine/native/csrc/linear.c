@@ -16,18 +16,28 @@ int32_t linear_padded_k(int32_t format, int32_t group, int32_t k) {
     return format == F32 ? k : (int32_t)up(k, format == BF16 ? 32 : group > 64 ? group : 64);
 }
 
+/* Whether AMX computes it: integers give the same anywhere, and few rows need no tiles; bf16 adds in another order there, so always. */
+static int is_blocked(const linear_t *w, int32_t m) {
+    return cpu_level() == AMX && (w->format == BF16 || (w->format == I8 && m >= 4));
+}
+
 /* The kernels read a lone row of floats where it is. */
-static int is_direct(const linear_t *w, int32_t m) { return is_float(w) && m == 1 && linear_padded_k(w->format, 0, w->k) == w->k; }
+static int is_direct(const linear_t *w, int32_t m) {
+    return is_float(w) && m == 1 && linear_padded_k(w->format, 0, w->k) == w->k && !is_blocked(w, m);
+}
 
 static room_t layout(const linear_t *w, int32_t m, void *room, int64_t *bytes) {
     room_t r = {.digits = is_float(w) || w->int8_input ? 1 : 2, .k = linear_padded_k(w->format, w->group, w->k)};
+    r.is_blocked = is_blocked(w, m);
     r.groups = w->format == I4 ? r.k / w->group : 0;
-    r.tiles = (int32_t)up((int64_t)m * r.digits, TILE) / TILE;
+    int32_t all = m * r.digits;
+    r.tiles = all > TILE && all < TILE + 3 ? 3 : (int32_t)up(all, TILE) / TILE; /* not 6 and 7 rows: kernels take 4 panels up to 6, else 2 */
     int64_t scale = up(4LL * m, 64), sums = up(4LL * m * r.digits * r.groups, 64);
     r.scale = room;
     r.sums = (int32_t *)((char *)room + scale);
     r.data = (uint8_t *)room + scale + sums;
-    *bytes = scale + sums + (int64_t)m * r.digits * r.k * (is_float(w) ? 4 : 1);
+    int64_t rows = r.is_blocked ? up((int64_t)m * r.digits, 16) : (int64_t)m * r.digits;
+    *bytes = scale + sums + rows * r.k * (!is_float(w) ? 1 : r.is_blocked ? 2 : 4);
     return r;
 }
 
@@ -45,17 +55,45 @@ int64_t act_bytes(const linear_t *w, int32_t m) {
     return up(bytes, 64);
 }
 
-/* Copy inputs first..last-1 of a token into its column of the tile. */
-static void place_floats(const linear_t *w, const act_t *a, const room_t *r, int32_t token, int32_t tile, int32_t first, int32_t last) {
+/* Copy inputs first..last-1 of a tile's tokens side by side, written as one stream. */
+static void place_floats(const linear_t *w, const act_t *a, const room_t *r, int32_t tile, int32_t first, int32_t last) {
     int32_t start = first_token(a->m, tile, r->tiles), rows = first_token(a->m, tile + 1, r->tiles) - start;
-    const float *x = a->x + (int64_t)token * a->ldx;
-    float *column = (float *)r->data + (int64_t)start * r->k + (token - start);
-    for (int32_t i = first; i < last; i++) column[(int64_t)i * rows] = i < w->k ? x[i] : 0.0f;
+    const float *x = a->x + (int64_t)start * a->ldx;
+    float *to = (float *)r->data + (int64_t)start * r->k + (int64_t)first * rows;
+    for (int32_t k = first; k < last; k++)
+        for (int32_t row = 0; row < rows; row++) *to++ = k < w->k ? x[(int64_t)row * a->ldx + k] : 0.0f;
 }
 
-static void quantise_token(const linear_t *w, const act_t *a, const room_t *r, int32_t token, int32_t tile, int32_t first, int32_t last) {
-    row_t row = row_of(w, a, r, token, tile);
-    (cpu_level() >= AVX512 ? quantise_avx512 : quantise_portable)(w, r, &row, first, last);
+/* Round to bf16, ties to even; NaN stays NaN. */
+static uint16_t to_bf16(float x) {
+    uint32_t bits;
+    memcpy(&bits, &x, 4);
+    return (bits & 0x7fffffff) > 0x7f800000 ? (uint16_t)(bits >> 16 | 64) : (uint16_t)((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
+}
+
+static void place_bf16(const linear_t *w, const act_t *a, const room_t *r, int32_t token, int32_t first, int32_t last) {
+    const float *x = a->x + (int64_t)token * a->ldx;
+    uint16_t *block = (uint16_t *)r->data + (int64_t)(token / 16) * 16 * r->k + token % 16 * 32;
+    for (int32_t k = first; k < last; k += 32) {
+        uint16_t *to = block + (int64_t)k / 32 * 512;
+        if (k + 32 <= w->k)
+            for (int32_t i = 0; i < 32; i++) to[i] = to_bf16(x[k + i]);
+        else
+            for (int32_t i = 0; i < 32; i++) to[i] = k + i < w->k ? to_bf16(x[k + i]) : 0;
+    }
+}
+
+/* Fill inputs first..last-1 of a tile. */
+static void place_tile(const linear_t *w, const act_t *a, const room_t *r, int32_t tile, int32_t first, int32_t last) {
+    if (is_float(w) && !r->is_blocked) return place_floats(w, a, r, tile, first, last);
+    for (int32_t token = first_token(a->m, tile, r->tiles); token < first_token(a->m, tile + 1, r->tiles); token++) {
+        if (is_float(w)) {
+            place_bf16(w, a, r, token, first, last);
+            continue;
+        }
+        row_t row = row_of(w, a, r, token, tile);
+        (cpu_vector() == AVX512 ? quantise_avx512 : quantise_portable)(w, r, &row, first, last);
+    }
 }
 
 /* Many tiles are shared out whole; of few, every thread takes some of the inputs, so that no two write to one cache line. */
@@ -68,22 +106,21 @@ void quantise_share(const linear_t *w, const act_t *a, int32_t ith, int32_t nth)
     int32_t first = by_tiles ? 0 : first_token(chunks, ith, nth) * CHUNK;
     int32_t last = by_tiles ? chunks * CHUNK : first_token(chunks, ith + 1, nth) * CHUNK;
     last = last < r.k ? last : r.k;
-    for (int32_t tile = first_tile; tile < last_tile; tile++)
-        for (int32_t token = first_token(a->m, tile, r.tiles); token < first_token(a->m, tile + 1, r.tiles); token++)
-            (is_float(w) ? place_floats : quantise_token)(w, a, &r, token, tile, first, last);
+    for (int32_t tile = first_tile; tile < last_tile; tile++) place_tile(w, a, &r, tile, first, last);
 }
 
-static linear_way way(void) {
-    switch (cpu_level()) {
+static linear_way way(const linear_t *w, int32_t m) {
+    if (is_blocked(w, m)) return linear_amx;
+    switch (cpu_vector()) {
         case AVX2: return linear_avx2;
-        case AVX512: case AMX: return linear_avx512;
+        case AVX512: return linear_avx512;
         default: return linear_portable;
     }
 }
 
 void linear_share(const linear_t *w, const act_t *a, float *y, int32_t ldy, int32_t ith, int32_t nth) {
     int32_t panels = (w->n + PANEL - 1) / PANEL;
-    way()(w, a, y, ldy, first_token(panels, ith, nth), first_token(panels, ith + 1, nth));
+    way(w, a->m)(w, a, y, ldy, first_token(panels, ith, nth), first_token(panels, ith + 1, nth));
 }
 
 typedef struct {

@@ -1,7 +1,7 @@
 /* One panel at a time in the 16 registers of AVX2: a panel's weights stay in the first caches while all rows pass. */
 #include "linear_ways.h"
 
-#if defined(__x86_64__)
+#if defined(__x86_64__) && !defined(MLSYS_EMULATE_TILES)
 #include <immintrin.h>
 #include <string.h>
 

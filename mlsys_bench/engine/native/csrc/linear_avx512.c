@@ -7,7 +7,7 @@
  */
 #include "linear_ways.h"
 
-#if defined(__x86_64__)
+#if defined(__x86_64__) && !defined(MLSYS_EMULATE_TILES)
 #include <immintrin.h>
 #include <string.h>
 
@@ -324,10 +324,11 @@ FAST int32_t sum_of(__m512i digits, __mmask16 of) {
 /* Write 64 digits into a row's column of the tile. */
 FAST void place(const linear_t *w, const room_t *r, const row_t *row, int32_t d, int32_t from, __m512i digits) {
     const __m512i every = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
-    uint8_t *column = r->data + row->before * r->k + (int64_t)from * row->rows + 4 * (row->row + d);
+    int64_t step;
+    uint8_t *column = quadruple(r, row, d, from, &step);
     __m512i flipped = w->format == I8 ? _mm512_xor_si512(digits, _mm512_set1_epi8(-128)) : digits;
-    if (row->rows == 1) _mm512_storeu_si512(column, flipped);
-    else _mm512_i32scatter_epi32(column, _mm512_mullo_epi32(every, _mm512_set1_epi32(row->rows)), flipped, 4);
+    if (step == 4) _mm512_storeu_si512(column, flipped);
+    else _mm512_i32scatter_epi32(column, _mm512_mullo_epi32(every, _mm512_set1_epi32((int32_t)step)), flipped, 1);
     if (w->format != I4) return;
     int32_t *sums = r->sums + row->before * r->groups + (int64_t)(from / w->group) * row->rows + row->row + d;
     if (w->group == 32) {

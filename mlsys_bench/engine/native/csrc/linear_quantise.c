@@ -52,12 +52,15 @@ static int32_t sum_of(const int8_t *digit, int32_t count) {
 /* Write digits of inputs from..until-1 into a row's column of the tile. */
 static void place(const linear_t *w, const room_t *r, const int8_t *digit, const row_t *row, int32_t d, int32_t from, int32_t until) {
     uint32_t flip = w->format == I8 ? 0x80808080u : 0;
-    uint8_t *column = r->data + row->before * r->k + (int64_t)from * row->rows + 4 * (row->row + d);
-    for (int32_t i = 0; i < until - from; i += 4, column += 4 * row->rows) {
-        uint32_t four;
-        memcpy(&four, digit + i, 4);
-        four ^= flip;
-        memcpy(column, &four, 4);
+    for (int32_t k = from; k < until; k += 64) {
+        int64_t step;
+        uint8_t *column = quadruple(r, row, d, k, &step);
+        for (int32_t i = k - from; i < k - from + 64; i += 4, column += step) {
+            uint32_t four;
+            memcpy(&four, digit + i, 4);
+            four ^= flip;
+            memcpy(column, &four, 4);
+        }
     }
     for (int32_t i = from; w->format == I4 && i < until; i += w->group)
         r->sums[row->before * r->groups + (int64_t)(i / w->group) * row->rows + row->row + d] = -8 * sum_of(digit + i - from, w->group);

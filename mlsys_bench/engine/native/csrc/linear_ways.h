@@ -5,6 +5,9 @@
  *   F32, BF16   float  [tile][k][rows]
  *   I8          uint8  [tile][k/4][rows][4]     digit + 128
  *   I4          int8   [tile][k/4][rows][4]     and per group int32 [tile][k/group][rows]: -8 times the sum of the group
+ * For AMX they come in blocks of 16 rows, each as the tiles of that processor:
+ *   BF16        bf16   [block][k/32][16][32]
+ *   I8          uint8  [block][k/64][16][64]
  */
 #ifndef MLSYS_LINEAR_WAYS_H
 #define MLSYS_LINEAR_WAYS_H
@@ -22,6 +25,7 @@ typedef struct {
     int32_t tiles;
     int32_t k;            /* padded */
     int32_t groups;       /* I4 */
+    int32_t is_blocked;   /* as AMX wants it */
     float *scale;         /* [m] */
     int32_t *sums;
     uint8_t *data;
@@ -39,6 +43,14 @@ typedef struct {
     float per_step;          /* x times this, rounded, is the integer; 0 where x is not finite, and its scale NaN */
 } row_t;
 
+/* Where a row's quadruple of inputs k..k+3 lies; the next is a place further on: *step bytes. */
+static inline uint8_t *quadruple(const room_t *r, const row_t *row, int32_t d, int32_t k, int64_t *step) {
+    *step = r->is_blocked ? 4 : 4 * row->rows;
+    if (!r->is_blocked) return r->data + row->before * r->k + (int64_t)k * row->rows + 4 * (row->row + d);
+    int64_t at = row->before + row->row + d;
+    return r->data + (at / 16 * (r->k / 64) + k / 64) * 1024 + at % 16 * 64 + k % 64;
+}
+
 /* The scale of a token goes to the room here. */
 row_t row_of(const linear_t *w, const act_t *a, const room_t *r, int32_t token, int32_t tile);
 
@@ -52,5 +64,6 @@ typedef void (*linear_way)(const linear_t *w, const act_t *a, float *y, int32_t 
 void linear_portable(const linear_t *w, const act_t *a, float *y, int32_t ldy, int32_t first, int32_t last);
 void linear_avx2(const linear_t *w, const act_t *a, float *y, int32_t ldy, int32_t first, int32_t last);
 void linear_avx512(const linear_t *w, const act_t *a, float *y, int32_t ldy, int32_t first, int32_t last);
+void linear_amx(const linear_t *w, const act_t *a, float *y, int32_t ldy, int32_t first, int32_t last);
 
 #endif

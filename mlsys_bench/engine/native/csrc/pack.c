@@ -9,16 +9,24 @@
 
 enum { PANEL = 16 };
 
+/* Put pieces of four bytes of 16 rows side by side, written as one stream. */
+static void interleave_panel(const char *from, int64_t row_bytes, int64_t pieces, char *to) {
+    for (int64_t piece = 0; piece < pieces; piece++)
+        for (int64_t row = 0; row < PANEL; row++, to += 4) memcpy(to, from + row * row_bytes + 4 * piece, 4);
+}
+
 /* Put row-major `unit`-byte pieces side by side: [n][pieces][unit] -> [n/16][padded][16][unit]. */
 static void interleave(const char *from, int64_t n, int64_t row_bytes, int64_t unit, int64_t padded, char *to) {
     for (int64_t row = 0; row < n; row++) {
-        const char *piece = from + row * row_bytes;
-        char *at = to + (row / PANEL * padded * PANEL + row % PANEL) * unit;
-        int64_t left = row_bytes;
-        for (; left >= unit; left -= unit, piece += unit, at += PANEL * unit) {
-            if (unit == 4) memcpy(at, piece, 4);
-            else memcpy(at, piece, (size_t)unit);
+        int64_t done = 0;
+        if (unit == 4 && row / PANEL < n / PANEL) {
+            done = row_bytes / 4;
+            if (row % PANEL == 0) interleave_panel(from + row * row_bytes, row_bytes, done, to + row / PANEL * padded * PANEL * 4);
         }
+        const char *piece = from + row * row_bytes + done * unit;
+        char *at = to + ((row / PANEL * padded + done) * PANEL + row % PANEL) * unit;
+        int64_t left = row_bytes - done * unit;
+        for (; left >= unit; left -= unit, piece += unit, at += PANEL * unit) memcpy(at, piece, (size_t)unit);
         memcpy(at, piece, (size_t)left);
     }
 }

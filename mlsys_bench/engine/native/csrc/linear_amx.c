@@ -1,0 +1,239 @@
+/* I8 and BF16 on tiles: eight registers of 16 rows of 64 bytes, AMX.
+ *
+ * A panel's 64 inputs (I8; BF16: 32) are one tile as they lie; activations are laid out as tiles too, see linear_ways.h.  Four tiles hold
+ * sums: of 2 blocks of 16 rows times 2 panels, or of one block times 4 panels.  BF16 rounds activations to bf16 and adds in the tiles' own
+ * order, so it is done here for every number of rows: a token's result then still does not depend on its neighbours.
+ *
+ * Compiled with MLSYS_EMULATE_TILES, the instructions are plain C functions, so that any machine can test all but their speed.
+ */
+#include <string.h>
+
+#include "linear_ways.h"
+
+#if defined(MLSYS_EMULATE_TILES)
+static _Thread_local uint8_t tiles[8][16][64];
+
+static void emulate_load(uint8_t (*tile)[64], const void *from, int64_t stride) {
+    for (int row = 0; row < 16; row++) memcpy(tile[row], (const char *)from + row * stride, 64);
+}
+
+static void emulate_store(uint8_t (*tile)[64], void *to, int64_t stride) {
+    for (int row = 0; row < 16; row++) memcpy((char *)to + row * stride, tile[row], 64);
+}
+
+static void emulate_bytes(uint8_t (*c)[64], uint8_t (*a)[64], uint8_t (*b)[64]) {
+    for (int row = 0; row < 16; row++)
+        for (int column = 0; column < 16; column++) {
+            int32_t sum;
+            memcpy(&sum, c[row] + 4 * column, 4);
+            for (int k = 0; k < 64; k++) sum = (int32_t)((uint32_t)sum + (uint32_t)(a[row][k] * (int8_t)b[k / 4][4 * column + k % 4]));
+            memcpy(c[row] + 4 * column, &sum, 4);
+        }
+}
+
+static float emulate_bf16(const uint8_t *at) {
+    uint8_t bytes[4] = {0, 0, at[0], at[1]};
+    float value;
+    memcpy(&value, bytes, 4);
+    return value;
+}
+
+static void emulate_pairs(uint8_t (*c)[64], uint8_t (*a)[64], uint8_t (*b)[64]) {
+    for (int row = 0; row < 16; row++)
+        for (int column = 0; column < 16; column++) {
+            float sum;
+            memcpy(&sum, c[row] + 4 * column, 4);
+            for (int k = 0; k < 32; k++) sum += emulate_bf16(a[row] + 2 * k) * emulate_bf16(b[k / 2] + 4 * column + 2 * (k % 2));
+            memcpy(c[row] + 4 * column, &sum, 4);
+        }
+}
+
+#define HAS_TILES 1
+#define CONFIGURE(config) ((void)(config))
+#define RELEASE() ((void)0)
+#define ZERO(t) memset(tiles[t], 0, sizeof tiles[t])
+#define LOAD(t, from) emulate_load(tiles[t], from, 64)
+#define STORE(t, to, stride) emulate_store(tiles[t], to, stride)
+#define DOT_BYTES(c, a, b) emulate_bytes(tiles[c], tiles[a], tiles[b])
+#define DOT_PAIRS(c, a, b) emulate_pairs(tiles[c], tiles[a], tiles[b])
+#elif defined(__x86_64__) && (__GNUC__ >= 11 || __clang_major__ >= 12)
+/* Spelled out with the memory they touch: gcc 12's own intrinsics forget it, and stores of the configuration then come after its use. */
+#define HAS_TILES 1
+#define CONFIGURE(config) __asm__ volatile("ldtilecfg %0" ::"m"(*(config)) : "memory")
+#define RELEASE() __asm__ volatile("tilerelease" ::: "memory")
+#define ZERO(t) __asm__ volatile("tilezero %%tmm" #t ::: "memory")
+#define LOAD(t, from) __asm__ volatile("tileloadd (%0,%1,1), %%tmm" #t ::"r"(from), "r"((int64_t)64) : "memory")
+#define STORE(t, to, stride) __asm__ volatile("tilestored %%tmm" #t ", (%0,%1,1)" ::"r"(to), "r"((int64_t)(stride)) : "memory")
+#define DOT_BYTES(c, a, b) __asm__ volatile("tdpbusd %%tmm" #b ", %%tmm" #a ", %%tmm" #c ::: "memory")
+#define DOT_PAIRS(c, a, b) __asm__ volatile("tdpbf16ps %%tmm" #b ", %%tmm" #a ", %%tmm" #c ::: "memory")
+#endif
+
+#ifdef HAS_TILES
+enum { TILE_BYTES = 1024, LINE = 64, AHEAD = 2048, BLOCK_BYTES = 1 << 20, LEAST_BLOCKS = 4 };
+
+typedef struct {
+    uint8_t palette, start_row, reserved[14];
+    uint16_t row_bytes[16];
+    uint8_t rows[16];
+} config_t; /* as ldtilecfg reads it */
+
+typedef struct {
+    const linear_t *w;
+    const act_t *a;
+    room_t room;
+    float *y;
+    int32_t ldy;
+    int32_t panel, last;  /* the first of up to four; the last of all: where fewer are left it is computed again */
+    int32_t block;        /* of 16 rows, the first of one or two */
+    const char *next;     /* weights to fetch early, */
+    int32_t lines;        /* so many lines a step */
+} job_t;
+
+static int32_t panel_of(const job_t *job, int32_t p) { return job->panel + p < job->last ? job->panel + p : job->last; }
+
+static const char *weight_of(const job_t *job, int32_t p, int64_t length) {
+    return (const char *)job->w->weight + panel_of(job, p) * length;
+}
+
+static void fetch(const char **next, int32_t lines) {
+    for (int32_t i = 0; i < lines; i++) __builtin_prefetch(*next + i * LINE);
+    *next += lines * LINE;
+}
+
+/* Sums of one block of rows and four panels.  out: [16][64] */
+static void one_by_four(const job_t *job, int64_t length, int is_bf16, void *out) {
+    const uint8_t *x = job->room.data + job->block * length;
+    const char *w[4] = {weight_of(job, 0, length), weight_of(job, 1, length), weight_of(job, 2, length), weight_of(job, 3, length)};
+    const char *next = job->next;
+    ZERO(0);
+    ZERO(1);
+    ZERO(2);
+    ZERO(3);
+    for (int64_t at = 0; at < length; at += TILE_BYTES) {
+        if (job->lines) fetch(&next, job->lines);
+        else
+            for (int32_t p = 0; p < 4; p++)
+                for (int32_t i = 0; i < TILE_BYTES; i += LINE) __builtin_prefetch(w[p] + at + AHEAD + i);
+        LOAD(4, x + at);
+        LOAD(5, w[0] + at);
+        LOAD(6, w[1] + at);
+        LOAD(7, w[2] + at);
+        if (is_bf16) {
+            DOT_PAIRS(0, 4, 5);
+            LOAD(5, w[3] + at);
+            DOT_PAIRS(1, 4, 6);
+            DOT_PAIRS(2, 4, 7);
+            DOT_PAIRS(3, 4, 5);
+        } else {
+            DOT_BYTES(0, 4, 5);
+            LOAD(5, w[3] + at);
+            DOT_BYTES(1, 4, 6);
+            DOT_BYTES(2, 4, 7);
+            DOT_BYTES(3, 4, 5);
+        }
+    }
+    char *to = out;
+    STORE(0, to, 256);
+    STORE(1, to + 64, 256);
+    STORE(2, to + 128, 256);
+    STORE(3, to + 192, 256);
+}
+
+/* Sums of two blocks of rows, or one twice, and two panels.  out: [32][32] */
+static void two_by_two(const job_t *job, int64_t length, int is_bf16, int is_pair, void *out) {
+    const uint8_t *x = job->room.data + job->block * length, *x2 = x + (is_pair ? length : 0);
+    const char *w = weight_of(job, 0, length), *w2 = weight_of(job, 1, length), *next = job->next;
+    ZERO(0);
+    ZERO(1);
+    ZERO(2);
+    ZERO(3);
+    for (int64_t at = 0; at < length; at += TILE_BYTES) {
+        fetch(&next, job->lines);
+        LOAD(4, x + at);
+        LOAD(6, w + at);
+        LOAD(7, w2 + at);
+        LOAD(5, x2 + at);
+        if (is_bf16) {
+            DOT_PAIRS(0, 4, 6);
+            DOT_PAIRS(1, 4, 7);
+            DOT_PAIRS(2, 5, 6);
+            DOT_PAIRS(3, 5, 7);
+        } else {
+            DOT_BYTES(0, 4, 6);
+            DOT_BYTES(1, 4, 7);
+            DOT_BYTES(2, 5, 6);
+            DOT_BYTES(3, 5, 7);
+        }
+    }
+    char *to = out;
+    STORE(0, to, 128);
+    STORE(1, to + 64, 128);
+    STORE(2, to + 16 * 128, 128);
+    STORE(3, to + 16 * 128 + 64, 128);
+}
+
+/* Put the digits of a row together, times the scales of token and output.  sum: [digits][stride]; value: [16] */
+static void scaled(const job_t *job, const int32_t *sum, int32_t stride, int32_t token, int32_t panel, float *value) {
+    const float *scale = (const float *)job->w->scale + panel * PANEL;
+    const int32_t *start = job->w->start + panel * PANEL;
+    int32_t digits = job->room.digits;
+    for (int32_t lane = 0; lane < PANEL; lane++) {
+        float all = (float)(sum[lane] + start[lane]);
+        if (digits == 2) all = all * 256.0f + (float)(sum[stride + lane] + start[lane]);
+        value[lane] = all * job->room.scale[token] * scale[lane];
+    }
+}
+
+/* Write the sums of `blocks` blocks of rows and P panels to y.  sum: [16 blocks][16 P], int32 or float */
+static void finish(const job_t *job, const void *sum, int32_t blocks, int32_t P) {
+    int32_t digits = job->room.digits, first = job->block * 16 / digits, until = first + blocks * 16 / digits, stride = PANEL * P;
+    for (int32_t token = first; token < until && token < job->a->m; token++)
+        for (int32_t p = 0; p < P; p++) {
+            int32_t panel = panel_of(job, p), column = panel * PANEL;
+            int64_t at = (int64_t)(token - first) * digits * stride + p * PANEL;
+            float value[PANEL], *y = job->y + (int64_t)token * job->ldy + column;
+            if (job->w->format == BF16) memcpy(value, (const float *)sum + at, sizeof value);
+            else scaled(job, (const int32_t *)sum + at, stride, token, panel, value);
+            int32_t left = job->w->n - column < PANEL ? job->w->n - column : PANEL;
+            for (int32_t lane = 0; job->w->bias && lane < left; lane++) value[lane] += job->w->bias[column + lane];
+            if (left == PANEL) memcpy(y, value, sizeof value);
+            else memcpy(y, value, (size_t)left * sizeof *value);
+        }
+}
+
+/* Blocks from..until-1 over all panels; the passes over some panels share the fetching of the next. */
+static void blocks_of_rows(job_t *job, int64_t length, int32_t first, int32_t last, int32_t from, int32_t until) {
+    _Alignas(64) int32_t sum[32 * 32];
+    int32_t passes = (until - from + 1) / 2, P = until - from == 1 ? 4 : 2;
+    for (job->panel = first; job->panel < last; job->panel += P)
+        for (job->block = from; job->block < until; job->block += 2) {
+            int64_t steps = length / TILE_BYTES, pass = (job->block - from) / 2;
+            job->lines = P == 4 ? 0 : 16 * 2 / passes + 1;
+            job->next = (const char *)job->w->weight + (job->panel + P) * length + pass * steps * job->lines * LINE;
+            int is_pair = job->block + 1 < until, is_bf16 = job->w->format == BF16;
+            P == 4 ? one_by_four(job, length, is_bf16, sum) : two_by_two(job, length, is_bf16, is_pair, sum);
+            finish(job, sum, 1 + is_pair, P);
+        }
+}
+
+void linear_amx(const linear_t *w, const act_t *a, float *y, int32_t ldy, int32_t first, int32_t last) {
+    config_t config = {.palette = 1};
+    for (int t = 0; t < 8; t++) config.row_bytes[t] = 64, config.rows[t] = 16;
+    job_t job = {.w = w, .a = a, .room = room_of(w, a), .y = y, .ldy = ldy, .last = last - 1};
+    int64_t length = (int64_t)job.room.k * PANEL * (w->format == BF16 ? 2 : 1), most = BLOCK_BYTES / length;
+    int32_t blocks = (a->m * job.room.digits + 15) / 16, at_once = (int32_t)(most > LEAST_BLOCKS ? most & ~1 : LEAST_BLOCKS);
+    CONFIGURE(&config);
+    for (int32_t block = 0; block < blocks; block += at_once)
+        blocks_of_rows(&job, length, first, last, block, block + at_once < blocks ? block + at_once : blocks);
+    RELEASE();
+}
+
+int32_t linear_has_tiles(void) { return 1; }
+
+#else
+void linear_amx(const linear_t *w, const act_t *a, float *y, int32_t ldy, int32_t first, int32_t last) {
+    linear_portable(w, a, y, ldy, first, last);
+}
+
+int32_t linear_has_tiles(void) { return 0; }
+#endif

@@ -1,0 +1,117 @@
+"""Who gets a matrix: the backend asked for, or the one that was measured to be faster here."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from mlsys_bench.engine import choices, formats, linear, quant
+from mlsys_bench.engine.choices import FORMATS, ROWS, Timing
+from mlsys_bench.engine.native import library
+from mlsys_bench.engine.native.linears import NativeLinear
+from mlsys_bench.errors import BadInput, UnknownName
+
+CPU = torch.device("cpu")
+has_kernels = pytest.mark.skipif(library.load() is None, reason=f"no C kernels: {library.why_not()}")
+
+
+def timings(native_s: float, torch_s: float, name: str = "int8") -> tuple[Timing, ...]:
+    return tuple(Timing(format=name, rows=rows, native_s=native_s, torch_s=torch_s) for rows in ROWS)
+
+
+@has_kernels
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "int8", "w8a8", "int4g64", "w4a8g128"])
+@pytest.mark.parametrize("backend", ["native", "torch", "auto"])
+def test_every_backend_computes_the_same_product(precision: str, backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Up to what it rounds: bf16 activations (2^-9) in some of torch's kernels, int8 ones (1 %)."""
+    monkeypatch.setattr(linear, "timings", lambda: timings(1.0, 2.0))
+    draw = torch.Generator().manual_seed(1)
+    kept = formats.quantise(torch.randn(96, 128, generator=draw), precision)
+    x = torch.randn(5, 128, generator=draw)
+    want = x.double() @ kept.dequantise().double().T
+    got = linear.pack(kept, precision, CPU, backend)(x)
+    assert got.dtype == x.dtype
+    assert float((got - want).norm() / want.norm()) < (0.02 if formats.precision(precision).int8_input else 0.005)
+
+
+@has_kernels
+def test_auto_is_the_faster_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    kept = formats.quantise(torch.ones(16, 32), "int8")
+    monkeypatch.setattr(linear, "timings", lambda: timings(1.0, 2.0))
+    assert isinstance(linear.pack(kept, "int8", CPU), NativeLinear)
+    monkeypatch.setattr(linear, "timings", lambda: timings(2.0, 1.0))
+    assert isinstance(linear.pack(kept, "int8", CPU), quant.Int8)
+
+
+def test_without_the_kernels_it_is_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(library, "load", lambda: None)
+    kept = formats.quantise(torch.ones(16, 32), "int8")
+    assert isinstance(linear.pack(kept, "int8", CPU), quant.Int8)
+    with pytest.raises(BadInput, match="--backend torch"):
+        linear.pack(kept, "int8", CPU, "native")
+
+
+def test_fp8_on_a_cpu_is_torch_s() -> None:
+    assert isinstance(linear.pack(formats.quantise(torch.ones(16, 32), "fp8"), "fp8", CPU), quant.Fp8)
+
+
+def test_an_unknown_backend_names_the_known() -> None:
+    with pytest.raises(UnknownName, match="native"):
+        linear.pack(formats.quantise(torch.ones(16, 32), "int8"), "int8", CPU, "natve")
+
+
+def test_every_precision_of_a_cpu_was_measured_under_some_name() -> None:
+    names = ("fp32", "bf16", "int8", "w8a8", "int4", "int4g32", "int4g64", "w4a8", "w4a8g64")
+    assert {linear.format_of(formats.precision(name)) for name in names} == set(FORMATS)
+
+
+def test_the_mean_is_geometric() -> None:
+    """Twice as slow once and thrice as fast once is faster; what nobody measured is torch's."""
+    mixed = (Timing(format="int8", rows=1, native_s=2.0, torch_s=1.0), Timing(format="int8", rows=8, native_s=1.0, torch_s=3.0))
+    assert choices.best(mixed, "int8") == "native"
+    assert choices.best(mixed, "bf16") == "torch"
+    assert [t.fastest for t in mixed] == ["torch", "native"]
+
+
+@has_kernels
+def test_a_machine_is_measured_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLSYS_CACHE", str(tmp_path))
+    calls: list[int] = []
+
+    def measure() -> tuple[Timing, ...]:
+        calls.append(1)
+        return timings(1.0, 3.0)
+
+    assert choices.known(measure) == choices.known(measure) == timings(1.0, 3.0)
+    assert calls == [1]
+    assert choices.read(choices.file()) == timings(1.0, 3.0), "the next process reads it"
+    assert [p.name for p in tmp_path.iterdir()] == [choices.file().name]
+
+
+def test_a_file_that_is_broken_or_of_another_make_is_measured_anew(tmp_path: Path) -> None:
+    path = tmp_path / "timings.json"
+    assert choices.read(path) is None
+    for text in ("{", '[{"format": "int8"}]', "[1]", "7"):
+        path.write_text(text)
+        assert choices.read(path) is None
+
+
+def test_a_cache_that_cannot_be_written_is_done_without(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    choices.write(tmp_path / "file" / "timings.json", timings(1.0, 2.0))
+    assert (tmp_path / "file").read_text() == ""
+
+
+def test_the_line_names_the_winner_and_by_how_much() -> None:
+    line = choices.told(timings(1.0, 2.0) + timings(3.0, 1.5, "bf16"))
+    assert "int8 native 2.0/2.0/2.0/2.0x" in line
+    assert "bf16 torch 2.0/2.0/2.0/2.0x" in line
+
+
+@has_kernels
+def test_measuring_covers_every_format_and_number_of_rows() -> None:
+    found = linear.measure()
+    assert [(t.format, t.rows) for t in found] == [(name, rows) for name in FORMATS for rows in ROWS]
+    assert all(0.0 < t.native_s < 60.0 and 0.0 < t.torch_s < 60.0 for t in found)
