@@ -53,6 +53,7 @@ LOSS_BARS = {  # bit per byte above fp32, by precision and quantizer
     ("w4a8g32", "gptq"): None, ("bf16", "rtn"): None,
 }  # fmt: skip
 USERS, PROMPT, OUTPUT, SECONDS = 8, 32, 64, 12
+WINDOWS = 512  # of held-out text
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -243,7 +244,7 @@ def loss(threads: int) -> int:
     from mlsys_bench.engine import quality, train
 
     print("  loss: the byte model is loaded, or trained in about five minutes", flush=True)
-    judge = quality.Quality(train.byte_model(), threads=threads)
+    judge = quality.Quality(train.byte_model(), count=WINDOWS, threads=threads)
     base, missed = judge.losses(quality.way("fp32")), 0
     print(f"  loss, fp32: {base.mean():.4f} bit per byte of text it has not seen")
     for (precision, quantizer), bar in LOSS_BARS.items():

@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import datetime
+import functools
 import importlib.util
 import itertools
 import re
@@ -427,8 +428,10 @@ def one_attention(ledger: Ledger, batch: int, context: int, kind: str, bar: floa
     a = dataclasses.replace(models.find("llama-3-8b"), layers=1)
     heads, device = kernels.Heads(heads=32, kv_heads=8, head_dim=128, norm_eps=1e-5), torch.device("cuda:0")
     cache = GpuKV(a, blocks=batch * context // 16, block_tokens=16, dtype=KINDS[kind], device=device)
-    cache.raw.random_(0, 60)
-    if cache.scale is not None:
+    if cache.scale is None:
+        cache.data.normal_()
+    else:
+        cache.raw.random_(0, 60)  # bytes that are numbers in int8 and in fp8
         cache.scale.fill_(0.01)
     table = torch.randperm(batch * context // 16, device="cuda").int().view(batch, -1)
     lengths = torch.full((batch,), context, dtype=torch.int32, device="cuda")
@@ -501,8 +504,8 @@ def candidates(
     if precision == "bf16":
         found["cuBLAS"] = lambda i: functional.linear(x, held[i % count].weight)
     if precision == "int4g64":
-        tiny = tinygemm(kept)
-        found["tinygemm (one copy, cached)"] = lambda i: torch.ops.aten._weight_int4pack_mm(x, tiny[0], 64, tiny[1])
+        tiny = functools.cache(lambda: tinygemm(kept))
+        found["tinygemm (one copy, cached)"] = lambda i: torch.ops.aten._weight_int4pack_mm(x, tiny()[0], 64, tiny()[1])
     if precision == "fp8" and rows >= 16:
         found["_scaled_mm"] = lambda i: held[i % count].many(x)
     return found

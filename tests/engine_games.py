@@ -164,6 +164,7 @@ def play(seed: int, pool: Pool, feature: str, requests: int = 6) -> Played:
         if did["steps"] % 8 == 0:
             batching.check(engine._state, engine.limits)
     batching.check(engine._state, engine.limits)
+    assert sum(not answer.reason for answer in got) == did["cancelled"], "a request has no end"
     assert engine.free_blocks == engine.limits.blocks, "a block is lost"
     assert engine._host.free == engine._host.blocks, "a block of the host is lost"
     did["hits"] = engine.prefix_hits

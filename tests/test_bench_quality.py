@@ -26,6 +26,9 @@ def loss(precision: str, values: tuple[float, ...], *, quantizer: str = "rtn", k
     )  # fmt: skip
 
 
+train_once = train.Recipe(steps=1, batch=1)
+
+
 def told(what: str) -> object:
     return lambda done, of: None
 
@@ -58,6 +61,24 @@ def test_stopped_while_training_nothing_was_measured(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(quality, "trained", interrupt)
     with pytest.raises(MeasurementFailed, match="nothing was kept"):
         quality.run(Options(), told)  # type: ignore[arg-type]
+
+
+def test_stopped_while_measuring_what_there_is_is_kept(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("MLSYS_CACHE", str(tmp_path))
+    done = [Launch(started_s=0.0, rounds=(Round(values=(1.0, 2.0)),))]
+
+    def launch(*_: object) -> Launch:
+        if not done:
+            raise KeyboardInterrupt
+        return done.pop()
+
+    small = dataclasses.replace(train.byte_shape(), layers=1, hidden=64, heads=2, kv_heads=1, ffn=128)
+    monkeypatch.setattr(train, "byte_shape", lambda: small)
+    monkeypatch.setattr(train, "Recipe", lambda: train_once)
+    monkeypatch.setattr(quality, "_launch", launch)
+    found = quality.run(Options(precisions=("int8", "w8a8"), kvs=()), told)  # type: ignore[arg-type]
+    assert [(m.skipped, len(m.launches)) for m in found.measurements] == [(None, 1), ("interrupted", 0), ("interrupted", 0)]
+    assert quality.known() == {}, "half a comparison is not shown beside speeds"
 
 
 def test_the_difference_is_taken_window_by_window() -> None:

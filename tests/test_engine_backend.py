@@ -135,6 +135,7 @@ def test_what_c_cannot_torch_does(d: spec.Decoder, changes: dict[str, Any], why:
 
 
 @has_compiler
+@pytest.mark.skipif(library.load() is not None and library.level() == "portable", reason="plain C is taken where it was measured faster")
 def test_c_computes_where_it_can() -> None:
     assert {choose("auto", d) for d in kinds().values()} == {"native"}
     assert choose("torch", kinds()["llama"]) == "torch"

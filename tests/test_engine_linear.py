@@ -9,6 +9,7 @@ import torch
 
 from mlsys_bench.engine import choices, formats, linear, quant
 from mlsys_bench.engine.choices import FORMATS, ROWS, Timing
+from mlsys_bench.engine.formats import Dense
 from mlsys_bench.engine.native import library
 from mlsys_bench.engine.native.linears import NativeLinear
 from mlsys_bench.errors import BadInput, UnknownName
@@ -43,6 +44,7 @@ def test_auto_is_the_faster_one(monkeypatch: pytest.MonkeyPatch) -> None:
     assert isinstance(linear.pack(kept, "int8", CPU), NativeLinear)
     monkeypatch.setattr(linear, "timings", lambda: timings(2.0, 1.0))
     assert isinstance(linear.pack(kept, "int8", CPU), quant.Int8)
+    assert isinstance(linear.pack(Dense(weight=torch.ones(16, 32)), "int8", CPU), quant.Fp32), "a head that is not quantised is fp32"
 
 
 def test_without_the_kernels_it_is_torch(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -55,6 +57,20 @@ def test_without_the_kernels_it_is_torch(monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_fp8_on_a_cpu_is_torch_s() -> None:
     assert isinstance(linear.pack(formats.quantise(torch.ones(16, 32), "fp8"), "fp8", CPU), quant.Fp8)
+
+
+@has_kernels
+def test_a_step_in_plain_c_is_worth_it_only_where_its_products_are_faster(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With vector instructions nothing is measured."""
+    int8 = formats.precision("int8")
+    monkeypatch.setattr(library, "level", lambda: "avx2")
+    monkeypatch.setattr(linear, "measure", lambda: pytest.fail("measured"))
+    assert linear.is_worth_it(int8)
+    monkeypatch.setattr(library, "level", lambda: "portable")
+    monkeypatch.setattr(linear, "timings", lambda: timings(2.0, 1.0))
+    assert not linear.is_worth_it(int8)
+    monkeypatch.setattr(linear, "timings", lambda: timings(1.0, 2.0))
+    assert linear.is_worth_it(int8)
 
 
 def test_an_unknown_backend_names_the_known() -> None:

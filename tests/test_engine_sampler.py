@@ -138,7 +138,7 @@ def test_top_k_keeps_k_tokens_and_those_equal_to_the_last(logits: list[int], k: 
 
 
 def test_a_large_vocabulary_is_drawn_from_as_its_distribution_says() -> None:
-    """Two thousand tokens, more than the shortlist: rows whose filters keep few, many, or all; chi-square over the first 30 tokens and bins of 10."""
+    """Two thousand tokens, more than the shortlist; filters keep few, many, or all.  Chi-square over the first 30 and bins of 10."""
     logits = torch.randn(2000, generator=torch.Generator().manual_seed(5)) * 1.5
     for how in (
         sampling(temperature=1.0),
@@ -150,11 +150,11 @@ def test_a_large_vocabulary_is_drawn_from_as_its_distribution_says() -> None:
         sampling(temperature=3.0, min_p=0.05, top_p=0.9),
     ):
         p = distribution(logits[None], [Row(how)])[0].double()
-        tokens = [sample(logits.repeat(500, 1), [Row(how, seed) for seed in range(at, at + 500)]).tokens for at in range(0, 5000, 500)]
+        tokens = [sample(logits.repeat(500, 1), [Row(how, seed) for seed in range(at, at + 500)]).tokens for at in range(0, 2500, 500)]
         counts = torch.bincount(torch.tensor(tokens).flatten(), minlength=2000).double()
         assert float(counts[p == 0].sum()) == 0
         order = p.argsort(descending=True)
-        seen, want = (torch.stack([bin.sum() for bin in torch.split(v[order], [1] * 30 + [10] * 197)]) for v in (counts, p * 5000))
+        seen, want = (torch.stack([part.sum() for part in torch.split(v[order], [1] * 30 + [10] * 197)]) for v in (counts, p * 2500))
         enough = want >= 5
         assert stats.chisquare(seen[enough].numpy(), (want[enough] * seen[enough].sum() / want[enough].sum()).numpy()).pvalue > 1e-3
 

@@ -14,11 +14,12 @@ import pytest
 import tokenizers
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import decoders, models, pre_tokenizers
 
 from mlsys_bench.engine import vocabulary
 from mlsys_bench.engine.tokenizer import BOS, EOS, PAD, VOCAB, ByteTokenizer, TokenIds, Tokenizer, open_tokenizer
 from mlsys_bench.errors import BadInput
+from tests.sample_tokenizers import byte_level, metaspace, sentencepiece
 
 tokenizer = ByteTokenizer()
 any_tokens = st.lists(st.integers(0, VOCAB - 1), max_size=60)
@@ -75,47 +76,6 @@ def test_tokenizers_load_no_torch() -> None:
 
 
 # ---------------------------------------------------------------- models' own vocabularies
-
-CORPUS = ["the quick brown fox jumps over the lazy dog. ", "def main() -> int:\n    return 0\n", "Über naïve café, 日本語 🙂"] * 5
-LLAMA2 = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
-SPECIAL = ["<unk>", "<s>", "</s>"]
-BYTES = [f"<0x{b:02X}>" for b in range(256)]
-
-
-def byte_level() -> tokenizers.Tokenizer:
-    """As Llama 3 and Qwen have it."""
-    made = tokenizers.Tokenizer(models.BPE())
-    made.pre_tokenizer, made.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    made.train_from_iterator(CORPUS, trainers.BpeTrainer(vocab_size=400, initial_alphabet=alphabet, show_progress=False))
-    made.add_special_tokens([AddedToken("<|begin|>", special=True), AddedToken("<|end|>", special=True)])
-    made.add_tokens(["<tool call>"])
-    made.post_processor = processors.TemplateProcessing("<|begin|> $A", None, [("<|begin|>", made.token_to_id("<|begin|>"))])
-    return made
-
-
-def sentencepiece() -> tokenizers.Tokenizer:
-    """As Llama 2 and Mistral have it."""
-    made = tokenizers.Tokenizer(models.BPE(byte_fallback=True, unk_token="<unk>", fuse_unk=True))
-    made.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
-    plain = [text.encode("ascii", "ignore").decode() for text in CORPUS]
-    made.train_from_iterator(plain, trainers.BpeTrainer(vocab_size=420, special_tokens=SPECIAL + BYTES, show_progress=False))
-    fields = json.loads(made.to_str())
-    fields["added_tokens"] = [token for token in fields["added_tokens"] if token["content"] not in BYTES]
-    made = tokenizers.Tokenizer.from_str(json.dumps(fields))
-    made.decoder = decoders.Sequence(LLAMA2)
-    made.post_processor = processors.TemplateProcessing("<s> $A", None, [("<s>", 1)])
-    return made
-
-
-def metaspace() -> tokenizers.Tokenizer:
-    """As T5 and older conversions have it."""
-    made = tokenizers.Tokenizer(models.Unigram())
-    made.pre_tokenizer, made.decoder = pre_tokenizers.Metaspace(), decoders.Metaspace()
-    trainer = trainers.UnigramTrainer(vocab_size=120, special_tokens=SPECIAL, unk_token="<unk>", show_progress=False)
-    made.train_from_iterator(CORPUS, trainer)
-    return made
-
 
 KINDS: dict[str, Callable[[], tokenizers.Tokenizer]] = {"byte-level": byte_level, "sentencepiece": sentencepiece, "metaspace": metaspace}
 

@@ -135,6 +135,9 @@ def test_old_cards_have_no_bf16() -> None:
     [
         ("h100", "int4", 989),
         ("h100", "int8", 989),
+        ("h100", "int4g64", 989),
+        ("h100", "w8a8", 1979),
+        ("h100", "w4a8", 1979),
         ("h100", "fp8", 1979),
         ("h100", "fp32", 67),
         ("h100", "fp4", 989),
@@ -146,7 +149,7 @@ def test_old_cards_have_no_bf16() -> None:
     ],
 )
 def test_weights_are_computed_with_at_the_rate_of_their_format(name: str, precision: str, tera: float) -> None:
-    """Weight-only int8 and int4 are widened to 16 bit; fp8 without fp8 cores as well."""
+    """Weight-only int8 and int4 are widened to 16 bit; fp8 without fp8 cores as well.  With int8 activations products are int8."""
     assert hardware.compute_flops_per_s(hardware.find(name), precision) == pytest.approx(tera * 1e12)
 
 

@@ -378,7 +378,7 @@ def test_a_sweep_of_a_real_server_stops_where_it_falls_behind(tmp_path_factory: 
     out = tmp_path_factory.mktemp("sweep") / "sweep.json"
     with serving(Behaviour(ttft_s=0.04, itl_s=0.01, tokens=2, slots=2)) as server:
         traffic = Options(url=server.url, seed=1, metrics=("off",), slo=slo.parse("e2e_p50<200ms"))
-        found = journey.sweep(traffic, rates="20,120,160", duration="3s", out=out)
+        found = journey.sweep(traffic, rates="20,120,160", duration="5s", out=out)
     assert [each.over for each in found.levels] == [False, True]
     assert found.ended == "saturated"
     assert found.levels[1].test.request_rate_per_s < 60

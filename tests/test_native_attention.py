@@ -50,7 +50,8 @@ def compiled(level: str) -> ctypes.CDLL:
     folder = tempfile.mkdtemp()
     target = Path(folder) / "attention.so"
     flags = [*(flag for flag in build.FLAGS if flag not in ("-O3", "-shared")), "-O1", "-shared", f"-march={level}"]  # -O3 takes seconds
-    subprocess.run([compiler, *flags, str(build.SOURCE / "attention.c"), "-o", str(target), "-lm"], check=True, capture_output=True)
+    files = [str(build.SOURCE / name) for name in ("attention.c", "kv.c")]
+    subprocess.run([compiler, *flags, *files, "-o", str(target), "-lm"], check=True, capture_output=True)
     loaded = ctypes.CDLL(str(target))
     shutil.rmtree(folder)
     return loaded
@@ -59,7 +60,7 @@ def compiled(level: str) -> ctypes.CDLL:
 def functions(level: str) -> ctypes.CDLL:
     c = compiled(level)
     c.kv_block_bytes.restype, c.kv_block_bytes.argtypes = c_int64, (c_int32, c_int32, c_int32, c_int32)
-    c.kv_write.restype, c.kv_write.argtypes = None, (POINTER(CacheStruct), c_int32, c_int32, c_void_p, c_void_p)
+    c.kv_write.restype, c.kv_write.argtypes = None, (POINTER(CacheStruct), c_int32, c_int32, c_int32, c_void_p, c_void_p)
     c.attention_floats.restype, c.attention_floats.argtypes = c_int64, (c_int32,)
     c.attention_shared_floats.restype, c.attention_shared_floats.argtypes = c_int64, (c_int32, c_int32)
     c.attention_is_split.argtypes = (POINTER(AttendStruct), POINTER(CacheStruct), c_int32)
@@ -98,7 +99,8 @@ class Case:
         for s, kv in enumerate(self.kv):
             for at, (k, v) in enumerate(kv):
                 slot = int(self.table[s, at // self.block_tokens]) * self.block_tokens + at % self.block_tokens
-                c.kv_write(cache, 0, slot, np.ascontiguousarray(k).ctypes.data, np.ascontiguousarray(v).ctypes.data)
+                for h in range(self.kv_heads):
+                    c.kv_write(cache, 0, slot, h, k[h].ctypes.data, v[h].ctypes.data)
         out = np.full_like(self.q, np.nan)
         work = AttendStruct(
             self.q.ctypes.data, out.ctypes.data, self.q.shape[1], self.q.shape[1], self.heads, len(self.position), len(self.new),

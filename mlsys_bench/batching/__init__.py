@@ -4,6 +4,8 @@
     plan = schedule(state, limits)                            who computes how many tokens in this step
     ended = update(state, limits, plan)                       the step is done: tokens are cached, one sampled per row that samples
     remove(state, row)                                        finished, stopped or cancelled: its blocks go back at once
+    extend(state, row, hashes)                                its text has filled more blocks, which others may share
+    forget(state, row), restart(state)                        what was kept of it on the host is gone; a step has failed: all begin anew
 
 The policy is by default that of vLLM V1 (`vllm/v1/core/sched/scheduler.py`): one budget of tokens per step; running sequences first, in
 order of admission, each with all its tokens that are not yet computed (one in decode) as far as the budget goes; then waiting ones, first

@@ -7,7 +7,9 @@
     model.py, quant.py           the decoder in torch;  native/ in C;  gpu/ in Triton;  encoder.py  embeddings
     kv.py, runner.py, sampler.py the cache; a plan of `batching` as arrays; the choice of tokens
     memory.py, build.py          what this machine can hold; from a name to a model and its cache
-    engine.py                    the loop: schedule, guess, compute, choose, grow
+    prefix.py, swap.py, speculate.py    blocks that are shared, moved to the host; guesses, verified together
+    train.py, corpus.py          a small model that is trained here;  quality.py  what formats cost it;  gptq.py  rounding that costs less
+    engine.py, requests.py       the loop: schedule, guess, compute, choose, grow
 
 Names are loaded when asked for, so that a process that only needs the tokenizer (the HTTP server) does not load torch.
 """

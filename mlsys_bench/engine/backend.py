@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from mlsys_bench import errors
-from mlsys_bench.engine import formats
+from mlsys_bench.engine import formats, linear
 from mlsys_bench.engine.kv import name_of
 from mlsys_bench.engine.native import library
 from mlsys_bench.engine.native import model as native
@@ -50,7 +50,9 @@ def choose(name: str, d: Decoder, *, precision: str, device: torch.device, kv: t
     why = native_misfit(d, precision=precision, device=device, kv=kv)
     if why is not None and name == "native":
         raise BadInput(f"backend native cannot compute {d.shape.id} in {precision}: {why}; use --backend torch")
-    return "torch" if why else "native"
+    if why is not None or (name == "auto" and not linear.is_worth_it(formats.precision(precision))):
+        return "torch"
+    return "native"
 
 
 def native_misfit(d: Decoder, *, precision: str, device: torch.device, kv: torch.dtype) -> str | None:

@@ -22,7 +22,7 @@ from mlsys_bench.engine import packed, schemes, spec, weights
 from mlsys_bench.engine.formats import Dense, Groups4
 from mlsys_bench.engine.schemes import FLOATS, Scheme
 from mlsys_bench.engine.spec import Decoder
-from mlsys_bench.engine.weights import Matrix, Pack, Weights
+from mlsys_bench.engine.weights import Matrix, Pack, Weights, unfilled
 from mlsys_bench.errors import BadInput
 
 _PREFIXES = (("model.", "lm_head"), ("language_model.model.", "language_model.lm_head"), ("model.language_model.", "lm_head"))
@@ -76,10 +76,10 @@ def entries_of(folder: Path) -> dict[str, Entry]:
 
 
 def read(entry: Entry, name: str) -> Tensor:
-    """Return a copy of a tensor; its mapping ends here, so that the file's pages are no memory of this process."""
+    """Return a tensor whose memory is its file, mapped: pages that are read count as this process's until it is given up."""
     with _opened(entry.file) as file:
         tensor: Tensor = file.get_tensor(name)
-        return tensor.clone()
+        return tensor
 
 
 def load(checkpoint: Checkpoint, *, precision: str, device: torch.device, pack: Pack | None = None) -> Weights:
@@ -106,7 +106,7 @@ class Reader:
         """Return the weight of a linear layer."""
         at, scheme = self._from.stored(name), self._from.scheme
         if scheme is None or not _is_packed(self._from, at):
-            return Matrix(logical=Dense(weight=self.stored_tensor(f"{at}.weight")))
+            return Matrix(logical=Dense(weight=read(self._from.entries[f"{at}.weight"], f"{at}.weight")))  # copied when it is rounded
         parts = {part: self.stored_tensor(f"{at}.{part}") for part in scheme.layout(rows, columns)}
         if scheme.method == "awq":
             return Matrix(logical=packed.awq(parts["qweight"], parts["qzeros"], parts["scales"]))
@@ -121,7 +121,7 @@ class Reader:
 
     def stored_tensor(self, name: str) -> Tensor:
         """Return a copy of a tensor by the name it has in its file."""
-        return read(self._from.entries[name], name)
+        return read(self._from.entries[name], name).clone()
 
 
 class Checked:
@@ -136,29 +136,25 @@ class Checked:
     def vector(self, name: str, size: int) -> Tensor:
         """Return nothing of that size."""
         self._note(self._from.stored(name), (size,), FLOATS)
-        return torch.empty(size, device="meta")
+        return unfilled(size)
 
     def matrix(self, name: str, rows: int, columns: int) -> Matrix:
         """Return a matrix without content in the format it is stored in."""
         at, scheme = self._from.stored(name), self._from.scheme
         if scheme is None or not _is_packed(self._from, at):
             self._note(f"{at}.weight", (rows, columns), FLOATS)
-            return Matrix(logical=Dense(weight=torch.empty(rows, columns, dtype=torch.bfloat16, device="meta")))
+            return Matrix(logical=Dense(weight=unfilled(rows, columns)))
         group = scheme.group or columns
         for part, (shape, dtypes) in scheme.layout(rows, columns).items():
             self._note(f"{at}.{part}", shape, dtypes)
         if scheme.method == "fp8":
             self._note(f"{at}.weight_scale", None, FLOATS)
-            return Matrix(
-                logical=packed.compressed8f(
-                    torch.empty(rows, columns, dtype=torch.float8_e4m3fn, device="meta"), torch.empty(1, device="meta")
-                )
-            )
-        scale = torch.empty(rows, columns // group, dtype=torch.float16, device="meta")
+            return Matrix(logical=packed.compressed8f(unfilled(rows, columns, dtype=torch.float8_e4m3fn), torch.ones(1)))
+        scale = unfilled(rows, columns // group, dtype=torch.float16)
         has_zeros = scheme.method != "int4" or f"{at}.weight_zero_point" in self._from.entries
         if scheme.method == "int4" and has_zeros:
             self._note(f"{at}.weight_zero_point", (rows // 8, columns // group), ("I32",))
-        nibbles, zero = torch.empty(rows, columns // 2, dtype=torch.uint8, device="meta"), torch.empty_like(scale, dtype=torch.uint8)
+        nibbles, zero = (unfilled(rows, width, dtype=torch.uint8) for width in (columns // 2, columns // group))
         return Matrix(logical=Groups4(weight=nibbles, scale=scale, zero=zero if has_zeros else None, group=group))
 
     def _note(self, name: str, shape: tuple[int, ...] | None, dtypes: tuple[str, ...]) -> None:

@@ -228,7 +228,7 @@ class _Files:
             raise BadInput(f"{self._folder}: the checkpoint has no tensor {stored}")
         if entry.shape != size:
             raise BadInput(f"{self._folder}: {stored} is {list(entry.shape)}; the config says {list(size)}")
-        return checkpoint.read(entry, stored)
+        return checkpoint.read(entry, stored).clone()
 
 
 def shape_of(folder: Path) -> Shape:

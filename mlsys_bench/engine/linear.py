@@ -11,7 +11,8 @@ import torch
 from mlsys_bench import errors
 from mlsys_bench.engine import choices, formats, quant
 from mlsys_bench.engine.choices import FORMATS, ROWS, Timing
-from mlsys_bench.engine.formats import Logical, Precision, Rows8f
+from mlsys_bench.engine.formats import Dense, Logical, Precision, Rows8f
+from mlsys_bench.engine.native import library
 from mlsys_bench.engine.native import linears as native
 from mlsys_bench.engine.quant import Linear
 
@@ -45,7 +46,13 @@ def choose(logical: Logical, precision: Precision, device: torch.device) -> str:
         return "triton"
     if device.type != "cpu" or isinstance(logical, Rows8f):
         return "torch"
-    return choices.best(timings(), format_of(precision))
+    kept = formats.precision("fp32" if logical.weight.dtype == torch.float32 else "bf16") if isinstance(logical, Dense) else precision
+    return choices.best(timings(), format_of(kept))
+
+
+def is_worth_it(precision: Precision) -> bool:
+    """Return whether a whole step in C is worth it: with vector instructions always, in plain C where its products were measured faster."""
+    return library.level() != "portable" or choices.best(timings(), format_of(precision)) == "native"
 
 
 def format_of(precision: Precision) -> str:

@@ -20,6 +20,7 @@ from mlsys_bench.engine.formats import Dense, Groups4, Logical, Precision, Rows8
 from mlsys_bench.engine.quant import Linear
 from mlsys_bench.engine.spec import Decoder
 from mlsys_bench.errors import BadInput
+from mlsys_bench.models.precision import ENGINE_PRECISIONS
 
 LOGIT_SD = 3.0  # spread of the logits of random weights: top tokens stand out, and sampling has a choice
 _ROUNDED_ELEMENTS = 1 << 20  # rounded at a time: what that takes beside the matrix is some 16 times as many bytes
@@ -234,22 +235,25 @@ def build(
 
 
 def planned_bytes(d: Decoder, source: Source, precision: str) -> int:
-    """Return what the weights will take in memory, counted format by format; give a source of tensors on device 'meta'."""
-    counted: list[Logical] = []
+    """Return what the weights will take in memory, counted matrix by matrix, scales included; of matrices only the sizes are read.
 
-    def count(logical: Logical) -> Linear:
-        counted.append(logical)
-        return Stacked(())
-
-    made = build(d, source, precision=precision, device=torch.device("meta"), pack=count)
-    table = made.embedding
-    matrices = sum(m.nbytes for m in counted if not (isinstance(m, Dense) and m.weight is table))
-    return matrices + sum(t.numel() * t.element_size() for t in (table, made.gain, *(v for layer in made.layers for v in layer.vectors())))
+    Raises BadInput for a matrix that cannot be kept in this precision.
+    """
+    to, counted = formats.precision(precision), list[int]()
+    made = _Counter(
+        decoder=d, source=source, precision=to, device=torch.device("cpu"), pack=lambda _: Stacked(()), quantise=None, counted=counted
+    ).weights()
+    return sum(counted) + sum(t.nbytes for t in (made.gain, *(vector for layer in made.layers for vector in layer.vectors())))
 
 
 def drawn_bytes(d: Decoder, precision: str) -> int:
     """Return what `random` weights will take in memory."""
-    return planned_bytes(d, Tensors(lambda name, *size: torch.empty(size, device="meta")), precision)
+    return planned_bytes(d, Tensors(lambda name, *size: unfilled(*size)), precision)
+
+
+def unfilled(*size: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Return a tensor that has a size and takes no memory: one value, everywhere."""
+    return torch.zeros(1, dtype=dtype).expand(size)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -264,15 +268,17 @@ class _Maker:
     quantise: Quantise | None
 
     def weights(self) -> Weights:
-        a, dtype = self.decoder.shape, self.precision.activations
-        embedding = self.source.matrix("model.embed_tokens", a.vocab, a.hidden).logical
-        assert isinstance(embedding, Dense), "no checkpoint quantises its embedding table"
-        table = embedding.weight.to(device=self.device, dtype=dtype)
-        del embedding
+        a, table = self.decoder.shape, self.table()
         head = self.pack(Dense(weight=table)) if a.tied_embeddings else self.linear("lm_head", [("lm_head", a.vocab)], a.hidden)
         return Weights(
             embedding=table, head=head, gain=self.gain("model.norm", a.hidden), layers=tuple(self.layer(i) for i in range(a.layers))
         )  # fmt: skip
+
+    def table(self) -> Tensor:
+        """Return the embedding table."""
+        embedding = self.source.matrix("model.embed_tokens", self.decoder.shape.vocab, self.decoder.shape.hidden).logical
+        assert isinstance(embedding, Dense), "no checkpoint quantises its embedding table"
+        return embedding.weight.to(device=self.device, dtype=self.precision.activations, copy=True)
 
     def layer(self, i: int) -> Layer:
         d, a, at = self.decoder, self.decoder.shape, f"model.layers.{i}"
@@ -320,7 +326,7 @@ class _Maker:
         router = self.source.matrix(f"{at}.gate", a.experts, a.hidden).logical.dequantise()
         pairs = [self.gated(f"{at}.experts.{e}", names, a.ffn, gain) for e in range(a.experts)]
         return Experts(
-            router=(router if gain is None else router * gain.to(router.device)).to(self.device),
+            router=(router.clone() if gain is None else router * gain.to(router.device)).to(self.device),
             gate_up=tuple(gate_up for gate_up, _ in pairs),
             down=tuple(down for _, down in pairs),
         )
@@ -340,32 +346,67 @@ class _Maker:
         """Yield one linear for neighbours of one format, as many as differ."""
         while matrices:
             end = next((i for i, m in enumerate(matrices) if not _are_alike(matrices[0], m)), len(matrices))
-            block, matrices = matrices[:end], matrices[end:]
-            order = block[0].order
-            linear = self.pack(self.logical(label, [m.logical for m in block], gain))
+            order, parts, matrices = matrices[0].order, [m.logical for m in matrices[:end]], matrices[end:]
+            linear = self.pack(self.logical(label, parts, gain))
             yield linear if order is None else Ordered(linear, order.to(self.device))
 
     def logical(self, label: str, parts: list[Logical], gain: Tensor | None) -> Logical:
+        """Return the parts as one matrix in this precision.  Gives `parts` up one by one: they may be mapped files."""
         plain = [part.weight for part in parts if isinstance(part, Dense)]
         if not plain:
             return as_precision(joined(parts), self.precision, label)
+        parts.clear()
         if self.source.is_quantised:
             return Dense(weight=torch.cat(plain).to(self.precision.activations))
         if self.quantise is not None:
-            return self.quantise(label, torch.cat([_times(weight.float(), gain) for weight in plain]))
-        blocks = (rows for weight in plain for rows in torch.split(weight, max(1, _ROUNDED_ELEMENTS // weight.shape[1])))
-        return joined([formats.quantise(_times(rows.float(), gain), self.precision) for rows in blocks])
+            return self.quantise(label, torch.cat([_times(weight, gain) for weight in plain]))
+        return joined([formats.quantise(_times(rows, gain), self.precision) for rows in _in_blocks(plain)])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Counter(_Maker):
+    """Counts the bytes of matrices and makes none."""
+
+    counted: list[int]
+
+    def table(self) -> Tensor:
+        a = self.decoder.shape
+        self.source.matrix("model.embed_tokens", a.vocab, a.hidden)
+        self.counted.append(a.vocab * a.hidden * self.precision.activations.itemsize)
+        return unfilled(0)
+
+    def linear(self, label: str, parts: Sequence[tuple[str, int]], columns: int, gain: Tensor | None = None) -> Linear:
+        for name, rows in parts:
+            self.counted.append(self.kept_bytes(self.source.matrix(name, rows, columns).logical, rows, columns, label))
+        return Stacked(())
+
+    def kept_bytes(self, stored: Logical, rows: int, columns: int, label: str) -> int:
+        to, is_stored = self.precision, not isinstance(stored, Dense)
+        if is_stored and stays(stored, to, label):
+            return stored.nbytes
+        if is_stored or self.source.is_quantised or to.weight in ("fp32", "bf16"):
+            return rows * columns * to.activations.itemsize
+        if to.group is not None:
+            return rows * (columns // 2 + 2 * -(-columns // to.group))
+        return rows * (columns + 4)
+
+
+def stays(stored: Logical, to: Precision, label: str) -> bool:
+    """Return whether a quantised matrix is what a precision wants; floats take it too.  Raises BadInput: nothing is rounded twice."""
+    if isinstance(stored, Groups4) and to.weight == "int4" and to.group == stored.group:
+        return True
+    if isinstance(stored, Rows8f) and to.weight == "fp8":
+        return True
+    if to.weight in ("fp32", "bf16"):
+        return False
+    own = f"int4g{stored.group}" if isinstance(stored, Groups4) else "fp8"
+    take = ", ".join((*((own,) if own in ENGINE_PRECISIONS else ()), "bf16 or fp32"))
+    raise BadInput(f"{label} is stored as {own}; rounding it again to {to.name} would add errors: take --precision {take}")
 
 
 def as_precision(stored: Logical, to: Precision, label: str) -> Logical:
-    """Return a quantised matrix as a precision wants it: as it is, or back as floats.  Raises BadInput: nothing is rounded twice."""
-    kept = isinstance(stored, Groups4) and to.weight == "int4" and to.group == stored.group
-    if kept or (isinstance(stored, Rows8f) and to.weight == "fp8"):
-        return stored
-    if to.weight in ("fp32", "bf16"):
-        return Dense(weight=stored.dequantise().to(to.activations))
-    own = f"int4g{stored.group}" if isinstance(stored, Groups4) else "fp8"
-    raise BadInput(f"{label} is stored as {own}; rounding it again to {to.name} would add errors: take --precision {own}, bf16 or fp32")
+    """Return a quantised matrix as a precision wants it: as it is, or back as floats.  Raises BadInput."""
+    return stored if stays(stored, to, label) else Dense(weight=stored.dequantise().to(to.activations))
 
 
 def joined(parts: list[Logical]) -> Logical:
@@ -387,8 +428,17 @@ def joined(parts: list[Logical]) -> Logical:
     return type(eights[0])(weight=torch.cat([part.weight for part in eights]), scale=torch.cat([part.scale for part in eights]))
 
 
+def _in_blocks(weights: list[Tensor]) -> Iterator[Tensor]:
+    """Yield the rows of matrices, some at a time; a matrix is given up before the next one is touched."""
+    while weights:
+        weight = weights.pop(0)
+        yield from torch.split(weight, max(1, _ROUNDED_ELEMENTS // weight.shape[1]))
+
+
 def _times(weight: Tensor, gain: Tensor | None) -> Tensor:
-    return weight if gain is None else weight * gain.to(weight.device)
+    """Return a copy of a weight in fp32, its columns times gain."""
+    wide = weight.to(torch.float32, copy=True)
+    return wide if gain is None else wide.mul_(gain.to(weight.device))
 
 
 def _zeros(part: Groups4) -> Tensor:

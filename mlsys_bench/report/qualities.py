@@ -33,7 +33,8 @@ def difference(m: Measurement, base: Measurement) -> npt.NDArray[np.float64]:
 def _row(m: Measurement, measurements: Sequence[Measurement]) -> tuple[Cell, ...]:
     p, values = m.parameters, _values(m)
     base = next((b for b in measurements if _is_exact(b.parameters) and _same(b, m)), None)
-    kept = (Cell(_text(p, "precision"), "strong"), Cell(_text(p, "quantizer")), Cell(_text(p, "kv")))
+    rounded = NONE if p.get("precision") == "fp32" else _text(p, "quantizer")
+    kept = (Cell(_text(p, "precision"), "strong"), Cell(rounded), Cell(_text(p, "kv")))
     size, count = Cell(f"{models.bytes_per_param(_text(p, 'precision')):.2f}"), Cell(f"{len(values):,}")
     loss = Cell(f"{values.mean():.4f}")
     if base is None or base is m:

@@ -2,5 +2,5 @@
 
     csrc/       the source;  linear.h says how weights lie
     build.py    compiles it once per source, compiler and processor;  library.py  loads it, once
-    linears.py  matrices packed for it
+    linears.py  matrices packed for it;  model.py  a decoder whose every step is one call (step.h)
 """

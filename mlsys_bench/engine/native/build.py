@@ -16,6 +16,8 @@ from pathlib import Path
 SOURCE = Path(__file__).parent / "csrc"
 # no contraction: a * b + c is rounded the same wherever the compiler puts it
 FLAGS = ("-O3", "-std=gnu11", "-fPIC", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math", "-pthread", "-Wall")
+EMULATED = "-DMLSYS_EMULATE_TILES"  # AMX's instructions as plain C functions, to test what surrounds them on any machine
+NO_TILES = "-DMLSYS_NO_TILES"  # for an assembler older than AMX
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,9 +26,6 @@ class Built:
 
     path: Path | None
     detail: str  # the compiler and the file, or the reason
-
-
-EMULATED = "-DMLSYS_EMULATE_TILES"  # AMX's instructions as plain C functions, to test what surrounds them on any machine
 
 
 def built(*options: str) -> Built:
@@ -39,7 +38,7 @@ def built(*options: str) -> Built:
     path = cache_folder() / f"kernels-{digest(compiler, *options)}.so"
     if path.exists():
         return Built(path=path, detail=f"{compiler}, {path}")
-    wrong = compile_to(path, compiler, *options)
+    wrong = compile_to(path, compiler, *options) and compile_to(path, compiler, *options, NO_TILES)
     return Built(path=None if wrong else path, detail=wrong or f"{compiler}, {path}")
 
 

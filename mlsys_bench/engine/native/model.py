@@ -20,7 +20,7 @@ from mlsys_bench.engine.runner import Step
 from mlsys_bench.engine.spec import Decoder
 from mlsys_bench.engine.weights import Layer, Weights
 
-KV_KINDS = {torch.float32: 0, torch.bfloat16: 1, torch.int8: 2}  # attention.h
+KV_KINDS = {torch.float32: 0, torch.bfloat16: 1, torch.int8: 2}  # kv.h
 
 
 class LayerStruct(ctypes.Structure):
@@ -58,7 +58,7 @@ class DecoderStruct(ctypes.Structure):
 
 
 class CacheStruct(ctypes.Structure):
-    """`cache_t` of attention.h."""
+    """`cache_t` of kv.h."""
 
     _fields_ = (
         ("data", c_void_p),

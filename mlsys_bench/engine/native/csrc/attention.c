@@ -1,8 +1,6 @@
 /* See attention.h. */
 #include "attention.h"
 
-#include "vector.h"
-
 #define TILE 64            /* keys of a softmax of its own */
 #define PART (8 * TILE)    /* keys that one thread takes where contexts are shared */
 #define ROWS 64            /* queries times heads of a group that see a tile together */
@@ -21,6 +19,7 @@ typedef struct {
 /* The memory of a thread. */
 typedef struct {
     float *q, *k, *v, *p; /* [rows][head_dim], [head_dim][TILE], [TILE][dp], [rows][TILE] */
+    float *scales; /* INT8: of the keys and of the values of a tile, [2][TILE] */
     state_t tile, part, all;
     int32_t position[ROWS]; /* of the rows of the task */
 } room_t;
@@ -36,155 +35,56 @@ static int32_t least(int32_t a, int32_t b) { return a < b ? a : b; }
 static int32_t most(int32_t a, int32_t b) { return a > b ? a : b; }
 static int32_t parts_of(int32_t n, int32_t size) { return (n + size - 1) / size; }
 
-/* ---------------------------------------------------------------- the cache */
-
-static int64_t head_bytes(int32_t format, int32_t block_tokens, int32_t head_dim) {
-    const int64_t values = 2 * (int64_t)block_tokens * head_dim;
-    return format == KV_F32 ? 4 * values : format == KV_BF16 ? 2 * values : values + 8 * (int64_t)block_tokens;
-}
-
-int64_t kv_block_bytes(int32_t format, int32_t block_tokens, int32_t kv_heads, int32_t head_dim) {
-    return kv_heads * head_bytes(format, block_tokens, head_dim);
-}
-
-static uint8_t *head_of(const cache_t *c, int32_t layer, int32_t block, int32_t head) {
-    return c->data + layer * c->layer_bytes + block * c->block_bytes + head * head_bytes(c->format, c->block_tokens, c->head_dim);
-}
-
-/* The scales of a head's keys in a block; those of its values follow. */
-static float *scales_of(const cache_t *c, uint8_t *head) { return (float *)(head + 2 * (int64_t)c->block_tokens * c->head_dim); }
-
-/* to[i * stride] = x[i] in steps of the scale that makes the largest 127; stride 1 or more. */
-static void write_int8(int8_t *to, int32_t stride, const float *x, int32_t n, float *scale) {
-    int32_t i = 0;
-    floats sizes = each(0);
-    for (; i + LANES <= n; i += LANES)
-        sizes = larger(sizes, size_of(load(x + i))); /* the second, where one is no number */
-    float size = largest_of(sizes), by;
-    for (; i < n; i++)
-        size = size > fabsf(x[i]) ? size : fabsf(x[i]);
-    *scale = size / 127;
-    by = size > 0 ? 127 / size : 0;
-    for (i = 0; i + LANES <= n; i += LANES) {
-        const ints rounded = (ints)(load(x + i) * by + 12582912.0f) - 0x4b400000;
-        for (int j = 0; j < LANES; j++)
-            to[(int64_t)(i + j) * stride] = (int8_t)rounded[j];
-    }
-    for (; i < n; i++)
-        to[(int64_t)i * stride] = (int8_t)lrintf(x[i] * by);
-}
-
-static void write_head(const cache_t *c, uint8_t *head, int32_t at, const float *k, const float *v) {
-    const int32_t d = c->head_dim, bt = c->block_tokens;
-    if (c->format == KV_F32) {
-        float *keys = (float *)head, *values = keys + d * bt + at * d;
-        for (int32_t i = 0; i < d; i++)
-            keys[i * bt + at] = k[i], values[i] = v[i];
-    } else if (c->format == KV_BF16) {
-        uint16_t *keys = (uint16_t *)head, *values = keys + d * bt + at * d;
-        for (int32_t i = 0; i < d; i++)
-            keys[i * bt + at] = float_to_bf16(k[i]), values[i] = float_to_bf16(v[i]);
-    } else {
-        int8_t *keys = (int8_t *)head;
-        float *scale = scales_of(c, head);
-        write_int8(keys + at, bt, k, d, scale + at);
-        write_int8(keys + d * bt + at * d, 1, v, d, scale + bt + at);
-    }
-}
-
-void kv_write(const cache_t *c, int32_t layer, int32_t slot, const float *k, const float *v) {
-    for (int32_t h = 0; h < c->kv_heads; h++)
-        write_head(c, head_of(c, layer, slot / c->block_tokens, h), slot % c->block_tokens, k + h * c->head_dim, v + h * c->head_dim);
-}
-
-INLINE floats load_as(int32_t format, const uint8_t *base, int64_t i) {
-    if (format == KV_F32)
-        return load((const float *)base + i);
-    if (format == KV_BF16)
-        return from_bf16(*(const halves_at *)((const uint16_t *)base + i));
-    return from_int8(*(const bytes_at *)((const int8_t *)base + i));
-}
-
-INLINE float load_one(int32_t format, const uint8_t *base, int64_t i) {
-    if (format == KV_F32)
-        return ((const float *)base)[i];
-    return format == KV_BF16 ? bf16_to_float(((const uint16_t *)base)[i]) : (float)((const int8_t *)base)[i];
-}
-
-/* Copy the keys at..at+n-1 of a block to columns of k: [head_dim][TILE]; n is 16 at most, and a block may be shorter. */
-INLINE void load_keys(int32_t format, const uint8_t *head, const float *scale, int32_t bt, int32_t d, int32_t at, int32_t n, float *k) {
+/* Widen the keys at..at+n-1 of a block to columns of k: [head_dim][TILE]; n is 16 at most, and a block may be shorter. */
+INLINE void load_keys(int32_t format, const uint8_t *head, int32_t bt, int32_t d, int32_t at, int32_t n, float *k) {
     if (at + LANES <= bt) {
-        const floats times = format == KV_INT8 ? load(scale + at) : each(1);
-        for (int32_t i = 0; i < d; i++) {
-            const floats x = load_as(format, head, (int64_t)i * bt + at);
-            store(k + i * TILE, format == KV_INT8 ? x * times : x);
-        }
+        for (int32_t i = 0; i < d; i++)
+            store(k + i * TILE, load_as(format, head, (int64_t)i * bt + at));
         return;
     }
     for (int32_t i = 0; i < d; i++)
-        for (int32_t j = 0; j < n; j++) {
-            const float x = load_one(format, head, (int64_t)i * bt + at + j);
-            k[i * TILE + j] = format == KV_INT8 ? x * scale[at + j] : x;
-        }
+        for (int32_t j = 0; j < n; j++)
+            k[i * TILE + j] = load_one(format, head, (int64_t)i * bt + at + j);
 }
 
-INLINE void load_values(int32_t format, const uint8_t *head, const float *scale, int32_t bt, int32_t d, int32_t at, int32_t n, float *v) {
+/* Widen values to rows of v: [TILE][dp]. */
+INLINE void load_values(int32_t format, const uint8_t *head, int32_t bt, int32_t d, int32_t at, int32_t n, float *v) {
     const int32_t dp = padded(d);
     for (int32_t j = 0; j < n; j++) {
         const int64_t from = (int64_t)d * bt + (int64_t)(at + j) * d;
-        const float times = format == KV_INT8 ? scale[bt + at + j] : 1;
         int32_t i = 0;
-        for (; i + LANES <= d; i += LANES) {
-            const floats x = load_as(format, head, from + i);
-            store(v + j * dp + i, format == KV_INT8 ? x * times : x);
-        }
-        for (; i < d; i++) {
-            const float x = load_one(format, head, from + i);
-            v[j * dp + i] = format == KV_INT8 ? x * times : x;
-        }
+        for (; i + LANES <= d; i += LANES)
+            store(v + j * dp + i, load_as(format, head, from + i));
+        for (; i < d; i++)
+            v[j * dp + i] = load_one(format, head, from + i);
     }
-}
-
-/* Widen the keys and values of `keys` positions from key0 on, block by block, 16 positions at most at once. */
-INLINE void load_tile_as(int32_t format, const cache_t *c, int32_t layer, const int32_t *table, int32_t h, int32_t key0, int32_t keys, room_t *r) {
-    const int32_t bt = c->block_tokens, d = c->head_dim;
-    for (int32_t j = 0, n; j < keys; j += n) {
-        const int32_t at = (key0 + j) % bt;
-        uint8_t *head = head_of(c, layer, table[(key0 + j) / bt], h);
-        const float *scale = scales_of(c, head);
-        n = least(least(LANES, bt - at), keys - j);
-        load_keys(format, head, scale, bt, d, at, n, r->k + j);
-        load_values(format, head, scale, bt, d, at, n, r->v + j * padded(d));
-    }
-}
-
-static void load_tile(const cache_t *c, int32_t layer, const int32_t *table, int32_t h, int32_t key0, int32_t keys, room_t *r) {
-    if (c->format == KV_F32)
-        load_tile_as(KV_F32, c, layer, table, h, key0, keys, r);
-    else if (c->format == KV_BF16)
-        load_tile_as(KV_BF16, c, layer, table, h, key0, keys, r);
-    else
-        load_tile_as(KV_INT8, c, layer, table, h, key0, keys, r);
 }
 
 /* ---------------------------------------------------------------- products */
 
-/* c = a b, a: [rows][lda], b: [k][ldb]; each sum in order of k, so that no row depends on which others are computed with it. */
-INLINE void product_block(int rows, int vectors, int32_t k, const float *a, int32_t lda, const float *b, int32_t ldb, float *c, int32_t ldc) {
+/* c = a b, or c += a b unless `fresh`; a: [rows][lda], b: [k][ldb] from element b0 on.  Each sum runs in order of k, wherever that is cut,
+ * so that no row depends on which others are computed with it. */
+INLINE void product_block(int rows, int vectors, int fresh, int32_t format, int32_t k, const float *a, int32_t lda, const uint8_t *b,
+                          int64_t b0, int32_t ldb, float *c, int32_t ldc) {
     floats sum[HIGH][WIDE];
 #pragma GCC unroll 8
     for (int r = 0; r < rows; r++)
 #pragma GCC unroll 2
         for (int v = 0; v < vectors; v++)
-            sum[r][v] = each(0);
-    for (int32_t i = 0; i < k; i++)
+            sum[r][v] = fresh ? each(0) : load(c + r * ldc + v * LANES);
+    for (int32_t i = 0; i < k; i++) {
+        floats right[WIDE];
+#pragma GCC unroll 2
+        for (int v = 0; v < vectors; v++)
+            right[v] = load_as(format, b, b0 + (int64_t)i * ldb + v * LANES);
 #pragma GCC unroll 8
         for (int r = 0; r < rows; r++) {
             const floats left = each(a[r * lda + i]);
 #pragma GCC unroll 2
             for (int v = 0; v < vectors; v++)
-                sum[r][v] += left * load(b + i * ldb + v * LANES);
+                sum[r][v] += left * right[v];
         }
+    }
 #pragma GCC unroll 8
     for (int r = 0; r < rows; r++)
 #pragma GCC unroll 2
@@ -192,20 +92,31 @@ INLINE void product_block(int rows, int vectors, int32_t k, const float *a, int3
             store(c + r * ldc + v * LANES, sum[r][v]);
 }
 
-static void product(int32_t rows, int32_t n, int32_t k, const float *a, int32_t lda, const float *b, int32_t ldb, float *c, int32_t ldc) {
+/* The same for any number of rows and n columns, a multiple of 16. */
+INLINE void product(int32_t format, int fresh, int32_t rows, int32_t n, int32_t k, const float *a, int32_t lda, const uint8_t *b,
+                    int64_t b0, int32_t ldb, float *c, int32_t ldc) {
     int32_t j = 0;
     for (; j + WIDE * LANES <= n; j += WIDE * LANES) {
         int32_t r = 0;
         for (; r + HIGH <= rows; r += HIGH)
-            product_block(HIGH, WIDE, k, a + r * lda, lda, b + j, ldb, c + r * ldc + j, ldc);
+            product_block(HIGH, WIDE, fresh, format, k, a + r * lda, lda, b, b0 + j, ldb, c + r * ldc + j, ldc);
         for (; r + 2 <= rows; r += 2)
-            product_block(2, WIDE, k, a + r * lda, lda, b + j, ldb, c + r * ldc + j, ldc);
+            product_block(2, WIDE, fresh, format, k, a + r * lda, lda, b, b0 + j, ldb, c + r * ldc + j, ldc);
         for (; r < rows; r++)
-            product_block(1, WIDE, k, a + r * lda, lda, b + j, ldb, c + r * ldc + j, ldc);
+            product_block(1, WIDE, fresh, format, k, a + r * lda, lda, b, b0 + j, ldb, c + r * ldc + j, ldc);
     }
-    for (; j < n; j += LANES)
-        for (int32_t r = 0; r < rows; r++)
-            product_block(1, 1, k, a + r * lda, lda, b + j, ldb, c + r * ldc + j, ldc);
+    for (; j < n; j += LANES) {
+        int32_t r = 0;
+        for (; r + HIGH <= rows; r += HIGH)
+            product_block(HIGH, 1, fresh, format, k, a + r * lda, lda, b, b0 + j, ldb, c + r * ldc + j, ldc);
+        for (; r < rows; r++)
+            product_block(1, 1, fresh, format, k, a + r * lda, lda, b, b0 + j, ldb, c + r * ldc + j, ldc);
+    }
+}
+
+static void wide_product(int32_t rows, int32_t n, int32_t k, const float *a, int32_t lda, const float *b, int32_t ldb, float *c,
+                         int32_t ldc) {
+    product(KV_F32, 1, rows, n, k, a, lda, (const uint8_t *)b, 0, ldb, c, ldc);
 }
 
 /* ---------------------------------------------------------------- softmax */
@@ -236,12 +147,13 @@ INLINE floats seen(floats scores, int v, int32_t first, int32_t last) {
     return pick((key >= first) & (key < last), scores, each(-INFINITY));
 }
 
-/* Turn the scores of one row into weights; of its keys first..last-1 are seen, none where first >= last. */
-static void soften(float *p, int32_t first, int32_t last, float softcap, float *largest, float *sum) {
+/* Turn the scores of one row into weights; of its keys first..last-1 are seen, none where first >= last.
+ * scales: NULL, or what the scores and then the weights are yet to be multiplied with. */
+static void soften(float *p, int32_t first, int32_t last, const float *scales, float softcap, float *largest, float *sum) {
     enum { N = TILE / LANES };
     floats s[N], top = each(-INFINITY), total = each(0);
     for (int v = 0; v < N; v++)
-        s[v] = load(p + v * LANES);
+        s[v] = scales ? load(p + v * LANES) * load(scales + v * LANES) : load(p + v * LANES);
     for (int v = 0; v < N && softcap > 0; v++)
         s[v] = softcap - 2 * softcap / (exp_of(s[v] * (2 / softcap)) + 1); /* c tanh(s / c) */
     for (int v = 0; v < N && (first > 0 || last < TILE); v++)
@@ -252,7 +164,7 @@ static void soften(float *p, int32_t first, int32_t last, float softcap, float *
     const floats from = each(*largest == -INFINITY ? 0 : *largest); /* a row that sees nothing: every weight is 0 */
     for (int v = 0; v < N; v++) {
         s[v] = exp_of(s[v] - from);
-        store(p + v * LANES, s[v]);
+        store(p + v * LANES, scales ? s[v] * load(scales + TILE + v * LANES) : s[v]);
         total += s[v];
     }
     *sum = sum_of(total);
@@ -283,19 +195,104 @@ static void load_queries(const attend_t *a, const cache_t *c, const task_t *t, r
     }
 }
 
+/* Keys key0..key0+keys-1 of a sequence and a KV head. */
+typedef struct {
+    const cache_t *c;
+    const int32_t *table;
+    int32_t layer, head, key0, keys;
+} tile_t;
+
+/* The next run of keys from j on that lie in one block: at most 16, which begin at *at in *head. */
+INLINE int32_t run_of(const tile_t *t, int32_t j, uint8_t **head, int32_t *at) {
+    const int32_t bt = t->c->block_tokens, key = t->key0 + j;
+    *at = key % bt;
+    *head = head_of(t->c, t->layer, t->table[key / bt], t->head);
+    return least(least(LANES, bt - *at), t->keys - j);
+}
+
+static void load_scales(const tile_t *t, float *scales) {
+    uint8_t *head;
+    for (int32_t j = 0, n, at; j < t->keys; j += n) {
+        n = run_of(t, j, &head, &at);
+        memcpy(scales + j, scales_of(t->c, head) + at, n * sizeof(float));
+        memcpy(scales + TILE + j, scales_of(t->c, head) + t->c->block_tokens + at, n * sizeof(float));
+    }
+}
+
+/* Scores of few rows, keys widened as they are read; then values weighted with p from key `from` on.  Blocks of 16 tokens or a multiple. */
+INLINE void scores_in_place(int32_t format, const tile_t *t, int32_t rows, room_t *r) {
+    uint8_t *head;
+    for (int32_t j = 0, at; j < t->keys; j += LANES) {
+        run_of(t, j, &head, &at);
+        product(format, 1, rows, LANES, t->c->head_dim, r->q, t->c->head_dim, head, at, t->c->block_tokens, r->p + j, TILE);
+    }
+}
+
+INLINE void values_in_place(int32_t format, const tile_t *t, int32_t rows, int32_t from, room_t *r, state_t *to) {
+    const int32_t d = t->c->head_dim, bt = t->c->block_tokens;
+    uint8_t *head;
+    for (int32_t j = from / LANES * LANES, at; j < t->keys; j += LANES) {
+        const int32_t n = run_of(t, j, &head, &at);
+        if (j <= from)
+            product(format, 1, rows, d, n, r->p + j, TILE, head, (int64_t)d * bt + (int64_t)at * d, d, to->values, d);
+        else
+            product(format, 0, rows, d, n, r->p + j, TILE, head, (int64_t)d * bt + (int64_t)at * d, d, to->values, d);
+    }
+}
+
+/* The same for many rows, which share a widened tile. */
+INLINE void scores_of_tile(int32_t format, const tile_t *t, int32_t rows, room_t *r) {
+    const int32_t d = t->c->head_dim, bt = t->c->block_tokens;
+    uint8_t *head;
+    for (int32_t j = 0, n, at; j < t->keys; j += n) {
+        n = run_of(t, j, &head, &at);
+        load_keys(format, head, bt, d, at, n, r->k + j);
+        load_values(format, head, bt, d, at, n, r->v + j * padded(d));
+    }
+    wide_product(rows, padded(t->keys), d, r->q, d, r->k, TILE, r->p, TILE);
+}
+
+static void scores(const tile_t *t, int32_t rows, int in_place, room_t *r) {
+    switch (t->c->format * 2 + in_place) {
+    case KV_F32 * 2: scores_of_tile(KV_F32, t, rows, r); break;
+    case KV_BF16 * 2: scores_of_tile(KV_BF16, t, rows, r); break;
+    case KV_INT8 * 2: scores_of_tile(KV_INT8, t, rows, r); break;
+    case KV_F32 * 2 + 1: scores_in_place(KV_F32, t, rows, r); break;
+    case KV_BF16 * 2 + 1: scores_in_place(KV_BF16, t, rows, r); break;
+    default: scores_in_place(KV_INT8, t, rows, r);
+    }
+}
+
+static void values(const tile_t *t, int32_t rows, int in_place, int32_t from, room_t *r, state_t *to) {
+    const int32_t dp = padded(t->c->head_dim);
+    if (!in_place)
+        wide_product(rows, dp, t->keys - from, r->p + from, TILE, r->v + from * dp, dp, to->values, dp);
+    else if (t->c->format == KV_F32)
+        values_in_place(KV_F32, t, rows, from, r, to);
+    else if (t->c->format == KV_BF16)
+        values_in_place(KV_BF16, t, rows, from, r, to);
+    else
+        values_in_place(KV_INT8, t, rows, from, r, to);
+}
+
 /* Attend to the tile from key0 on. */
 static void attend_tile(const attend_t *a, const cache_t *c, int32_t layer, const task_t *t, int32_t key0, room_t *r, state_t *to) {
-    const int32_t d = c->head_dim, dp = padded(d), keys = least(TILE, r->position[t->rows - 1] + 1 - key0);
-    int32_t from = TILE;
-    load_tile(c, layer, a->block_table + (int64_t)t->sequence * a->width, t->head, key0, keys, r);
-    product(t->rows, padded(keys), d, r->q, d, r->k, TILE, r->p, TILE);
+    const int in_place = t->rows <= HIGH && c->block_tokens % LANES == 0 && c->head_dim % LANES == 0;
+    const tile_t tile = {
+        .c = c, .table = a->block_table + (int64_t)t->sequence * a->width, .layer = layer, .head = t->head, .key0 = key0,
+        .keys = least(TILE, r->position[t->rows - 1] + 1 - key0),
+    };
+    int32_t from = tile.keys - 1;
+    scores(&tile, t->rows, in_place, r);
+    if (c->format == KV_INT8)
+        load_scales(&tile, r->scales);
     for (int32_t row = 0; row < t->rows; row++) {
-        const int32_t at = r->position[row];
-        const int32_t first = a->window ? most(0, at - a->window + 1 - key0) : 0, last = least(TILE, at + 1 - key0);
+        const int32_t at = r->position[row], last = least(TILE, at + 1 - key0);
+        const int32_t first = a->window ? most(0, at - a->window + 1 - key0) : 0;
         from = least(from, first);
-        soften(r->p + row * TILE, first, last, a->softcap, to->largest + row, to->sum + row);
+        soften(r->p + row * TILE, first, last, c->format == KV_INT8 ? r->scales : NULL, a->softcap, to->largest + row, to->sum + row);
     }
-    product(t->rows, dp, keys - from, r->p + from, TILE, r->v + from * dp, dp, to->values, dp);
+    values(&tile, t->rows, in_place, from, r, to);
 }
 
 /* The first position that any row of a task sees. */
@@ -340,18 +337,21 @@ static state_t state_at(float **from, int32_t dp) {
 static room_t room_at(float *own, int32_t d) {
     const int32_t dp = padded(d);
     room_t r = {.q = take(&own, ROWS * dp), .k = take(&own, d * TILE), .v = take(&own, TILE * dp), .p = take(&own, ROWS * TILE)};
+    r.scales = take(&own, 2 * TILE);
     r.tile = state_at(&own, dp), r.part = state_at(&own, dp), r.all = state_at(&own, dp);
     return r;
 }
 
 int64_t attention_floats(int32_t d) {
     const int64_t dp = padded(d);
-    return ROWS * dp + (int64_t)d * TILE + TILE * dp + ROWS * TILE + 3 * (2 * ROWS + ROWS * dp);
+    return ROWS * dp + (int64_t)d * TILE + TILE * dp + (ROWS + 2) * TILE + 3 * (2 * ROWS + ROWS * dp);
 }
 
 int64_t attention_shared_floats(int32_t threads, int32_t d) { return threads > 1 ? (int64_t)SHARED_ROWS * (padded(d) + 2) : 0; }
 
-static int32_t rows_of(const attend_t *a, const cache_t *c, int32_t s) { return (a->first[s + 1] - a->first[s]) * (a->heads / c->kv_heads); }
+static int32_t rows_of(const attend_t *a, const cache_t *c, int32_t s) {
+    return (a->first[s + 1] - a->first[s]) * (a->heads / c->kv_heads);
+}
 
 int attention_is_split(const attend_t *a, const cache_t *c, int32_t threads) {
     int64_t records = 0;

@@ -1,8 +1,4 @@
-/* The paged cache of keys and values, and attention to it.
- *
- * A block holds the tokens of block_tokens positions in a row, head by head: of each head first the keys, [head_dim][block_tokens], so that
- * one vector holds the same dimension of neighbouring keys and no sum of a score runs across lanes; then the values,
- * [block_tokens][head_dim]; then, INT8 only, a float scale of each key and of each value, [2][block_tokens].
+/* Attention to the paged cache.
  *
  * The keys of a sequence are attended to in tiles of 64 positions from position 0 on, the tiles gathered in parts of 8.  Each tile is a
  * softmax of its own; tiles are merged into their part and parts into the result, always in order.  So what a query gets depends on
@@ -11,15 +7,7 @@
 #ifndef MLSYS_ATTENTION_H
 #define MLSYS_ATTENTION_H
 
-#include <stdint.h>
-
-enum { KV_F32 = 0, KV_BF16 = 1, KV_INT8 = 2 };
-
-typedef struct {
-    uint8_t *data;
-    int64_t layer_bytes, block_bytes;
-    int32_t format, block_tokens, kv_heads, head_dim;
-} cache_t;
+#include "kv.h"
 
 /* What attends: T queries of S sequences. */
 typedef struct {
@@ -31,12 +19,6 @@ typedef struct {
     int32_t window;                                /* a query sees so many keys, itself included; 0: all */
     float scale, softcap;                          /* of q k; softcap 0: none */
 } attend_t;
-
-/* Bytes of a block for all layers' worth of one layer. */
-int64_t kv_block_bytes(int32_t format, int32_t block_tokens, int32_t kv_heads, int32_t head_dim);
-
-/* Store a token's keys and values, [kv_heads, head_dim] each. */
-void kv_write(const cache_t *c, int32_t layer, int32_t slot, const float *k, const float *v);
 
 /* Floats that one thread needs to attend, and that all need together to share few long sequences. */
 int64_t attention_floats(int32_t head_dim);

@@ -1,7 +1,6 @@
 /* Activations in the form kernels want, and who computes what. */
 #include "linear.h"
 
-#include <math.h>
 #include <string.h>
 
 #include "cpu.h"

@@ -24,12 +24,12 @@ typedef struct {
     int32_t threads;
 } job_t;
 
-static int32_t larger(int32_t a, int32_t b) { return a > b ? a : b; }
+static int32_t widest(int32_t a, int32_t b) { return a > b ? a : b; }
 static int32_t share(int32_t n, int32_t ith, int32_t nth) { return (int64_t)n * ith / nth; }
 static int32_t q_width(const decoder_t *d) { return d->heads * d->head_dim; }
 static int32_t kv_width(const decoder_t *d) { return d->kv_heads * d->head_dim; }
-static int32_t h_width(const decoder_t *d) { return larger(larger(d->hidden, q_width(d)), d->ffn); }
-static int32_t wide_width(const decoder_t *d) { return larger(q_width(d) + 2 * kv_width(d), 2 * d->ffn); }
+static int32_t h_width(const decoder_t *d) { return widest(widest(d->hidden, q_width(d)), d->ffn); }
+static int32_t wide_width(const decoder_t *d) { return widest(q_width(d) + 2 * kv_width(d), 2 * d->ffn); }
 
 static int64_t now_ns(void) {
     struct timespec t;
@@ -68,20 +68,28 @@ static void add_and_norm(job_t *j, float *x, int32_t m, const float *post_gain, 
 static void embed(job_t *j, int32_t ith, int32_t nth) {
     const decoder_t *d = j->d;
     for (int64_t t = share(j->s->tokens, ith, nth); t < share(j->s->tokens, ith + 1, nth); t++)
-        embed_row(j->x + t * d->hidden, d->embedding, d->embedding_format, d->embedding_packed, j->s->token[t], d->hidden, d->embedding_scale);
+        embed_row(j->x + t * d->hidden, d->embedding, d->embedding_format, d->embedding_packed, j->s->token[t], d->hidden,
+                  d->embedding_scale);
 }
 
-/* Turn queries and keys, and store keys and values. */
+/* Norm, where it is, and turn some heads of a token. */
+static void turn(const decoder_t *d, const layer_t *l, float *x, int32_t heads, const float *gain, int32_t position) {
+    const int64_t at = (int64_t)position * (d->rope_dim / 2);
+    for (int32_t h = 0; gain && h < heads; h++)
+        norm_row(x + h * d->head_dim, x + h * d->head_dim, d->head_dim, d->eps, gain);
+    rope_row(x, heads, d->head_dim, d->rope_dim, l->cos + at, l->sin + at);
+}
+
+/* Turn queries and keys, and store keys and values: KV head by KV head of each token, so that threads share a lone token too. */
 static void place(job_t *j, const layer_t *l, int32_t layer, int32_t ith, int32_t nth) {
     const decoder_t *d = j->d;
-    const int32_t q = q_width(d), kv = kv_width(d), half = d->rope_dim / 2;
-    for (int64_t t = share(j->s->tokens, ith, nth); t < share(j->s->tokens, ith + 1, nth); t++) {
-        float *row = j->wide + t * (q + 2 * kv);
-        const int64_t at = (int64_t)j->s->position[t] * half;
-        for (int32_t h = 0; l->q_gain && h < d->heads + d->kv_heads; h++)
-            norm_row(row + h * d->head_dim, row + h * d->head_dim, d->head_dim, d->eps, h < d->heads ? l->q_gain : l->k_gain);
-        rope_row(row, d->heads + d->kv_heads, d->head_dim, d->rope_dim, l->cos + at, l->sin + at);
-        kv_write(j->c, layer, j->s->slot[t], row + q, row + q + kv);
+    const int32_t q = q_width(d), kv = kv_width(d), group = d->heads / d->kv_heads, items = j->s->tokens * d->kv_heads;
+    for (int32_t item = share(items, ith, nth); item < share(items, ith + 1, nth); item++) {
+        const int64_t t = item / d->kv_heads, head = item % d->kv_heads;
+        float *row = j->wide + t * (q + 2 * kv), *k = row + q + head * d->head_dim;
+        turn(d, l, row + head * group * d->head_dim, group, l->q_gain, j->s->position[t]);
+        turn(d, l, k, 1, l->k_gain, j->s->position[t]);
+        kv_write(j->c, layer, j->s->slot[t], head, k, k + kv);
     }
     pool_barrier();
 }
