@@ -237,7 +237,7 @@ def _best(bench: Bench, layout: Layout, name: str) -> float | None:
     int8 and int4 weights are widened before they are multiplied, so a product in fp32 or bf16 is their ceiling; w8a8 multiplies int8.
     """
     wanted = {"device": layout.device, "threads": layout.threads}
-    formats = (layout.precision, None)
+    formats: tuple[str | None, ...] = (layout.precision, None)
     if layout.precision.startswith(("int8", "int4")):
         formats = ("fp32", "bf16")
     elif layout.precision.startswith(("w8a8", "w4a8")):
