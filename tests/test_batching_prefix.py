@@ -196,7 +196,7 @@ def test_a_row_reads_its_own_tokens_and_never_writes_what_is_shared(name: str, s
 
 def test_the_games_above_did_share_swap_and_draft() -> None:
     """Otherwise they would say little."""
-    swapping, plain = (play(seed, policy, fails=0.03)[0] for seed, policy in ((0, POLICIES["swap and drafts"]), (1, POLICIES["recompute"])))
+    swapping, plain = (play(seed, policy, fails=0.03)[0] for seed, policy in ((0, POLICIES["swap and drafts"]), (6, POLICIES["recompute"])))
     assert min(m.state.hit_tokens for m in (swapping, plain)) > 50
     assert swapping.did["swaps"] > 2
     assert plain.did["preemptions"] > 2

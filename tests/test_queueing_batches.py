@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from mlsys_bench.errors import BadInput, Overload
@@ -145,6 +145,7 @@ def test_a_simulation_agrees_with_noise() -> None:
 
 
 @given(st.floats(0.05, 0.97), st.floats(0.0, 5.0), st.floats(0.05, 2.0), st.integers(1, 24), st.floats(0.0, 1.0), st.floats(1e-3, 1e3))
+@example(0.5, 1.0544852059506007, 2.0, 8, 1.0, 1.5)
 @settings(max_examples=30, deadline=None)
 def test_the_joint_law_keeps_its_books(rho: float, fixed: float, per: float, most: int, hold: float, unit: float) -> None:
     """Probabilities sum to 1, throughput is the rate, and the unit of time does not matter."""

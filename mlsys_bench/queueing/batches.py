@@ -96,7 +96,8 @@ def batches(
         return _heavy(rate_per_s, fixed_s, per_request_s, noise)
     taus = np.asarray(fixed_s + per_request_s * np.arange(1, most + 1), dtype=np.float64)
     _check_wait(max_wait_s, noise, taus)
-    max_wait_s = max_wait_s if max_wait_s > 1e-9 * float(taus[0]) else 0.0  # a panel that narrow would lose its digits
+    # a panel that narrow would lose its digits; a wait as long as a full batch takes may be written with other last digits
+    max_wait_s = min(max_wait_s, float(taus[-1])) if max_wait_s > 1e-9 * float(taus[0]) else 0.0
     law, empty = waiting_at_starts(rate_per_s, taus, noise, max_wait_s, limited=max_batch is not None)
     limited = max_batch is not None
     batch_law, left = _balanced(rate_per_s, taus, law, empty, square) if limited and noise is not None else _folded(law, most)
@@ -216,7 +217,7 @@ def _check_wait(max_wait_s: float, noise: Law | None, taus: Floats) -> None:
         raise BadInput(f"a wait of at most {max_wait_s} s is not a finite time from 0 up")
     if max_wait_s > 0 and noise is not None:
         raise BadInput("batches that wait are computed for batch times without noise only: simulate this one")
-    if max_wait_s > float(taus[-1]):
+    if max_wait_s > float(taus[-1]) * (1 + 1e-12):
         raise BadInput(
             f"batches that wait longer ({max_wait_s:g} s) than a full one takes ({float(taus[-1]):g} s) are not computed: simulate"
         )
