@@ -61,6 +61,7 @@ def check_behaviour(session: nox.Session) -> None:
     if session.posargs:
         session.run("python", "-m", "pytest", *session.posargs)
         return
+    session.run("python", "-c", "from mlsys_bench.engine.native import library; library.load()")  # compiled once, not by each worker
     workers = str(min(8, (os.cpu_count() or 1) + 1))  # one more than cores: some of the tests wait for processes
     spread = ("-n", workers, "--dist", "loadfile", "--no-loadscope-reorder")
     session.run("python", "-m", "pytest", "-m", "not measures", *spread, "--durations=30", env=ONE_THREAD)
