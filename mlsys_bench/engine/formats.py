@@ -65,8 +65,8 @@ class Dense:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Rows8:
-    """int8 with a scale per output row: weight ~ int8 * scale.  weight: [N, K] int8; scale: [N] fp32."""
+class _Rows:
+    """A scale per output row: weight ~ kept * scale."""
 
     weight: Tensor
     scale: Tensor
@@ -79,6 +79,11 @@ class Rows8:
     def nbytes(self) -> int:
         """What it takes in memory."""
         return _bytes(self.weight, self.scale)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rows8(_Rows):
+    """int8 with a scale per output row.  weight: [N, K] int8; scale: [N] fp32."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,20 +115,8 @@ class Groups4:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Rows8f:
+class Rows8f(_Rows):
     """fp8 with a scale per output row.  weight: [N, K] float8_e4m3fn; scale: [N] fp32."""
-
-    weight: Tensor
-    scale: Tensor
-
-    def dequantise(self) -> Tensor:
-        """Return the fp32 weight [N, K]."""
-        return self.weight.float() * self.scale[:, None]
-
-    @property
-    def nbytes(self) -> int:
-        """What it takes in memory."""
-        return _bytes(self.weight, self.scale)
 
 
 Logical = Dense | Rows8 | Groups4 | Rows8f
