@@ -42,6 +42,15 @@ class Round:
     values: tuple[float, ...]
     cpu_s: tuple[float, ...] | None = None
     involuntary: tuple[int, ...] | None = None
+    flagged: tuple[bool, ...] | None = None  # taken while throttled or preempted: kept, counted, left out of medians
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Work:
+    """What one call of a benchmark must move and compute, whoever does it: the bytes that physics cannot spare it, and its FLOPs."""
+
+    bytes: float = 0.0
+    flops: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,6 +73,19 @@ class Measurement:
     launches: tuple[Launch, ...]
     skipped: str | None = None
     deterministic: bool = False  # a counter: the same program gives the same value
+    work: Work | None = None
+    ended: Literal["settled", "budget", "drifting"] | None = None  # of its worst launch: why samples were no longer taken
+    error: float | None = None  # relative, against a reference computed in the same run
+    tolerance: float | None = None  # what that error may be
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Telemetry:
+    """What the machine did while a launch measured: by name with its unit (`sm_clock_hz`, `power_w`, `steal_share`) a value per `at_s`."""
+
+    at_s: tuple[float, ...]  # since the launch began
+    series: dict[str, tuple[float | None, ...]]
+    totals: dict[str, float] = field(default_factory=dict)  # over the launch: `energy_j`, `involuntary`, `throttled_s`
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,6 +93,9 @@ class Bench:
     """The record of one `mlsys bench` run."""
 
     measurements: tuple[Measurement, ...]
+    contended: tuple[str, ...] = ()  # what else used this machine meanwhile, in words; empty: nothing seen
+    telemetry: tuple[Telemetry, ...] = ()  # a launch each
+    unread: tuple[str, ...] = ()  # what this machine does not tell, and why
 
 
 # ---------------------------------------------------------------- requests and their summary
