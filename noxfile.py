@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import nox
@@ -15,6 +18,7 @@ nox.options.sessions = ["tests"]
 # Installed first and alone: any looser request, made beside other packages, can pull gigabytes of CUDA.
 TORCH = os.environ.get("MLSYS_TORCH", "torch==2.13.0")
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}  # of those that share the cores
+KEEPING = {"PYTHONDONTWRITEBYTECODE": ""}  # where nothing compiled is kept, every worker compiles every test anew, for 15 s
 HONESTY = Path("../shared/tools/honesty.py")
 
 
@@ -35,7 +39,8 @@ def demo(session: nox.Session) -> None:
 def tests(session: nox.Session) -> None:
     """Check style, types, floors and behaviour; then that the wheel works alone."""
     install(session, "engine,serve,load,plot,fast,cluster,test")
-    check_style(session)
+    with warming(session):
+        check_style(session)
     check_behaviour(session)
     if HONESTY.exists():
         session.run("python", str(HONESTY), ".")
@@ -56,17 +61,35 @@ def check_style(session: nox.Session) -> None:
     session.run("mypy")
 
 
+@contextmanager
+def warming(session: nox.Session) -> Iterator[None]:
+    """Beside checks that use one core have compiled, once, what each worker of pytest would compile for itself: tests and kernels.
+
+    Tests are compiled, and the engine's kernels, when tests are collected; the simulator's by the one test that is run.  What fails here is
+    told by the tests.
+    """
+    if session.posargs:
+        yield
+        return
+    command = [str(Path(session.bin) / "python"), "-m", "pytest", "-k", "compiled_and_plain_runs"]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env={**os.environ, **KEEPING}) as compiling:
+        try:
+            yield
+        except BaseException:
+            compiling.terminate()
+            raise
+
+
 def check_behaviour(session: nox.Session) -> None:
     """Run the tests: on all cores those that hold on a busy machine, then alone those that measure; or what posargs ask for."""
     if session.posargs:
         session.run("python", "-m", "pytest", *session.posargs)
         return
-    session.run("python", "-c", "from mlsys_bench.engine.native import library; library.load()")  # compiled once, not by each worker
     workers = str(min(8, (os.cpu_count() or 1) + 1))  # one more than cores: some of the tests wait for processes
     spread = ("-n", workers, "--dist", "loadfile", "--no-loadscope-reorder")
-    session.run("python", "-m", "pytest", "-m", "not measures", *spread, "--durations=30", env=ONE_THREAD)
+    session.run("python", "-m", "pytest", "-m", "not measures", *spread, "--durations=30", env={**ONE_THREAD, **KEEPING})
     measuring = [str(path) for path in sorted(Path("tests").rglob("test_*.py")) if "mark.measures" in path.read_text(encoding="utf-8")]
-    session.run("python", "-m", "pytest", "-m", "measures", "--durations=20", *measuring)
+    session.run("python", "-m", "pytest", "-m", "measures", "--durations=20", *measuring, env=KEEPING)
 
 
 @nox.session

@@ -1,8 +1,8 @@
 """Records: types <-> files.  The only reader and writer of what the commands hand to each other.
 
 A JSON record is the envelope (`schema`, `kind`, `created`, `machine`, `inputs`) with the fields of its type beside it.
-Requests are Parquet, one row each, with the envelope in the file's metadata.  Files are replaced whole, so that an
-interrupted write leaves the old one.
+Requests are Parquet, one row each, with the envelope in the file's metadata; a bench may be, one row a sample, where its file is named
+so.  Files are replaced whole, so that an interrupted write leaves the old one.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
 
+from mlsys_bench import longform
 from mlsys_bench.backtests import Backtest
 from mlsys_bench.billing import Costs
 from mlsys_bench.calibrations import Calibration
@@ -143,9 +144,11 @@ def dumps(record: Record, machine: Machine, inputs: Iterable[Path] = ()) -> str:
 
 
 def write(path: Path, record: Record, machine: Machine, inputs: Iterable[Path] = ()) -> Path:
-    """Write a record, Parquet for requests and JSON for the rest, and return its path.  Raises RecordError."""
+    """Write a record, Parquet for requests and for a bench named *.parquet, JSON for the rest, and return its path.  Raises RecordError."""
     if isinstance(record, Requests):
         return _write_requests(path, record, envelope(record, machine, inputs))
+    if isinstance(record, Bench) and path.suffix == ".parquet":
+        return _write_bench(path, record, envelope(record, machine, inputs))
     text = dumps(record, machine, inputs)
     return _replace(path, lambda temporary: temporary.write_text(text + "\n"))
 
@@ -214,7 +217,7 @@ def load(path: Path) -> tuple[Envelope, Record]:
     except OSError as error:
         raise RecordError(f"{path}: cannot be read: {error.strerror or error}") from error
     if start == b"PAR1":
-        return _read_requests(path)
+        return _read_parquet(path)
     return loads(path.read_bytes(), str(path))
 
 
@@ -228,11 +231,16 @@ def loads(data: bytes | str, where: str) -> tuple[Envelope, Record]:
     kind = document.get("kind")
     if not isinstance(kind, str) or kind not in KINDS or kind == "requests":
         raise RecordError(f"{where}: unknown kind {kind!r}{did_you_mean(str(kind), KINDS)}")
+    return _understood(document, where)
+
+
+def _understood(document: dict[str, Any], where: str) -> tuple[Envelope, Any]:
+    """Return envelope and record of a document of ours, every value checked."""
     _refuse_non_finite(document, where)
     names = {f.name for f in dataclasses.fields(Envelope)}
     head = _convert({k: v for k, v in document.items() if k in names}, Envelope, where)
     body = {k: v for k, v in document.items() if k not in names}
-    record = _convert(body, KINDS[kind], where)
+    record = _convert(body, KINDS[document["kind"]], where)
     _refuse_unknown(body, msgspec.to_builtins(record), where)
     return head, record
 
@@ -340,7 +348,7 @@ def _is_finite(table: Any) -> bool:
     return all(found)
 
 
-def _read_requests(path: Path) -> tuple[Envelope, Requests]:
+def _read_parquet(path: Path) -> tuple[Envelope, Requests | Bench]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -355,12 +363,38 @@ def _read_requests(path: Path) -> tuple[Envelope, Requests]:
     schema = head.get("schema") if isinstance(head, dict) else None
     if schema != SCHEMA:
         raise RecordError(f"{path}: has schema {schema!r}, this version reads {SCHEMA!r}; make the file again")
+    return _read_bench(table, head, str(path)) if head.get("kind") == "bench" else _read_requests(table, head, str(path))
+
+
+def _read_requests(table: pa.Table, head: dict[str, Any], where: str) -> tuple[Envelope, Requests]:
     t0_unix_s = head.pop("t0_unix_s", None)
     rows = table.to_pylist()
     names = dict.fromkeys(_requests_schema().names)
-    _refuse_unknown(dict.fromkeys(table.column_names), names, str(path))
+    _refuse_unknown(dict.fromkeys(table.column_names), names, where)
     for row in rows:
         row["stage_s"] = dict(row.get("stage_s") or ())
-    _refuse_non_finite(rows, str(path))
-    requests = _convert({"t0_unix_s": t0_unix_s, "requests": rows}, Requests, str(path))
-    return _convert(head, Envelope, str(path)), requests
+    _refuse_non_finite(rows, where)
+    requests = _convert({"t0_unix_s": t0_unix_s, "requests": rows}, Requests, where)
+    return _convert(head, Envelope, where), requests
+
+
+# ---------------------------------------------------------------- a bench sample by sample: Parquet
+
+
+def _write_bench(path: Path, bench: Bench, head: Envelope) -> Path:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    document = {**msgspec.to_builtins(head), **msgspec.to_builtins(bench)}
+    _refuse_non_finite(document, str(path))
+    schema = longform.schema().with_metadata({"mlsys": json.dumps(longform.skeleton(document), allow_nan=False)})
+    table = pa.table(longform.columns(bench), schema=schema)
+    return _replace(path, lambda temporary: pq.write_table(table, temporary))
+
+
+def _read_bench(table: pa.Table, head: dict[str, Any], where: str) -> tuple[Envelope, Bench]:
+    try:
+        document = longform.filled(head, {name: table.column(name).to_pylist() for name in longform.COLUMNS})
+    except (KeyError, TypeError) as error:
+        raise RecordError(f"{where}: its samples do not fit its metadata ({error}); make the file again") from error
+    return _understood(document, where)

@@ -1,6 +1,8 @@
-"""How fast this machine reads memory with so many threads: a small C program of its own, which answers each line with bytes a second.
+"""How fast this machine goes through memory with so many threads: a small C program, which answers each line with bytes a second.
 
-Where there is no compiler, torch's matrix-vector product reads in its place.
+It reads, copies (a = b) or adds (triad, a = b + 3 c), as its second argument says, and counts as STREAM does: bytes read and bytes written.
+What is written goes past the caches where the processor has such stores, as STREAM's compilers are told to make them.
+Where there is no compiler, torch's functions take its place.
 """
 
 from __future__ import annotations
@@ -13,15 +15,20 @@ import tempfile
 from pathlib import Path
 
 SOURCE = r"""
+#define _GNU_SOURCE
 #include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <time.h>
+#ifdef __AVX__
+#include <immintrin.h>
+#endif
 
 enum { PASSES = 7, MOST = 64 };
 static const size_t floats = (size_t)1 << 28; /* 1 GiB: beyond any cache */
-static float *room;
+static float *room, *from, *more; /* what is read is `room`, what is written too */
 static int threads;
 static volatile float kept[MOST * 16];
 
@@ -31,39 +38,83 @@ static double now(void) {
     return t.tv_sec + 1e-9 * t.tv_nsec;
 }
 
-/* Four sums, so that no addition waits for the one before. */
+/* Front to back: the compiler makes of it what the processor adds fastest. */
 static void *read_share(void *which) {
     size_t share = floats / threads, i;
     const float *x = room + share * (size_t)which;
-    float a = 0, b = 0, c = 0, d = 0;
-    for (i = 0; i < share / 4; i++) {
-        a += x[i];
-        b += x[i + share / 4];
-        c += x[i + share / 2];
-        d += x[i + share / 4 * 3];
-    }
-    kept[16 * (size_t)which] = a + b + c + d;
+    float sum = 0;
+    for (i = 0; i < share; i++) sum += x[i];
+    kept[16 * (size_t)which] = sum;
     return NULL;
 }
+
+#ifdef __AVX__
+static void *copy_share(void *which) {
+    size_t share = floats / threads, i, at = share * (size_t)which;
+    for (i = at; i < at + share; i += 8) _mm256_stream_ps(room + i, _mm256_load_ps(from + i));
+    _mm_sfence();
+    return NULL;
+}
+
+static void *triad_share(void *which) {
+    size_t share = floats / threads, i, at = share * (size_t)which;
+    const __m256 three = _mm256_set1_ps(3);
+    for (i = at; i < at + share; i += 8) {
+        const __m256 product = _mm256_mul_ps(three, _mm256_load_ps(more + i));
+        _mm256_stream_ps(room + i, _mm256_add_ps(_mm256_load_ps(from + i), product));
+    }
+    _mm_sfence();
+    return NULL;
+}
+#else
+static void *copy_share(void *which) {
+    size_t share = floats / threads, i, at = share * (size_t)which;
+    for (i = at; i < at + share; i++) room[i] = from[i];
+    return NULL;
+}
+
+static void *triad_share(void *which) {
+    size_t share = floats / threads, i, at = share * (size_t)which;
+    for (i = at; i < at + share; i++) room[i] = from[i] + 3 * more[i];
+    return NULL;
+}
+#endif
+
+static void *(*work)(void *) = read_share;
 
 static double pass(void) {
     pthread_t other[MOST];
     size_t i;
     double began = now();
-    for (i = 1; i < (size_t)threads; i++) pthread_create(&other[i], NULL, read_share, (void *)i);
-    read_share((void *)0);
+    for (i = 1; i < (size_t)threads; i++) pthread_create(&other[i], NULL, work, (void *)i);
+    work((void *)0);
     for (i = 1; i < (size_t)threads; i++) pthread_join(other[i], NULL);
     return now() - began;
 }
 
 static int ascending(const void *a, const void *b) { return (*(double *)a > *(double *)b) - (*(double *)a < *(double *)b); }
 
+static float *taken(void) {
+    float *made = aligned_alloc((size_t)1 << 21, floats * sizeof(float));
+    if (!made) exit(1);
+#ifdef MADV_HUGEPAGE
+    madvise(made, floats * sizeof(float), MADV_HUGEPAGE);
+#endif
+    memset(made, 1, floats * sizeof(float));
+    return made;
+}
+
 int main(int count, char **words) {
     char line[64];
+    const char *way = count > 2 ? words[2] : "read";
+    int buffers = 1;
     threads = count > 1 ? atoi(words[1]) : 1;
-    room = aligned_alloc(64, floats * sizeof(float));
-    if (!room || threads < 1 || threads > MOST) return 1;
-    memset(room, 1, floats * sizeof(float));
+    if (!strcmp(way, "copy")) work = copy_share, buffers = 2;
+    if (!strcmp(way, "triad")) work = triad_share, buffers = 3;
+    if (threads < 1 || threads > MOST) return 1;
+    room = taken();
+    if (buffers > 1) from = taken();
+    if (buffers > 2) more = taken();
     puts("{}");
     fflush(stdout);
     while (fgets(line, sizeof line, stdin)) {
@@ -71,7 +122,7 @@ int main(int count, char **words) {
         int i;
         for (i = 0; i < PASSES; i++) took[i] = pass();
         qsort(took, PASSES, sizeof *took, ascending);
-        printf("{\"rate\": %.0f}\n", floats * sizeof(float) / took[PASSES / 2]);
+        printf("{\"rate\": %.0f}\n", (double)buffers * floats * sizeof(float) / took[PASSES / 2]);
         fflush(stdout);
     }
     return 0;
@@ -82,19 +133,25 @@ TORCH = """
 import json, statistics, sys, time, torch
 torch.set_num_threads(int(sys.argv[1]))
 matrix, vector = torch.ones(2**16, 2**12), torch.ones(2**12)
+way = sys.argv[2] if len(sys.argv) > 2 else "read"
+a, b = (torch.ones_like(matrix) for _ in range(2)) if way != "read" else (matrix, matrix)
+work = {
+    "read": lambda: torch.mv(matrix, vector), "copy": lambda: a.copy_(matrix), "triad": lambda: torch.add(matrix, b, alpha=3.0, out=a),
+}[way]
+buffers = {"read": 1, "copy": 2, "triad": 3}[way]
 print("{}", flush=True)
 for _ in sys.stdin:
     took = []
     for _ in range(7):
         began = time.perf_counter()
-        torch.mv(matrix, vector)
+        work()
         took.append(time.perf_counter() - began)
-    print(json.dumps({"rate": 4 * matrix.numel() / statistics.median(took)}), flush=True)
+    print(json.dumps({"rate": 4 * buffers * matrix.numel() / statistics.median(took)}), flush=True)
 """
 
 
 def command(threads: int) -> list[str]:
-    """Return the command of a process that reads 1 GiB for each line it is given."""
+    """Return the command of a process that goes through 1 GiB, or as much in each buffer, for each line it is given."""
     compiler = os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc")
     if compiler is None:
         return [sys.executable, "-c", TORCH, str(threads)]

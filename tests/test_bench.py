@@ -10,11 +10,9 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
 from mlsys_bench import bench, hardware, latency, models, record
@@ -23,6 +21,7 @@ from mlsys_bench.bench import companion, harness, steps, worker
 from mlsys_bench.bench.options import SUITES, checked, wants
 from mlsys_bench.engine import Engine
 from mlsys_bench.errors import BadInput, MeasurementFailed, UnknownName
+from mlsys_bench.readings.catalogue import CATALOGUE
 from mlsys_bench.types import Bench, Launch, Measurement, Round, Scalar
 
 SMALL = bench.Options(device="cpu", max_batch=2, max_step_tokens=64, max_context=128, kv_tokens=512, budget_s=25.0)
@@ -54,44 +53,12 @@ def test_a_model_is_kept_under_its_catalogue_name() -> None:
 
 
 def test_names_are_chosen_whole_or_by_their_beginning() -> None:
-    names = [name for name, line in bench.catalogue() if line]
-    assert [n for n in names if wants(("memory", "engine.step"), n)] == ["memory.read", "memory.copy", "engine.step"]
+    names = [entry.name for entry in CATALOGUE if entry.line]
+    assert [n for n in names if wants(("memory", "engine.step"), n)] == ["memory.read", "memory.copy", "memory.triad", "engine.step"]
     assert all(wants((), n) for n in names)
 
 
 # ---------------------------------------------------------------- the harness
-
-
-def spec(name: str, **parameters: Scalar) -> harness.Spec:
-    return harness.Spec(name=name, unit="s", better="lower", parameters=parameters)
-
-
-def counting_task(name: str, cost_s: float, log: list[str]) -> harness.Task:
-    def visit() -> list[harness.Sampled]:
-        log.append(name)
-        return [(spec(name), Round(values=(1.0,)))]
-
-    return harness.Task(specs=(spec(name),), visit=visit, cost_s=cost_s)
-
-
-def test_every_task_is_visited_once_a_round_first_the_cheap_then_in_random_order() -> None:
-    log: list[str] = []
-    tasks = [counting_task(name, cost_s, log) for name, cost_s in (("b", 0.2), ("a", 0.1), ("c", 0.3), ("d", 0.4))]
-    missed = harness.visit_all(tasks, rounds=8, deadline=float("inf"), rng=np.random.default_rng(0), emit=lambda *_: None)
-    rounds = [log[i : i + 4] for i in range(0, 32, 4)]
-    assert missed == []
-    assert rounds[0] == ["a", "b", "c", "d"]
-    assert all(sorted(r) == ["a", "b", "c", "d"] for r in rounds)
-    assert len({tuple(r) for r in rounds}) > 3
-
-
-def test_what_would_overrun_the_budget_is_not_begun_and_is_named() -> None:
-    log: list[str] = []
-    tasks = [counting_task("cheap", 0.0, log), counting_task("dear", 1e9, log)]
-    deadline = time.monotonic() + 60
-    missed = harness.visit_all(tasks, rounds=3, deadline=deadline, rng=np.random.default_rng(0), emit=lambda *_: None)
-    assert log == ["cheap"] * 3
-    assert [t.specs[0].name for t in missed] == ["dear"]
 
 
 def test_samples_carry_time_processor_time_and_switches() -> None:
@@ -103,9 +70,11 @@ def test_samples_carry_time_processor_time_and_switches() -> None:
     assert all(0 < cpu_s <= wall_s * 1.5 for cpu_s, wall_s in zip(taken.cpu_s or (), samples.values, strict=True))
 
 
-def test_warming_up_ends_after_its_tries() -> None:
+def test_warming_up_ends_after_its_tries(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Blocks that never overlap: every call takes twice as long as the one before."""
     calls = itertools.count()
-    assert harness.warm_up(lambda: next(calls), block=2, agree=-1.0, tries=3) >= 0
+    monkeypatch.setattr(harness, "_times", lambda work, count, deadline: [2.0 ** next(calls) for _ in range(count)])
+    assert harness.warm_up(lambda: None, block=2, tries=3) == (2.0**4 + 2.0**5) / 2
     assert next(calls) == 6
 
 
@@ -177,7 +146,7 @@ def test_logits_that_are_no_numbers_end_the_measurement() -> None:
 @pytest.fixture(scope="module")
 def small() -> Bench:
     """Two launches of a small engine, everything but the model's own matrices; the budget is for a machine that is very busy."""
-    suite = ("memory.read", "gemm", "engine")
+    suite = ("memory.read", "gemm", "engine.step", "engine.coldstart")
     return bench.run(dataclasses.replace(SMALL, max_context=256, only=suite, launches=2, rounds=1, budget_s=600.0))
 
 
@@ -185,7 +154,7 @@ def small() -> Bench:
 def test_a_run_keeps_every_sample_by_launch_and_round(small: Bench) -> None:
     names = {m.name for m in small.measurements}
     assert names == {"memory.read", "gemm", "engine.coldstart", "engine.step"}
-    for m in small.measurements:
+    for m in (m for m in small.measurements if m.parameters.get("precision") != "fp8"):  # for which a CPU has no units
         assert m.skipped is None
         assert len(m.launches) == 2
         assert all(v > 0 for launch in m.launches for r in launch.rounds for v in r.values)
@@ -206,11 +175,12 @@ def test_a_run_survives_its_file(small: Bench, tmp_path: Path) -> None:
 def test_a_reader_sees_the_share_of_what_the_machine_can_do(small: Bench) -> None:
     rows = bench.table(small)
     assert [r.name for r in rows[:2]] == ["memory.read", "gemm"]
-    assert rows[0].share == rows[1].share == 1.0
+    assert rows[0].share == 1.0
+    assert max(r.share or 0.0 for r in rows if r.name == "gemm") == 1.0
     for row in (r for r in rows if r.name == "engine.step"):
         assert row.median is not None
         assert row.share is not None
-        assert row.bound in ("memory", "compute")
+        assert row.bound is not None
         assert row.interval is None or row.interval[0] <= row.median <= row.interval[1]
 
 
@@ -234,7 +204,7 @@ def test_a_decode_row_counts_weights_and_cache_by_hand() -> None:
 @pytest.mark.e2e
 def test_a_run_can_be_fitted_and_tells_its_layout(small: Bench) -> None:
     """Prefill of two lengths, batches 2 and 1, two contexts: enough for a profile, whose floor the cells respect."""
-    assert {m.skipped for m in small.measurements} == {None}
+    assert {m.skipped for m in small.measurements if m.name == "engine.step"} == {None}
     profile = latency.fit(small)
     assert profile.layout.model == "nano"
     assert profile.layout.threads == 1

@@ -39,13 +39,15 @@ F0 = {
     "resources",
     "jit",
     "documents",
+    "longform",
     "claims",
     "billing",
     "backtests",
     "productions",
     "workers",
+    "samples",
 }
-F1 = {"batching", "queueing", "latency", "workload", "pricing", "scenario", "models", "hardware", "summary"}
+F1 = {"anatomy", "batching", "queueing", "latency", "readings", "workload", "pricing", "scenario", "models", "hardware", "summary"}
 F2 = {"engine", "simulate"}
 F3 = {"bench", "loadtest", "serve", "systems", "plan", "predict"}
 F4 = {"report", "gate"}
@@ -56,11 +58,11 @@ MAY_IMPORT: dict[str, set[str]] = {
               "senders"},
     "serversides": set(), "timelines": set(), "senders": set(), "askings": set(), "loadtests": {"types"}, "loadlimits": {"types"},
     "calibrations": {"loadtests"}, "verdicts": {"types"}, "histories": {"types"},
-    "claims": {"types"}, "backtests": {"types"}, "productions": {"types"}, "billing": {"provenance"}, "stages": {"types"},
+    "samples": {"types"}, "claims": {"types"}, "backtests": {"types"}, "productions": {"types"}, "billing": {"provenance"}, "stages": {"types"},
     "errors": set(), "documents": {"errors"}, "workers": {"errors"}, "resources": set(), "stats": set(), "jit": set(),
     "units": {"errors"}, "slo": {"types", "errors", "units"}, "record": F0,
-    "batching": F0, "queueing": F0, "models": F0, "hardware": F0, "pricing": F0, "workload": F0, "summary": F0,
-    "latency": F0 | {"models", "hardware"},
+    "anatomy": F0 | {"models"}, "batching": F0, "queueing": F0, "models": F0, "hardware": F0, "pricing": F0, "workload": F0, "summary": F0,
+    "latency": F0 | {"models", "hardware"}, "longform": {"types"}, "readings": F0 | {"models", "hardware", "latency"},
     "scenario": F0 | {"models", "hardware", "pricing", "workload"},
     "engine": F0 | F1, "simulate": F0 | F1,
     "bench": F0 | F1 | F2, "systems": F0 | F1 | F2, "serve": F0 | F1 | F2 | {"systems"},

@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from mlsys_bench.journeys.gating import conditions, gpus, proc
+from mlsys_bench.hardware import proc
+from mlsys_bench.journeys.gating import conditions, gpus
 from mlsys_bench.loadtest.serverside.page import MissedError
 from mlsys_bench.verdicts import Conditions, Contention
 

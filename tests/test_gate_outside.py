@@ -21,7 +21,8 @@ from hypothesis import strategies as st
 
 from mlsys_bench import loadtest, slo, summary
 from mlsys_bench.errors import BadInput, MeasurementFailed, UnknownName
-from mlsys_bench.journeys.gating import commands, outside, perf, proc, running, servers, urls
+from mlsys_bench.hardware import proc
+from mlsys_bench.journeys.gating import commands, outside, perf, running, servers, urls
 from mlsys_bench.journeys.gating import run as runs
 from mlsys_bench.types import LatencySummary, LoadTest, RequestRecord, Validity
 from mlsys_bench.verdicts import Policy, Subject

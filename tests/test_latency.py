@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from mlsys_bench import hardware, latency, models, record
 from mlsys_bench.errors import BadInput, NotComparable, UnknownName
-from mlsys_bench.latency import coefficients, physics
+from mlsys_bench.latency import calibrate, coefficients, physics, solve
 from mlsys_bench.types import Bench, LatencyProfile, Launch, Layout, Measurement, Provenance, Round, Scalar
 
 BLIS = Path(__file__).parents[2] / "shared" / "data" / "llm" / "blis_measured.csv"
@@ -44,6 +44,18 @@ def nano_on_cpu(norm: float | None = None) -> LatencyProfile:
         valid={},
         provenance=Provenance.CALIBRATED,
     )
+
+
+def in_c(norm: float | None = 2.0) -> LatencyProfile:
+    """Return a truth with two stairs, as the built-in C kernels have them: a lone row is read in place, 12 rows are one pass."""
+    k = physics.constants_of(models.find("nano"), "fp32") | {"bandwidth_bytes_per_s": 23e9, "peak_flops_per_s": 120e9}
+    k |= {"pack_tokens": 1.5, "pass_tokens": 12.5} | ({} if norm is None else {"roof_norm": norm})
+    multipliers = {"weights": 1.05, "linear": 1.05, "kv": 3.0, "attention": 2.0}
+    values = {"step_s": 2e-4, "sequence_s": 3e-5, **multipliers, "pack_s": 5e-4, "pass_s": 9e-4}
+    return dataclasses.replace(
+        nano_on_cpu(), terms=tuple(values), coefficients=tuple(values.values()), constants=k,
+        covariance=tuple(map(tuple, np.diag(np.full(8, 0.01)).tolist())),
+    )  # fmt: skip
 
 
 def measured(name: str, unit: str, parameters: dict[str, Scalar], launches: list[list[float]]) -> Measurement:
@@ -244,6 +256,7 @@ PROFILES = {
     "latent, attention ranks": latency.roofline(models.find("deepseek-r1"), hardware.find("H200"), precision="fp8", ep=8, attention_dp=8),
     "linear": latency.roofline(models.find("qwen3-next-80b-a3b"), hardware.find("H100"), precision="bf16", tp=2, pp=2),
     "measured": nano_on_cpu(norm=2.0),
+    "measured, two stairs": in_c(),
 }
 
 
@@ -291,6 +304,15 @@ def test_a_smooth_roof_lies_between_the_longer_time_and_the_sum() -> None:
     assert sharp < smooth < summed
 
 
+def test_weights_pass_again_beyond_the_rows_of_one_pass() -> None:
+    """Memory alone: 1, 2 to 12 and 13 tokens take 58.9 MB / 23 GB/s · 1.05 = 2.69 ms, 0.5 ms more, and 0.9 ms more than that."""
+    slow = dataclasses.replace(in_c(None), coefficients=(1e-9, 1e-9, 1.05, 1.0, 1.0, 1.0, 5e-4, 9e-4))
+    read_s = 1.05 * slow.constants["dense_bytes"] / 23e9
+    slow = dataclasses.replace(slow, constants=slow.constants | {"peak_flops_per_s": 1e15})
+    for tokens, taken_s in ((1, read_s), (2, read_s + 5e-4), (12, read_s + 5e-4), (13, read_s + 1.4e-3), (64, read_s + 1.4e-3)):
+        assert latency.step_s(slow, (tokens, 0, 0, 0, 0)) == pytest.approx(taken_s, rel=1e-3)
+
+
 def test_draws_scatter_as_the_covariance_says() -> None:
     profile = dataclasses.replace(nano_on_cpu(), covariance=tuple(map(tuple, (0.02 * (np.eye(7) + 0.5)).tolist())))
     rng = np.random.default_rng(1)
@@ -298,6 +320,57 @@ def test_draws_scatter_as_the_covariance_says() -> None:
     logs = np.log([latency.draw(far_from_floor, rng).coefficients for _ in range(4000)])
     error = 4 * 0.03 * math.sqrt(2 / 4000)  # four standard errors of a variance of 0.03
     assert np.cov(logs.T) == pytest.approx(np.asarray(profile.covariance), abs=error)
+
+
+# ---------------------------------------------------------------- two stairs
+
+SERVED: list[tuple[float, ...]] = [
+    *((1, context, 0, 0, 1) for context in (40, 160, 240)),
+    *((b, b * (60 + 40 * (b % 3)), 0, 0, b) for b in range(1, 17)),
+    *((0, 0, n, n * n / 2, 1) for n in (40, 60, 90, 130, 200)),
+    *((d, d * 110, n, n * n / 2, d + 1) for d in (2, 15) for n in (40, 80, 130, 220)),
+]
+
+
+@pytest.mark.parametrize("norm", [None, 2.0])
+def test_a_fit_finds_both_stairs_of_kernels_that_have_two(norm: float | None) -> None:
+    """Where they are, and every size of step within 3 %, the lone row among them."""
+    truth = in_c(norm)
+    profile = latency.fit(bench_of(truth, grid=SERVED, noise=0.01))
+    assert (profile.constants["pack_tokens"], profile.constants["pass_tokens"]) == (1.5, 12.5)
+    assert profile.terms[-1] == "pass_s"
+    assert profile.residual_log_sd < 0.02
+    off = [latency.step_s(profile, f) / latency.step_s(truth, f) - 1 for f in SERVED]
+    assert max(map(abs, off)) < 0.03
+
+
+def test_a_fit_of_kernels_with_one_stair_has_one(fitted: LatencyProfile) -> None:
+    truth = dataclasses.replace(nano_on_cpu(), constants=nano_on_cpu().constants | {"pack_tokens": 3.5})
+    for profile in (fitted, latency.fit(bench_of(truth, grid=SERVED, noise=0.01))):
+        assert "pass_tokens" not in profile.constants
+        assert len(profile.terms) == len(profile.coefficients) == 7
+
+
+def test_a_second_stair_must_be_surer_than_chance() -> None:
+    """50 cells whose misses fall from 4 to 3 %: 100 log(4/3) = 29; misses of a per mille are alike."""
+
+    def shape(miss: float) -> solve.Shape:
+        return solve.Shape(constants={}, held_out_logs=np.full(50, miss), form_sd=0.03)
+
+    assert shape(0.03).surer(shape(0.04)) == pytest.approx(100 * math.log(4 / 3))
+    assert shape(1e-9).surer(shape(1e-3)) == 0.0
+
+
+def test_few_disturbed_samples_of_a_rare_step_are_no_misfit_of_the_form() -> None:
+    """Four of seven samples twice as long: the median is theirs, its standard error reaches to the others, and the miss hardly counts."""
+    parameters: dict[str, Scalar] = dict(zip(latency.FEATURES, (13, 1500, 0, 0, 13), strict=True))
+    shared = measured("engine.step", "s", parameters, [[1.0, 2, 1, 2, 2, 1, 2.01]])
+    (rare,) = calibrate.cells([shared])
+    assert rare.median_s == pytest.approx(2.0)
+    assert rare.log_se > 0.3
+    rows = [rare, *(dataclasses.replace(rare, key=f"{i}", log_se=0.01) for i in range(20))]
+    shape = solve.Shape(constants={}, held_out_logs=np.array([math.log(2), *[0.02, -0.02] * 10]), form_sd=0.02)
+    assert solve.residual_sd(rows, shape) == pytest.approx(0.02, rel=0.2)
 
 
 # ---------------------------------------------------------------- refusals

@@ -80,16 +80,21 @@ def test_experts_are_read_while_they_are_multiplied() -> None:
 
 @pytest.mark.parametrize("model", KINDS.values(), ids=KINDS.keys())
 @settings(max_examples=10, deadline=None)
-@given(logs=st.lists(st.floats(-1.0, 3.0), min_size=7, max_size=7), norm=st.sampled_from([0.0, 1.0, 1.4, 4.0]), tp=st.sampled_from([1, 8]))
-def test_what_a_fit_minimises_is_what_the_profile_says(model: str, logs: list[float], norm: float, tp: int) -> None:
+@given(
+    logs=st.lists(st.floats(-1.0, 3.0), min_size=8, max_size=8), norm=st.sampled_from([0.0, 1.0, 1.4, 4.0]), tp=st.sampled_from([1, 8]),
+    stairs=st.sampled_from([{}, {"pass_tokens": 40.0}]),
+)  # fmt: skip
+def test_what_a_fit_minimises_is_what_the_profile_says(
+    model: str, logs: list[float], norm: float, tp: int, stairs: dict[str, float]
+) -> None:
     """Any coefficients, over models and layouts; constants of `roofline` too, which hold more classes than those of a fit."""
-    x = np.array(logs) - np.array([6, 10, 0, 0, 0, 0, 9]) * 1.0
+    x = (np.array(logs) - np.array([6, 10, 0, 0, 0, 0, 9, 9]))[: 7 + len(stairs)]
     bare = known(model, tp=tp)
     device = hardware.find("H100")
     for constants in (bare.constants, physics.layout_constants(models.find(model), device, precision="bf16", tp=tp)):
-        k = constants | {"roof_norm": norm}
-        profile = dataclasses.replace(bare, coefficients=tuple(np.exp(x).tolist()), constants=k)
-        assert profile.terms == solve.FITTED
+        k = constants | {"roof_norm": norm} | stairs
+        profile = dataclasses.replace(bare, terms=solve.names(k), coefficients=tuple(np.exp(x).tolist()), constants=k)
+        assert profile.terms[:7] == solve.FITTED == bare.terms
         assert np.exp(solve.predicted(x, STEPS.T, k)) == pytest.approx(latency.step_s(profile, list(STEPS.T)), rel=1e-12)
 
 
@@ -108,8 +113,10 @@ def test_every_way_to_read_a_profile_shows_the_same_clock(model: str, spread: di
     roofline = latency.roofline(arch, h100, precision="bf16", **spread)  # type: ignore[arg-type]
     fitted = known(model)
     padded = dataclasses.replace(fitted, constants=fitted.constants | {"graph_stride": 8.0, "graph_end": 64.0})
-    beside = latency.tables([roofline, fitted, padded])
-    for i, profile in enumerate((roofline, fitted, padded)):
+    names, values = (*fitted.terms, "pass_s"), (*fitted.coefficients, 3e-4)
+    stairs = dataclasses.replace(fitted, terms=names, coefficients=values, constants=fitted.constants | {"pass_tokens": 40.0})
+    beside = latency.tables([roofline, fitted, padded, stairs])
+    for i, profile in enumerate((roofline, fitted, padded, stairs)):
         alone = [latency.step_s(profile, tuple(s)) for s in STEPS.tolist()]
         clock, plain = latency.clock(profile), latency.table(profile).tolist()
         terms = step.coefficients(profile)

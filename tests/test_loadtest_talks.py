@@ -184,7 +184,8 @@ def test_rows_images_and_tenants_arrive_as_they_are(tmp_path: Path) -> None:
         found, _ = run(server, qps=20.0, arrivals="constant", content=carried)
         parts = [body["messages"][0]["content"] for _, body, _ in server.asked]
         assert [[part["type"] for part in each] for each in parts] == [["text", "image_url", "image_url"]] * 30
-        assert [each[0]["text"] for each in parts] == [f"prompt number {i % 7}" for i in range(30)]
+        told = sorted(each[0]["text"] for each in parts)  # a busy server may take up neighbours in the other order
+        assert told == sorted(f"prompt number {i % 7}" for i in range(30))
         assert len({part["image_url"]["url"] for each in parts for part in each[1:]}) == 2 * 30
         assert found.asked is not None
         assert "used 4.3 times" in found.asked.notes[0]

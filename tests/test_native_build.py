@@ -57,7 +57,7 @@ def test_source_that_does_not_compile_is_told_in_one_line(source: Path) -> None:
 
 @needs_compiler
 def test_a_toolchain_older_than_amx_does_without_tiles(source: Path) -> None:
-    (source / "answer.c").write_text("#ifndef MLSYS_NO_TILES\n#error unknown instruction\n#endif\n")
+    (source / "answer.c").write_text("#ifndef MLSYS_OLD_ASSEMBLER\n#error unknown instruction\n#endif\n")
     assert build.built().path is not None
 
 

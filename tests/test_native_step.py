@@ -171,6 +171,19 @@ def test_a_token_gets_the_same_bits_in_any_company(precision: str, kept: str) ->
                 assert i or torch.equal(got, want[position])
 
 
+@pytest.mark.parametrize("threads", [1, 2, 3])
+@pytest.mark.parametrize(
+    ("kind", "precision"), [*((kind, "fp32") for kind in kinds()), *(("qwen", p) for p in ("bf16", "int8", "w8a8", "int4g32", "w4a8g32"))]
+)
+def test_a_lone_token_gets_what_it_gets_in_a_chunk(kind: str, precision: str, threads: int) -> None:
+    """Every thread norms and quantises it for itself, and places and attends to whole heads: the same bits."""
+    d, length = kinds()[kind], 12
+    want = alone(d, length, precision=precision)
+    bench = Bench(d, precision=precision, threads=threads, block_tokens=5)
+    for position in range(length):
+        assert torch.equal(bench.logits([(0, position, 1)])[0, position], want[position])
+
+
 @pytest.mark.parametrize("kind", ["window", "gemma", "many share one head", "odd sizes"])
 def test_long_contexts_get_the_same_bits_in_any_company(kind: str) -> None:
     """Beyond a part of 512 keys, where threads may share a context."""

@@ -17,7 +17,7 @@ from mlsys_bench.journeys import served
 from mlsys_bench.plan import agreement
 from mlsys_bench.serve import steplog
 from mlsys_bench.serve.steplog import StepLog, Steps
-from mlsys_bench.types import Bench, LatencyProfile, Launch, Measurement, RequestRecord, Requests, Round
+from mlsys_bench.types import Bench, LatencyProfile, Launch, Layout, Measurement, RequestRecord, Requests, Round
 from mlsys_bench.workload import Schedule
 
 TRAFFIC = workload.synthetic(1.0, prompt="lognormal:96:0.6:384", output="lognormal:40:0.6:160")
@@ -36,8 +36,8 @@ def test_a_log_reads_back_what_was_written(tmp_path: Path) -> None:
     path = tmp_path / "steps.csv"
     log = StepLog.open(str(path))
     assert log is not None
-    log.write(10.0, 10.25, False, 2, (0, 0, 32, 512.0, 2))
-    log.write(10.25, 10.5, True, 0, (2, 34, 0, 0.0, 2))
+    log.write(10.0, 10.25, False, 2, (0, 0, 32, 512.0, 2), 0.24)
+    log.write(10.25, 10.5, True, 0, (2, 34, 0, 0.0, 2), 0.1)
     log.close()
     found = steplog.read(path)
     assert found.step_s == pytest.approx([0.25, 0.25])
@@ -45,13 +45,14 @@ def test_a_log_reads_back_what_was_written(tmp_path: Path) -> None:
     assert found.added.tolist() == [2, 0]
     assert found.was_busy.tolist() == [0, 1]
     assert found.features.tolist() == [[0, 0, 32, 512, 2], [2, 34, 0, 0, 2]]
+    assert found.cpu_s == pytest.approx([0.24, 0.1])
     middle = float(found.begun_unix_s[0]) + 0.1
     assert found.between(middle, middle + 1).features.tolist() == [[2, 34, 0, 0, 2]]
 
 
 def test_a_line_that_is_still_being_written_is_left_out(tmp_path: Path) -> None:
     path = tmp_path / "steps.csv"
-    path.write_text(",".join(steplog.COLUMNS) + "\n1,0.5,0,1,0,0,8,32,1\n2,0.5,1,0,1,9,")
+    path.write_text(",".join(steplog.COLUMNS) + "\n1,0.5,0,1,0,0,8,32,1,0.5\n2,0.5,1,0,1,9,")
     assert steplog.read(path).step_s.tolist() == [0.5]
 
 
@@ -76,7 +77,7 @@ def log_of(begun: list[float], step_s: list[float], busy: list[int], added: list
     features[:, 4] = sampled
     return Steps(
         begun_unix_s=np.array(begun), step_s=np.array(step_s), was_busy=np.array(busy, dtype=float), added=np.array(added, dtype=float),
-        features=features,
+        features=features, cpu_s=np.array(step_s),
     )  # fmt: skip
 
 
@@ -127,8 +128,8 @@ def window(true: LatencyProfile, factor: float, seed: int) -> served.Window:
     simulate.run(served.ramp(TRAFFIC, peak, 200 / peak, seed), true, LIMITS, clock=clock)
     features, period_s = zip(*seen, strict=True)
     return served.Window(
-        begun_unix_s=0.0, features=np.array(features, dtype=float), period_s=np.array(period_s), request_s=0.002, token_s=0.001,
-        flood_per_s=peak,
+        begun_unix_s=0.0, features=np.array(features, dtype=float), period_s=np.array(period_s), own_s=np.array(period_s),
+        request_s=0.002, token_s=0.001, flood_per_s=peak,
     )  # fmt: skip
 
 
@@ -194,8 +195,65 @@ def test_stretching_never_beats_the_hardware() -> None:
 
 def test_a_stall_of_the_machine_does_not_stretch_the_profile() -> None:
     quiet = window(TRUE, 1.0, 3)
-    stalled = dataclasses.replace(quiet, period_s=np.append(quiet.period_s[:-1], 100 * quiet.period_s[-1]))
+    times_s = np.append(quiet.period_s[:-1], 100 * quiet.period_s[-1])
+    stalled = dataclasses.replace(quiet, period_s=times_s, own_s=times_s)
     assert served.stretch(TRUE, stalled) == pytest.approx(served.stretch(TRUE, quiet), rel=0.01)
+
+
+def test_a_step_whose_core_others_had_counts_by_its_cpu_time() -> None:
+    """10 ms of which 4 were computed count 4; 10 of which 9.8 count 10; the loop after a step counts no more than three times the usual."""
+    log = log_of([0.0, 0.0101, 0.0202, 0.0303, 0.0453], [0.010] * 5, [0, 1, 1, 1, 1], [0] * 5, [0] * 5)
+    log = dataclasses.replace(log, cpu_s=np.array([0.0098, 0.004, 0.0100, 0.0099, 0.012]))
+    assert served._periods(log) == pytest.approx([0.0101, 0.0101, 0.0101, 0.0150, 0.0100])
+    assert served._own(log) == pytest.approx([0.0101, 0.0041, 0.0101, 0.0103, 0.0100])
+
+
+def shared(quiet: served.Window, share: float) -> served.Window:
+    """Return the window as a log would show it if others had the core for this share of every step's time."""
+    return dataclasses.replace(quiet, period_s=quiet.own_s / (1 - share))
+
+
+def test_what_others_took_of_one_calibration_only_widens_the_profile() -> None:
+    """One thread on a CPU, half of the second calibration's time others': the same profile, said and with wider intervals."""
+    quiet = window(TRUE, 1.0, 1)
+    alone, busy = (served.fit(HEALTH, [quiet, other]) for other in (quiet, shared(quiet, 0.5)))
+    assert busy.coefficients == alone.coefficients
+    assert "others" not in str(alone.note)
+    assert "others had the engine's core for 0 % to 50 % of its steps' time" in str(busy.note)
+    assert busy.covariance[0][0] - alone.covariance[0][0] == pytest.approx(
+        served._drift_variance(np.log(2) / 2**0.5, 2) - 0.026**2, rel=0.01
+    )
+
+
+def test_what_others_take_of_every_calibration_is_the_machine_s_way() -> None:
+    """A core of which others always have a third makes steps half again as long; so do threads that wait for each other, by the wall."""
+    quiet = window(TRUE, 1.0, 1)
+    wide = {**HEALTH, "layout": {"model": "nano", "precision": "fp32", "device": "cpu", "threads": 2, "pinned_cores": [0, 1]}}
+    usual = (3, 400, 0, 0, 3)
+    for health in (HEALTH, wide):
+        profile = served.fit(health, [shared(quiet, 1 / 3), shared(quiet, 0.4)])
+        expected = 1.5 if health is HEALTH else (1.5 / 0.6) ** 0.5
+        assert latency.step_s(profile, usual) == pytest.approx(expected * latency.step_s(TRUE, usual), rel=0.06)
+
+
+def test_a_load_test_s_steps_are_set_beside_the_profile(tmp_path: Path) -> None:
+    """Ten steps of twice the profile's time, half of which others had: a time longer than told, and half of it waited."""
+    served_on = dataclasses.replace(TRUE, layout=Layout(model="nano", precision="fp32", device="cpu", threads=1))
+    on_gpu = dataclasses.replace(TRUE, layout=Layout(model="nano", precision="fp32", device="cuda:0"))
+    step, told_s, path = (1, 60, 0, 0.0, 1), latency.step_s(TRUE, (1, 60, 0, 0, 1)), tmp_path / "steps.csv"
+    lines = [f"{100 + 2 * told_s * i},{2 * told_s},1,0,{','.join(map(str, step))},{told_s}" for i in range(10)]
+    path.write_text("\n".join([",".join(steplog.COLUMNS), *lines, ""]))
+    run = Requests(t0_unix_s=100.0, requests=(RequestRecord(index=0, scheduled_s=0.0, done_s=20 * told_s),))
+    assert served.slower(served_on, path, run) == pytest.approx(1.0, rel=1e-3)
+    assert served.waited(served_on, path, run) == pytest.approx(0.5, rel=1e-3)
+    assert served.waited(on_gpu, path, run) == 0.0
+
+
+def test_two_calibrations_that_agree_by_chance_do_not_prove_a_steady_machine() -> None:
+    """The prior counts as one difference more: sd sqrt((0.03² + 0) / 2 · 3/2) at no drift, sqrt((0.03² + d²) / 2 · 3/2) at drift d."""
+    assert served._drift_variance(0.0, 2) == pytest.approx(0.026**2, rel=0.01)
+    assert served._drift_variance(0.06, 2) == pytest.approx((0.03**2 + 0.06**2) / 2 * 1.5)
+    assert served._drift_variance(0.06, 50) == pytest.approx(0.06**2, rel=0.02)
 
 
 def test_a_replay_keeps_arrivals_lengths_and_window() -> None:

@@ -45,8 +45,10 @@ def report(
     files: Annotated[list[Path], typer.Argument(help="Records of any kind.", dir_okay=False)],
     html: Html = None,
     md: Markdown = None,
-    png: Annotated[Path | None, typer.Option("--png", help="Write a load test or a gate as a picture for a slide.", dir_okay=False)] = None,
-    csv: Annotated[Path | None, typer.Option("--csv", help="Write a table of the requests of a .parquet file.", dir_okay=False)] = None,
+    png: Annotated[
+        Path | None, typer.Option("--png", help="Write a load test, a gate or a bench's roofline as a picture for a slide.", dir_okay=False)
+    ] = None,
+    csv: Annotated[Path | None, typer.Option("--csv", help="Write a table of requests, or of a bench's rows.", dir_okay=False)] = None,
 ) -> None:
     """Show records as text, or as one HTML or Markdown file, a picture or a table."""
     from mlsys_bench import report as reports

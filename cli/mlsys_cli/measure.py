@@ -52,7 +52,10 @@ def gpu(
     kv: Annotated[str, typer.Option(help="What the KV cache is kept in: auto, fp32, bf16, int8 or fp8.")] = "auto",
     deterministic: Annotated[bool, typer.Option("--deterministic", help="The same bits whatever else is in the batch.")] = False,
     compare: Annotated[Path | None, typer.Option(help="A bench file to compare with; --json gives the verdict.", dir_okay=False)] = None,
-    out: Out = None,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", "-o", help="Write the record (.json, .parquet: a row per sample) or its rows (.csv).", dir_okay=False),
+    ] = None,
     seed: Seed = 0,
     as_json: AsJson = False,
 ) -> None:
@@ -102,11 +105,10 @@ def quality(
 
 @bench_app.command("list")
 def list_benchmarks() -> None:
-    """List the benchmarks, a line each."""
-    from mlsys_bench import bench
+    """List the benchmarks by group, a line each, with unit and what a machine needs for it."""
+    from mlsys_bench.report import lists
 
-    for name, line in bench.catalogue():
-        typer.echo(f"{name:20} {line}")
+    typer.echo(lists.benchmarks())
 
 
 @bench_app.command("scenario")

@@ -14,6 +14,7 @@ from mlsys_bench.batching import Limits
 from mlsys_bench.bench import steps
 from mlsys_bench.bench.harness import Spec
 from mlsys_bench.bench.options import SUITES, Options
+from mlsys_bench.bench.stand_ins import logits_of
 from mlsys_bench.bench.turns import Benchmark
 from mlsys_bench.engine import Engine
 from mlsys_bench.types import Scalar
@@ -106,7 +107,7 @@ def _logits(precision: str, prompts: int) -> torch.Tensor:
     random = torch.Generator().manual_seed(0)
     found = []
     for _ in range(prompts):
-        with steps.logits_of(engine) as seen:
+        with logits_of(engine) as seen:
             engine.add(torch.randint(0, 256, (TOKENS,), generator=random).tolist(), max_tokens=1, ignore_eos=True)
             engine.step()
         found.append(seen[-1][0, :256].double())

@@ -1,4 +1,4 @@
-"""What to measure: options, checked before any process starts, and the list of benchmarks."""
+"""What to measure: options, checked before any process starts."""
 
 from __future__ import annotations
 
@@ -8,22 +8,10 @@ from collections.abc import Sequence
 from mlsys_bench import models
 from mlsys_bench.engine import schemes, spec
 from mlsys_bench.errors import BadInput, did_you_mean, unknown
+from mlsys_bench.readings.catalogue import CATALOGUE
 
-BENCHMARKS = (
-    ("memory.read", "bandwidth of reading a buffer much larger than the caches, B/s"),
-    ("memory.copy", "bandwidth of copying it, bytes read and written, B/s"),
-    ("gemm", "a square matrix product per precision: this machine's compute ceiling, FLOP/s"),
-    ("linear", "the model's own matrices on 1, 16 and 128 tokens, FLOP/s"),
-    ("engine.coldstart", "from the start of the process to the first token, s"),
-    ("engine.step", "one step of the built-in engine: decode over batch x context, prefill over chunk x past, both mixed, s"),
-)
-LOSSES = (("quality.loss", "the trained byte model in every number format, bit/byte: `mlsys bench quality`"),)
-GATED = (  # of `gate run`, each in a process of its own: `mlsys bench --worker NAME`
-    ("engine.decode", "a decode step of the built-in engine on one thread, s; operators, KV blocks, bytes and the memory peak beside it"),
-    ("engine.quality", "int8 against fp32: divergence of the next token's distribution, error of the logits"),
-    ("planner.plan", "one plan of a fixed workload, s, and what it costs"),
-    ("loadtest.sender", "what one request costs the load generator, s"),
-)
+BENCHMARKS = tuple((entry.name, entry.line) for entry in CATALOGUE if entry.group not in ("quality", "gate"))
+GATED = tuple((entry.name, entry.line) for entry in CATALOGUE if entry.group == "gate")  # of `gate run`: `mlsys bench --worker NAME`
 PRECISIONS = (*models.ENGINE_PRECISIONS, *models.ENGINE_ALIASES)
 
 
@@ -38,13 +26,19 @@ class Suite:
     chunks: tuple[int, ...]
     gemm: int
     budget_s: float
+    anatomy: tuple[tuple[int, int], ...] = ()  # (batch, context) of the decode steps that are taken apart
+    policy_requests: int = 0  # served in each way of batching
 
 
 SUITES = {
-    "quick": Suite(rounds=4, decode_steps=8, prefill_steps=3, contexts=(64, 256, 640), chunks=(16, 64, 128, 256), gemm=1024, budget_s=70.0),
+    "quick": Suite(
+        rounds=1000, decode_steps=8, prefill_steps=3, contexts=(64, 256, 640), chunks=(16, 64, 128, 256), gemm=1024, budget_s=55.0,
+        anatomy=((1, 512), (8, 512)), policy_requests=16,
+    ),
     "full": Suite(
-        rounds=10, decode_steps=20, prefill_steps=6, contexts=(32, 64, 128, 256, 512, 768, 1536, 3072, 6144),
+        rounds=1000, decode_steps=20, prefill_steps=6, contexts=(32, 64, 128, 256, 512, 768, 1536, 3072, 6144),
         chunks=(8, 16, 32, 64, 128, 256, 512, 1024, 2048), gemm=2048, budget_s=600.0,
+        anatomy=((1, 512), (4, 512), (8, 512)), policy_requests=64,
     ),
 }  # fmt: skip
 
@@ -88,11 +82,6 @@ class Options:
     def pool_tokens(self) -> int:
         """Return the KV pool in tokens."""
         return self.kv_tokens if self.kv_tokens is not None else self.max_batch * self.max_context
-
-
-def catalogue() -> list[tuple[str, str]]:
-    """Return name and one line of every benchmark, those of the gate last."""
-    return [*BENCHMARKS, *LOSSES, *GATED]
 
 
 def wants(only: Sequence[str], name: str) -> bool:

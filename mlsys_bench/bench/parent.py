@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import importlib.util
 import json
@@ -10,7 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from typing import IO, Any
 
 import msgspec
@@ -18,18 +19,23 @@ import msgspec
 from mlsys_bench import errors, hardware
 from mlsys_bench.bench.harness import Spec
 from mlsys_bench.bench.options import Options, checked
+from mlsys_bench.bench.telemetry import Seen, Telemeter
 from mlsys_bench.errors import MeasurementFailed
+from mlsys_bench.samples import blocks_of, drift, ended
 from mlsys_bench.types import Bench, Launch, Measurement, Round
+
+_WORST = ("settled", "budget", "drifting")
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Progress:
-    """How far a run is.  `text` is a line to show, `rounds` the rounds of samples taken so far."""
+    """How far a run is.  `text` is a line to show, `rounds` the rounds of samples taken so far; the rest takes at most `left_s`."""
 
     text: str
     launch: int
     launches: int
     rounds: int
+    left_s: float | None = None
 
 
 @dataclasses.dataclass(slots=True, kw_only=True)
@@ -37,6 +43,39 @@ class _Cell:
     spec: Spec  # as planned; once sampled, with the features the engine reported
     launches: dict[int, list[Round]] = dataclasses.field(default_factory=dict)
     skipped: str | None = None
+    is_planned: bool = False  # visited again and again; else it happens once a launch
+    error: float | None = None  # the largest of the launches
+    tolerance: float | None = None
+
+
+@dataclasses.dataclass(slots=True, kw_only=True)
+class _Run:
+    """What a run has come to."""
+
+    options: Options
+    show: Callable[[Progress], None]
+    cells: dict[str, _Cell] = dataclasses.field(default_factory=dict)
+    started: list[float] = dataclasses.field(default_factory=list)
+    seen: list[Seen] = dataclasses.field(default_factory=list)
+    unread: list[str] = dataclasses.field(default_factory=list)
+    cores: tuple[int, ...] = ()
+    involuntary: int | None = None
+
+    def say(self, text: str, left_s: float | None = None) -> None:
+        """Show a line."""
+        rounds = sum(len(r) for cell in self.cells.values() for r in cell.launches.values())
+        launch = max(1, len(self.started))
+        self.show(Progress(text=text, launch=launch, launches=self.options.launches, rounds=rounds, left_s=left_s))
+
+    def record(self) -> Bench:
+        """Return the record of what there is."""
+        measured = (_measurement(cell, self.started) for cell in self.cells.values() if cell.launches or cell.skipped)
+        return Bench(
+            measurements=tuple(measured),
+            contended=tuple(dict.fromkeys(why for seen in self.seen for why in seen.contended)),
+            telemetry=tuple(seen.telemetry for seen in self.seen),
+            unread=tuple(dict.fromkeys([*self.unread, *(text for seen in self.seen for text in seen.unread)])),
+        )
 
 
 def run(options: Options, progress: Callable[[Progress], None] | None = None) -> Bench:
@@ -47,22 +86,32 @@ def run(options: Options, progress: Callable[[Progress], None] | None = None) ->
     options = checked(options)
     if importlib.util.find_spec("torch") is None:
         raise MeasurementFailed("measuring needs torch, which is not installed; pip install 'mlsys-bench[engine]'")
-    show = progress or (lambda _: None)
-    cells: dict[str, _Cell] = {}
-    started: list[float] = []
+    run = _Run(options=options, show=progress or (lambda _: None))
     gpus = hardware.nvml_gpus()
-    _say(show, gpus if isinstance(gpus, str) else f"{len(gpus)} GPU(s): {', '.join(str(g.get('name')) for g in gpus)}", options, 0, cells)
+    run.say(gpus if isinstance(gpus, str) else f"{len(gpus)} GPU(s): {', '.join(str(g.get('name')) for g in gpus)}")
     try:
         for launch in range(options.launches):
-            started.append(time.time())
-            _one_launch(options, launch, cells, show)
+            run.started.append(time.time())
+            with _watched(run):
+                _one_launch(run, launch)
     except KeyboardInterrupt:
-        for cell in cells.values():
+        for cell in run.cells.values():
             cell.skipped = None if cell.launches else "interrupted"
-    return Bench(measurements=tuple(_measurement(cell, started) for cell in cells.values() if cell.launches or cell.skipped))
+    return run.record()
 
 
-def _one_launch(options: Options, launch: int, cells: dict[str, _Cell], show: Callable[[Progress], None]) -> None:
+@contextlib.contextmanager
+def _watched(run: _Run) -> Iterator[None]:
+    """Look at the machine meanwhile, also when a Ctrl-C ends it."""
+    meter, run.involuntary = Telemeter(), None
+    meter.start()
+    try:
+        yield
+    finally:
+        run.seen.append(meter.stop(run.cores, run.involuntary))
+
+
+def _one_launch(run: _Run, launch: int) -> None:
     with tempfile.TemporaryFile("w+") as trouble:
         child = subprocess.Popen(
             [sys.executable, "-m", "mlsys_bench.bench.worker"],
@@ -70,11 +119,11 @@ def _one_launch(options: Options, launch: int, cells: dict[str, _Cell], show: Ca
             stdout=subprocess.PIPE,
             stderr=trouble,
             text=True,
-            env=_environment(options.threads),
+            env=_environment(run.options.threads),
             start_new_session=True,  # Ctrl-C reaches the parent alone, which then ends the child
         )
         try:
-            is_done = _converse(child, options, launch, cells, show)
+            is_done = _converse(child, run, launch)
             status = child.wait()
         finally:
             _end(child)
@@ -82,13 +131,11 @@ def _one_launch(options: Options, launch: int, cells: dict[str, _Cell], show: Ca
             raise MeasurementFailed(f"the measuring process ended early ({_status(status)}): {_last_line(trouble)}")
 
 
-def _converse(
-    child: subprocess.Popen[str], options: Options, launch: int, cells: dict[str, _Cell], show: Callable[[Progress], None]
-) -> bool:
+def _converse(child: subprocess.Popen[str], run: _Run, launch: int) -> bool:
     """Send the options and take in every message; return whether the child said it was done."""
     assert child.stdin is not None
     assert child.stdout is not None
-    request = {"options": msgspec.to_builtins(options), "launch": launch, "spawned_s": time.time()}
+    request = {"options": msgspec.to_builtins(run.options), "launch": launch, "spawned_s": time.time()}
     try:
         child.stdin.write(json.dumps(request))
         child.stdin.close()
@@ -97,29 +144,40 @@ def _converse(
     is_done = False
     for line in child.stdout:
         message = json.loads(line)
-        text = _take(message, launch, cells)
+        _take(message, launch, run)
         is_done = is_done or "done" in message
-        if text:
-            _say(show, text, options, launch, cells)
     return is_done
 
 
-def _take(message: dict[str, Any], launch: int, cells: dict[str, _Cell]) -> str | None:
-    """Take in one message; return a line worth showing, if it is one.  Raises the child's own error."""
-    if "error" in message:
-        raise getattr(errors, message["error"], MeasurementFailed)(message["text"])
-    if "planned" in message:
-        for planned in message["planned"]:
-            _cell(planned, cells)
-    if "sampled" in message:
-        cell = _cell(message["of"], cells)
-        cell.spec = msgspec.convert(message["sampled"], Spec)
-        cell.launches.setdefault(launch, []).append(msgspec.convert(message["round"], Round))
-        return cell.spec.name
-    if "skipped" in message:
-        cell = _cell(message["skipped"], cells)
-        cell.skipped = None if cell.launches else message["why"]
-    return message.get("say")
+def _take(message: dict[str, Any], launch: int, run: _Run) -> None:
+    """Take in one message.  Raises the child's own error."""
+    match message:
+        case {"error": error, "text": text}:
+            raise getattr(errors, error, MeasurementFailed)(text)
+        case {"planned": specs}:
+            for planned in specs:
+                _cell(planned, run.cells).is_planned = True
+        case {"cores": cores}:
+            run.cores = tuple(cores)
+        case {"sampled": spec, "of": planned, "round": taken}:
+            cell = _cell(planned, run.cells)
+            cell.spec = msgspec.convert(spec, Spec)
+            cell.launches.setdefault(launch, []).append(msgspec.convert(taken, Round))
+            run.say(cell.spec.name)
+        case {"checked": planned, "error": error, "tolerance": tolerance}:
+            cell = _cell(planned, run.cells)
+            cell.error, cell.tolerance = max(filter(None, (cell.error, error)), default=error), tolerance
+        case {"skipped": planned, "why": why}:
+            cell = _cell(planned, run.cells)
+            cell.skipped = None if cell.launches else why
+        case {"settled": done, "of": of, "left_s": left_s}:
+            run.say(f"{done} of {of} have settled; at most {left_s:.0f} s to go", left_s)
+        case {"unread": text}:
+            run.unread.append(text)
+        case {"done": _, "involuntary": involuntary}:
+            run.involuntary = involuntary
+        case {"say": text}:
+            run.say(text)
 
 
 def _cell(planned: dict[str, Any], cells: dict[str, _Cell]) -> _Cell:
@@ -128,16 +186,25 @@ def _cell(planned: dict[str, Any], cells: dict[str, _Cell]) -> _Cell:
 
 
 def _measurement(cell: _Cell, started: list[float]) -> Measurement:
-    launches = [Launch(started_s=started[number], rounds=tuple(rounds)) for number, rounds in sorted(cell.launches.items())]
-    spec = cell.spec
+    """Return a cell as it is kept: launches that drifted are left out, for their median is of no time in particular."""
+    courses = {number: ended(blocks_of(rounds)) if cell.is_planned else None for number, rounds in cell.launches.items()}
+    steady = [number for number in sorted(courses) if courses[number] != "drifting"]
+    launches = [Launch(started_s=started[number], rounds=tuple(cell.launches[number])) for number in steady]
+    spec, skipped = cell.spec, cell.skipped
+    if courses and not steady:
+        skipped = _drift(cell.launches.values())
     return Measurement(
-        name=spec.name, unit=spec.unit, better=spec.better, parameters=spec.parameters, launches=tuple(launches), skipped=cell.skipped
+        name=spec.name, unit=spec.unit, better=spec.better, parameters=spec.parameters, launches=tuple(launches), skipped=skipped,
+        deterministic=spec.deterministic, work=spec.work, error=cell.error, tolerance=cell.tolerance,
+        ended=max((how for how in courses.values() if how is not None), key=_WORST.index, default=None),
     )  # fmt: skip
 
 
-def _say(show: Callable[[Progress], None], text: str, options: Options, launch: int, cells: dict[str, _Cell]) -> None:
-    rounds = sum(len(r) for cell in cells.values() for r in cell.launches.values())
-    show(Progress(text=text, launch=launch + 1, launches=options.launches, rounds=rounds))
+def _drift(launches: Iterable[list[Round]]) -> str:
+    """Return why a measurement is refused."""
+    trends = [found for rounds in launches if (found := drift(blocks_of(rounds))) is not None]
+    worst = max(trends, key=lambda trend: abs(trend.change))
+    return f"drifting: it changed by {worst.change:+.1%} while it was measured (p = {worst.p:.2g}), so no median stands for it"
 
 
 def _environment(threads: int) -> dict[str, str]:

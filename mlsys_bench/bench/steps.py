@@ -6,26 +6,27 @@
 
 A batch holds uneven contexts (`uneven`), as served ones do: attention pads to the longest, so even ones would flatter the engine.
 Features move by one token per step and sequence; a sample's features are the mean over the steps timed together.
+
+What is cached before a timed step is not computed: the scheduler seats sequences as ever while a model that computes nothing stands in,
+and all blocks hold copies of one that the real model wrote.  Reading them takes as long whatever they hold, and the budget goes to steps.
 """
 
 from __future__ import annotations
 
-import contextlib
 import math
 from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
-import torch
 
+from mlsys_bench import models
 from mlsys_bench.batching import Limits, StepFeatures
 from mlsys_bench.bench.harness import Sampled, Samples, Spec, Task, warm_up
 from mlsys_bench.bench.options import Options, Suite
+from mlsys_bench.bench.stand_ins import absent, logits_of
 from mlsys_bench.engine import Engine, StepReport, schemes
-from mlsys_bench.engine.kv import Blocks
-from mlsys_bench.engine.runner import Step
 from mlsys_bench.errors import MeasurementFailed
 from mlsys_bench.models import Architecture
-from mlsys_bench.types import Scalar
+from mlsys_bench.types import Scalar, Work
 
 
 class Bench:
@@ -33,9 +34,10 @@ class Bench:
 
     def __init__(self, engine: Engine, parameters: dict[str, Scalar], suite: Suite, *, one_thread: bool, seed: int) -> None:
         """Hold the engine and what is common to all of its cells."""
-        self.engine, self.parameters, self.suite, self.one_thread = engine, parameters, suite, one_thread
+        self.engine, self.parameters, self.suite, self.one_thread, self.seed = engine, parameters, suite, one_thread, seed
         self.rng = np.random.default_rng(seed)
         self.decode_s = self.prefill_s_per_token = 0.0  # from the warm-up, to tell costs
+        self.token_bytes = engine.kv_bytes / (engine.limits.blocks * engine.limits.block_tokens)
 
     def add(self, tokens: int, output: int) -> int:
         """Queue a prompt of random bytes."""
@@ -50,6 +52,15 @@ class Bench:
                 raise MeasurementFailed(f"engine.step: {batch} sequences of {context} tokens ended before all of them decoded")
         return ids
 
+    def lay(self, lengths: Sequence[int]) -> list[int]:
+        """Start sequences that have such contexts already."""
+        with absent(self.engine):
+            ids = [self.add(tokens, self.engine.limits.max_context - tokens) for tokens in lengths]
+            while self.engine.step().features.decode_seqs < len(ids):
+                if not self.engine.busy:
+                    raise MeasurementFailed(f"engine.step: {len(ids)} sequences ended before all of them decoded")
+        return ids
+
     def drop(self, ids: Sequence[int]) -> None:
         """Cancel sequences."""
         for i in ids:
@@ -60,7 +71,24 @@ class Bench:
         return Spec(
             name="engine.step", unit="s", better="lower",
             parameters=self.parameters | {n: round(float(v), 3) for n, v in zip(StepFeatures._fields, features, strict=True)},
+            work=self.work(*map(float, features)),
         )  # fmt: skip
+
+    def work(self, decode_seqs: float, decode_kv_tokens: float, prefill_tokens: float, prefill_pairs: float, sampled: float) -> Work:
+        """Return what a step of these features must read and compute: weights and cached tokens, products and attention."""
+        a, tokens = self.engine.shape, decode_seqs + prefill_tokens
+        products = tokens * models.linear_flops_per_token(a) + sampled * models.head_flops(a)
+        attention = (decode_kv_tokens + prefill_pairs) * models.attention_flops_per_pair(a)
+        return Work(bytes=self._weights_read(tokens) + decode_kv_tokens * self.token_bytes, flops=products + attention)
+
+    def _weights_read(self, tokens: float) -> float:
+        """Return the bytes of weights that so many tokens read: no embedding table, and of experts those they are sent to."""
+        a, table = self.engine.shape, self.engine._model.weights.embedding
+        held = self.engine.weight_bytes - (0 if a.tied_embeddings else table.numel() * table.element_size())
+        if not a.experts:
+            return held
+        hit, every = (models.step_weight_bytes(a, self.engine.precision, n) for n in (tokens, math.inf))
+        return held * hit / every
 
     def timed(self, count: int, before: Callable[[], object] = lambda: None) -> Sampled:
         """Time so many steps and return them as one cell.  Each is checked: no preemption, and a token for each that samples."""
@@ -85,6 +113,7 @@ def tasks(bench: Bench) -> list[Task]:
 def warm(bench: Bench) -> None:
     """Step until times settle, and note what a decode step and a prefilled token cost."""
     refuse_nan(bench)
+    copy_block(bench)
     limits = bench.engine.limits
     batch, chunk = min(4, limits.max_seqs), min(64, limits.max_step_tokens, limits.max_context // 2)
 
@@ -98,23 +127,13 @@ def warm(bench: Bench) -> None:
     bench.drop(ids)
 
 
-@contextlib.contextmanager
-def logits_of(engine: Engine) -> Iterator[list[torch.Tensor]]:
-    """Collect the logits [sampled, vocab] of every step that is computed inside."""
-    model, seen = engine._model, list[torch.Tensor]()
-
-    class Watched:
-        backend, weights = model.backend, model.weights
-
-        def forward(self, step: Step, cache: Blocks) -> torch.Tensor:
-            seen.append(model.forward(step, cache).clone())
-            return seen[-1].clone()
-
-    engine._model = Watched()
-    try:
-        yield seen
-    finally:
-        engine._model = model
+def copy_block(bench: Bench) -> None:
+    """Fill every block of the pool with what the model wrote to one: real keys and values, and memory that has been touched."""
+    engine = bench.engine
+    ids = bench.fill(1, min(engine.limits.block_tokens, engine.limits.max_context // 2))
+    raw, block = engine._cache.raw, int(engine._state.block_table[engine._by_id[ids[0]].row, 0])
+    raw.copy_(raw[:, block : block + 1].clone().expand_as(raw))
+    bench.drop(ids)
 
 
 def refuse_nan(bench: Bench) -> None:
@@ -153,13 +172,13 @@ def _decodes(bench: Bench) -> Iterator[Task]:
         if not _fits(limits, context, limits.max_seqs, extra):
             continue
         nominal = tuple(bench.spec((b, sum(uneven(context, b)), 0, 0, b)) for b in batches)
-        cost_s = limits.max_seqs * context * bench.prefill_s_per_token + len(batches) * (count + 1) * 1.5 * bench.decode_s
+        cost_s = len(batches) * (count + 1) * 1.5 * bench.decode_s
         yield Task(specs=nominal, visit=_decode(bench, context, batches, count), cost_s=cost_s)
 
 
 def _decode(bench: Bench, context: int, batches: Sequence[int], count: int) -> Callable[[], list[Sampled]]:
     def visit() -> list[Sampled]:
-        ids = bench.fill(batches[0], context)
+        ids = bench.lay(uneven(context, batches[0]))
         found = []
         for batch in batches:
             bench.drop(ids[batch:])
@@ -179,7 +198,7 @@ def _prefills(bench: Bench) -> Iterator[Task]:
             if chunk > limits.max_step_tokens or past + chunk + 1 > limits.max_context or _blocks(limits, past + chunk + 1) > limits.blocks:
                 continue
             nominal = bench.spec((0, 0, chunk, chunk * (past + chunk / 2), 1))
-            cost_s = (count + 1) * (past + chunk) * bench.prefill_s_per_token
+            cost_s = (count + 1) * chunk * bench.prefill_s_per_token
             yield Task(specs=(nominal,), visit=_prefill(bench, chunk, past, count), cost_s=cost_s)
 
 
@@ -187,7 +206,8 @@ def _prefill(bench: Bench, chunk: int, past: int, count: int) -> Callable[[], li
     def before() -> None:
         bench.add(past + chunk, 1)
         if past:
-            bench.engine.step()
+            with absent(bench.engine):
+                bench.engine.step()
 
     def visit() -> list[Sampled]:
         before()
@@ -204,13 +224,14 @@ def _mixtures(bench: Bench) -> Iterator[Task]:
         if batch < 1 or chunk + batch > limits.max_step_tokens or not _fits(limits, context, batch, extra, beside=chunk + 1):
             continue
         nominal = bench.spec((batch, sum(uneven(context, batch)), chunk, chunk * chunk / 2, batch + 1))
-        cost_s = (batch * context + count * chunk) * bench.prefill_s_per_token + (count + 1) * bench.decode_s
+        cost_s = count * chunk * bench.prefill_s_per_token + (count + 1) * bench.decode_s
         yield Task(specs=(nominal,), visit=_mixture(bench, batch, context, chunk, count), cost_s=cost_s)
 
 
 def _mixture(bench: Bench, batch: int, context: int, chunk: int, count: int) -> Callable[[], list[Sampled]]:
     def visit() -> list[Sampled]:
-        ids = bench.fill(batch, context)
+        ids = bench.lay(uneven(context, batch))
+        bench.engine.step()
         found = [bench.timed(count, lambda: bench.add(chunk, 1))]
         bench.drop(ids)
         return found
@@ -229,7 +250,11 @@ def uneven(context: int, batch: int) -> list[int]:
 
 def _fits(limits: Limits, context: int, batch: int, extra: int, beside: int = 0) -> bool:
     """Say whether a batch around a context can grow by `extra` tokens each, beside another prompt."""
-    lengths = [tokens + extra for tokens in uneven(context, batch)]
+    return fits(limits, [tokens + extra for tokens in uneven(context, batch)], beside)
+
+
+def fits(limits: Limits, lengths: Sequence[int], beside: int = 0) -> bool:
+    """Say whether sequences can grow to such lengths, beside another prompt."""
     blocks = sum(_blocks(limits, tokens) for tokens in lengths) + _blocks(limits, beside)
     return max(lengths) <= limits.max_context and blocks <= limits.blocks
 

@@ -34,8 +34,12 @@ class Computes(Protocol):
         ...
 
 
-def choose(name: str, d: Decoder, *, precision: str, device: torch.device, kv: torch.dtype) -> Backend:
-    """Return who computes.  `auto` is native or, on a GPU, Triton where that can, else torch.  Raises BadInput for one that cannot."""
+def choose(name: str, d: Decoder, *, precision: str, device: torch.device, kv: torch.dtype, deterministic: bool = False) -> Backend:
+    """Return who computes.  Raises BadInput for one that cannot.
+
+    `auto` is Triton on a GPU, and on a CPU native, where that can, unless torch was measured to be much faster here (see `choices`); but
+    deterministic, where torch would compute token by token.
+    """
     if name not in BACKENDS:
         raise errors.unknown("backend", name, BACKENDS)
     if name == "torch":
@@ -50,7 +54,7 @@ def choose(name: str, d: Decoder, *, precision: str, device: torch.device, kv: t
     why = native_misfit(d, precision=precision, device=device, kv=kv)
     if why is not None and name == "native":
         raise BadInput(f"backend native cannot compute {d.shape.id} in {precision}: {why}; use --backend torch")
-    if why is not None or (name == "auto" and not linear.is_worth_it(formats.precision(precision))):
+    if why is not None or (name == "auto" and not deterministic and linear.fastest(formats.precision(precision)) == "torch"):
         return "torch"
     return "native"
 

@@ -11,11 +11,10 @@ import torch
 
 from mlsys_bench.batching import Limits, Policy
 from mlsys_bench.engine import checkpoint as checkpoints
-from mlsys_bench.engine import formats, memory, schemes, spec, speculate, weights
+from mlsys_bench.engine import formats, linear, memory, schemes, spec, speculate, weights
 from mlsys_bench.engine.backend import Computes, OneByOne, choose, threads_at_start
 from mlsys_bench.engine.kv import Blocks, KVCache, kind_of, token_bytes
 from mlsys_bench.engine.model import Model
-from mlsys_bench.engine.native import linears as native_linears
 from mlsys_bench.engine.native.model import NativeModel, misfit
 from mlsys_bench.engine.spec import Decoder
 from mlsys_bench.engine.speculate import Drafter, Speculation
@@ -61,8 +60,8 @@ def load(
     )  # fmt: skip
     memory.refuse_misfit(need, where)
     torch.set_num_threads(many)
-    chosen = choose(backend, decoder, precision=precision, device=where, kv=kept)
-    pack = _packer(chosen, precision, where)
+    chosen = choose(backend, decoder, precision=precision, device=where, kv=kept, deterministic=deterministic)
+    pack = linear.packer(chosen, precision, where)
     if opened is not None:
         loaded = checkpoints.load(opened, precision=precision, device=where, pack=pack)
     elif state_dict is not None:
@@ -84,17 +83,6 @@ def _native(decoder: Decoder, loaded: weights.Weights, limits: Limits, kv: torch
     torch.set_num_threads(1)
     cache = Blocks(decoder.shape, blocks=limits.blocks, block_tokens=limits.block_tokens, dtype=kv, device=torch.device("cpu"))
     return Loaded(NativeModel(decoder, loaded, max_context=limits.max_context, threads=threads), cache)
-
-
-def _packer(backend: str, precision: str, device: torch.device) -> weights.Pack | None:
-    """Return what a backend makes of a matrix, None for what torch does."""
-    if backend == "native":
-        return lambda logical: native_linears.pack(logical, precision)
-    if backend == "triton":
-        from mlsys_bench.engine.gpu import linears  # loads Triton
-
-        return linears.packer(precision, device)
-    return None
 
 
 def _triton(

@@ -1,7 +1,8 @@
 """Who multiplies fastest here, for each number format and number of rows: measured once a machine, and kept in a file.
 
-A matrix is packed for one backend, as two packings would take twice the memory, so the one that is faster over all numbers of rows
-(geometric mean) gets it.
+A matrix is packed for one backend, as two packings would take twice the memory, and a step is computed by one.  So the backend of a
+precision is the one that is faster over all numbers of rows (geometric mean); torch must be so by MARGIN, as a step in C also spares
+torch's small operators, a seventh of a step at a billion parameters and more below (docs/adr/0030-who-multiplies.md).
 """
 
 from __future__ import annotations
@@ -21,28 +22,23 @@ from mlsys_bench.engine.native import build, library
 
 FORMATS = ("fp32", "bf16", "int8", "w8a8", "int4g32", "w4a8g32")
 ROWS = (1, 8, 64, 256)
-ALL = ("native", "torch")
+MARGIN = 1.25
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Timing:
-    """How long each backend takes for one product: a matrix of `format` times so many rows."""
+    """The CPU time of one product by one thread of each backend: a matrix of `format` times so many rows."""
 
     format: str
     rows: int
     native_s: float
     torch_s: float
 
-    @property
-    def fastest(self) -> str:
-        """The faster backend."""
-        return "native" if self.native_s <= self.torch_s else "torch"
-
 
 def file() -> Path:
     """Return where this machine's timings are kept: another processor, torch or source has another file."""
     hard = sorted((name, str(value)) for name, value in hardware.machine().hard.items())
-    about = json.dumps([hard, build.source_digest(), os.environ.get("MLSYS_NATIVE_LEVEL")])
+    about = json.dumps(["CPU time", hard, build.source_digest(), os.environ.get("MLSYS_NATIVE_LEVEL")])
     return build.cache_folder() / f"linears-{hashlib.sha256(about.encode()).hexdigest()[:20]}.json"
 
 
@@ -82,8 +78,8 @@ def _known(path: Path, measure: Callable[[], tuple[Timing, ...]]) -> tuple[Timin
 
 def best(timings: tuple[Timing, ...], name: str) -> str:
     """Return the backend for matrices of a format; int4 of any group is as int4g32.  Torch where nothing was measured."""
-    ratios = [math.log(t.native_s / t.torch_s) for t in timings if t.format == name]
-    return "native" if ratios and sum(ratios) <= 0.0 else "torch"
+    ratios = [t.native_s / t.torch_s for t in timings if t.format == name]
+    return "native" if ratios and math.prod(ratios) ** (1 / len(ratios)) <= MARGIN else "torch"
 
 
 def told(timings: tuple[Timing, ...]) -> str:

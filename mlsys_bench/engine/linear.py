@@ -1,58 +1,39 @@
-"""Who computes a matrix: `pack` makes of a logical format what the chosen backend reads."""
+"""Who computes matrices here: which backend is the faster for a precision, measured once a machine, and what it makes of a matrix."""
 
 from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
 
-from mlsys_bench import errors
 from mlsys_bench.engine import choices, formats, quant
 from mlsys_bench.engine.choices import FORMATS, ROWS, Timing
-from mlsys_bench.engine.formats import Dense, Logical, Precision, Rows8f
-from mlsys_bench.engine.native import library
+from mlsys_bench.engine.formats import Precision
 from mlsys_bench.engine.native import linears as native
-from mlsys_bench.engine.quant import Linear
+from mlsys_bench.engine.weights import Pack
 
-BACKENDS = ("auto", "native", "torch", "triton")
 SIDE = 1024  # of the matrix that is measured: more would take more than a second in all
 ENOUGH_S = 0.01  # of one backend, format and number of rows
 MOST_CALLS = 5
 
 
-def pack(logical: Logical, precision: str | Precision, device: torch.device, backend: str = "auto") -> Linear:
-    """Return the holder of a matrix on a device.  `auto` is whoever was measured to be the fastest here with this format.
+def packer(backend: str, precision: str, device: torch.device) -> Pack | None:
+    """Return what a backend makes of a matrix, None for what torch does."""
+    if backend == "native":
+        return lambda logical: native.pack(logical, precision)
+    if backend == "triton":
+        from mlsys_bench.engine.gpu import linears  # loads Triton
 
-    Raises BadInput for a backend that cannot, UnknownName for one that nobody knows.
-    """
-    if backend not in BACKENDS:
-        raise errors.unknown("backend", backend, BACKENDS)
-    to = formats.precision(precision) if isinstance(precision, str) else precision
-    chosen = choose(logical, to, device) if backend == "auto" else backend
-    if chosen == "native":
-        return native.pack(logical, to.name)
-    if chosen == "triton":
-        from mlsys_bench.engine.gpu import linears as gpu
-
-        return gpu.pack(logical, to, device)
-    return quant.pack(logical, to, device)
+        return linears.packer(precision, device)
+    return None
 
 
-def choose(logical: Logical, precision: Precision, device: torch.device) -> str:
-    """Return the backend that `auto` stands for."""
-    if device.type == "cuda":
-        return "triton"
-    if device.type != "cpu" or isinstance(logical, Rows8f):
-        return "torch"
-    kept = formats.precision("fp32" if logical.weight.dtype == torch.float32 else "bf16") if isinstance(logical, Dense) else precision
-    return choices.best(timings(), format_of(kept))
-
-
-def is_worth_it(precision: Precision) -> bool:
-    """Return whether a whole step in C is worth it: with vector instructions always, in plain C where its products were measured faster."""
-    return library.level() != "portable" or choices.best(timings(), format_of(precision)) == "native"
+def fastest(precision: Precision) -> str:
+    """Return who is to compute on a CPU that has the C kernels: `native`, or `torch` where its products were measured to be much faster."""
+    return choices.best(timings(), format_of(precision))
 
 
 def format_of(precision: Precision) -> str:
@@ -63,13 +44,27 @@ def format_of(precision: Precision) -> str:
 
 
 def timings() -> tuple[Timing, ...]:
-    """Return how long products take here, of each backend: measured on first use, a second at most, then out of a file."""
+    """Return how long products take here, of each backend: measured on first use, half a second, then out of a file."""
     return choices.known(measure)
 
 
 def measure() -> tuple[Timing, ...]:
-    """Measure every format with every number of rows, backends in turn."""
-    return tuple(timing for name in FORMATS for timing in _measure(name))
+    """Measure every format with every number of rows, backends in turn.
+
+    By the CPU time of one thread: it does not depend on what else the machine does, and the engine may be starting on a busy one.
+    """
+    with _one_thread():
+        return tuple(timing for name in FORMATS for timing in _measure(name))
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _measure(name: str) -> list[Timing]:
@@ -85,13 +80,13 @@ def _measure(name: str) -> list[Timing]:
 
 
 def _in_turn(*calls: Callable[[], object]) -> list[float]:
-    """Return the shortest time of each call: a disturbed one says nothing about the code."""
-    best, began = [float("inf")] * len(calls), time.perf_counter()
+    """Return the shortest time of each call: caches that others emptied say nothing about the code."""
+    best, began = [float("inf")] * len(calls), time.thread_time()
     for done in range(MOST_CALLS):
         for i, call in enumerate(calls):
-            start = time.perf_counter()
+            start = time.thread_time()
             call()
-            best[i] = min(best[i], time.perf_counter() - start)
-        if done and time.perf_counter() - began > ENOUGH_S * len(calls):
+            best[i] = min(best[i], time.thread_time() - start)
+        if done and time.thread_time() - began > ENOUGH_S * len(calls):
             break
     return best

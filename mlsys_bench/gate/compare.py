@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from mlsys_bench import samples
 from mlsys_bench.errors import BadInput
 from mlsys_bench.gate import decide as arithmetic
 from mlsys_bench.gate import few, fingerprint, words
@@ -31,7 +32,7 @@ def compare(
     tolerance = policy.tolerance
     if not 0 < tolerance < 1:
         raise BadInput(f"a tolerance of {tolerance:g} cannot be used; give a share between 0 and 1, e.g. 0.05")
-    (base_head, base_bench), (cand_head, cand_bench) = base, cand
+    (base_head, base_bench), (cand_head, cand_bench) = ((head, samples.unflagged(bench)) for head, bench in (base, cand))
     if in_pairs(base_bench) and in_pairs(cand_bench):
         return verdict_of(base_bench, cand_bench, policy, base_head.machine, cand_head.machine)
     other = _other_machine(base_head.machine, cand_head.machine, tolerance)

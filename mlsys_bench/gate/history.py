@@ -20,7 +20,7 @@ from typing import Any, Literal, NamedTuple
 import msgspec
 import numpy as np
 
-from mlsys_bench import record
+from mlsys_bench import record, samples
 from mlsys_bench.errors import BadInput
 from mlsys_bench.gate import rows
 from mlsys_bench.summary import launches
@@ -149,7 +149,7 @@ def _of_verdict(value: Verdict, head: record.Envelope, source: str, branch: str 
 
 
 def _of_bench(value: Bench, head: record.Envelope, source: str, branch: str | None, commit: str | None) -> Result:
-    found = [row for m in value.measurements if m.launches and not m.skipped for row in _alone(m)]
+    found = [row for m in samples.unflagged(value).measurements if m.launches and not m.skipped for row in _alone(m)]
     return Result(
         digest=_digest("bench", value, head.created), kind="bench", created=head.created, source=source, machine=class_of(head.machine),
         machine_name=_name_of(head.machine), branch=branch, base_label=None, base_commit=None, label=commit or source, commit=commit,

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
-from mlsys_bench import bench, hardware, record, units
+from mlsys_bench import bench, hardware, readings, record, units
 from mlsys_bench.bench import quality as losses
 from mlsys_bench.errors import MeasurementFailed
 from mlsys_bench.journeys.progress import Line
-from mlsys_bench.types import Bench
+from mlsys_bench.types import Bench, Machine
 
 
 def gpu(
@@ -30,7 +31,7 @@ def gpu(
     kv: str = "auto",
     deterministic: bool = False,
     quiet: bool = False,
-) -> tuple[Bench, list[bench.Row]]:
+) -> tuple[Bench, list[readings.Row]]:
     """Measure, write the record when asked, and return it with the rows a person reads."""
     options = bench.Options(
         device=device,
@@ -52,7 +53,7 @@ def gpu(
     return measure(options, out, quiet)
 
 
-def measure(options: bench.Options, out: Path | None, quiet: bool = False) -> tuple[Bench, list[bench.Row]]:
+def measure(options: bench.Options, out: Path | None, quiet: bool = False) -> tuple[Bench, list[readings.Row]]:
     """Run the benchmarks with a live line; what was measured before a Ctrl-C is kept.  Raises MeasurementFailed when nothing was."""
     if out is not None:
         record.check_writable(out)
@@ -61,12 +62,19 @@ def measure(options: bench.Options, out: Path | None, quiet: bool = False) -> tu
         result = bench.run(options, lambda progress: line.show(str(progress.text)))
     finally:
         line.clear()
+    machine = hardware.machine()
+    rows = readings.table(result, machine, losses.known())
     if out is not None:
-        record.write(out, result, hardware.machine())
+        _write(out, result, machine, rows)
     if all(m.skipped is not None for m in result.measurements):
         reasons = sorted({m.skipped for m in result.measurements if m.skipped})
         raise MeasurementFailed(f"nothing was measured: {reasons[0] if reasons else 'no benchmark matched'}")
-    return result, list(bench.table(result))
+    return result, list(rows)
+
+
+def _write(out: Path, result: Bench, machine: Machine, rows: Sequence[readings.Row]) -> Path:
+    """Write the record, or where the file is named *.csv the rows as a table."""
+    return readings.write_csv(out, rows) if out.suffix == ".csv" else record.write(out, result, machine)
 
 
 def quality(

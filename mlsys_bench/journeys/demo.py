@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,6 +19,7 @@ ONLY = ("memory", "gemm", "engine.coldstart")  # the machine's ceilings; the ste
 LOAD_S = 160.0  # of load test; the demo must end within 6 minutes
 BUDGET_S = 40.0  # of benchmarks
 CALIBRATIONS = 2  # how they differ is what the machine drifts in a minute
+STEPS = "steps.csv"  # the log of all steps the engine took, calibration and load test
 FILES = ("bench.json", "profile.json", "plan.json", "requests.parquet", "loadtest.json", "demo.json", "report.html")
 
 
@@ -57,7 +57,8 @@ def demo(out: Path, *, seed: int = 0, quiet: bool = False) -> Demo:
         ceilings, _ = benchmark.measure(options, None, quiet)
     asked = _ask(seed)
     with contextlib.ExitStack() as stack:
-        log = Path(stack.enter_context(tempfile.TemporaryDirectory())) / "steps.csv"
+        out.mkdir(parents=True, exist_ok=True)
+        log = out / STEPS
         with stage("serve", "starting the engine as an OpenAI-compatible server that logs its steps (mlsys serve --step-log)"):
             server = stack.enter_context(serve.start(_server(asked, str(log))))
             stage.say(server.url)
@@ -82,6 +83,7 @@ def demo(out: Path, *, seed: int = 0, quiet: bool = False) -> Demo:
             seen, requests = verify.trial(plan, server.url, duration_s=LOAD_S, seed=seed + 1, requests_file=requests_file, quiet=quiet)
             record.write(files["loadtest.json"], seen, machine, [requests_file])
             slower = served.slower(profile, log, requests)
+            stage.say(_drift_line(slower, served.waited(profile, log, requests)))
     with stage("report", "setting prediction beside measurement (mlsys verify, mlsys report)"):
         result = _result(plan, seen, files, stage.took_s, slower)
         record.write(files["demo.json"], result, machine, [p for n, p in files.items() if n not in ("demo.json", "report.html")])
@@ -115,6 +117,13 @@ def _profile_line(profile: LatencyProfile) -> str:
     layout = profile.layout
     where = f"{layout.device}, {layout.threads} thread(s)" if layout.threads else layout.device
     return f"{layout.model} {layout.precision} on {where}: residual {units.show_share(profile.residual_log_sd)} of a step"
+
+
+def _drift_line(slower: float, waited: float) -> str:
+    said = "longer" if slower >= 0 else "shorter"
+    return (
+        f"its steps took {100 * abs(slower):.1f} % {said} than the profile says; others had their core for {100 * waited:.1f} % of the time"
+    )
 
 
 def _plan_line(plan: Plan) -> str:

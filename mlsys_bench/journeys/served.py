@@ -9,6 +9,9 @@ the engine logs its own steps (`serve.steplog`) while calibration traffic runs, 
     around(profile, windows[1:3])                the same as fast as the machine was between two of them
     replayed(requests, profile, limits)          the same arrivals and lengths, simulated
 
+Others may have the core of an engine of one thread meanwhile; the log's CPU times tell.  The shape of the profile is then that of the steps
+alone, what others took of every calibration counts as the machine's way, and what they took of one alone as an accident of it.
+
 Nothing of a load test enters the profile it is compared with.
 """
 
@@ -39,6 +42,9 @@ _FEWEST, _FEWEST_ALONE = 4, 2  # steps that make a cell; the second where nobody
 _DECODE_PARTS, _PREFILL_PARTS = 4, 6  # cells by context, by prompt tokens
 _SEATS = (0, 1, 3, 6, 12, 24, 48, 96, 192)  # decodes beside a prefill: groups from each of these on
 _STALL = 10.0  # times the median of its kind: a step that the machine, not the engine, held up
+_OWNED = 0.95  # share of its time that a step which has its core to itself computes
+_LOOP = 3.0  # times its median: the time between two steps, beyond which others had the core
+_DRIFT = 0.03  # sd of a calibration's speed beside the next, counted as one difference more: two that agree by chance prove no steadiness
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,6 +58,7 @@ class Window:
     begun_unix_s: float
     features: Floats  # [steps, 5]
     period_s: Floats
+    own_s: Floats  # the periods without the time in which others had the core of the engine's one thread
     request_s: float
     token_s: float
     flood_per_s: float
@@ -78,11 +85,11 @@ def logged(log: Path, runs: Sequence[Requests], rate_per_s: float) -> Window:
     steps = steplog.read(log)
     each = [_within(steps, run) for run in runs]
     request_s, token_s = overheads(each[-1], runs[-1])
-    busy = [_periods(s) for s in each]
     return Window(
         begun_unix_s=runs[0].t0_unix_s,
-        features=np.concatenate([features for features, _ in busy]),
-        period_s=np.concatenate([period_s for _, period_s in busy]),
+        features=np.concatenate([s.features for s in each]),
+        period_s=np.concatenate([_periods(s) for s in each]),
+        own_s=np.concatenate([_own(s) for s in each]),
         request_s=request_s,
         token_s=token_s,
         flood_per_s=rate_per_s,
@@ -126,11 +133,17 @@ def _within(steps: steplog.Steps, run: Requests) -> steplog.Steps:
     return found
 
 
-def _periods(steps: steplog.Steps) -> tuple[Floats, Floats]:
-    """Return features and periods: from the begin of a step to that of the next, where that followed at once; else its own time."""
+def _periods(steps: steplog.Steps) -> Floats:
+    """Return periods: from the begin of a step to that of the next, where that followed at once; else its own time."""
     follows = np.append(steps.was_busy[1:] > 0, False)
-    period_s = np.where(follows, np.append(np.diff(steps.begun_unix_s), 0.0), steps.step_s)
-    return steps.features, period_s
+    return np.where(follows, np.append(np.diff(steps.begun_unix_s), 0.0), steps.step_s)
+
+
+def _own(steps: steplog.Steps) -> Floats:
+    """Return the periods without what others took of them: a step that did not have its core to itself counts by its CPU time."""
+    after_s = _periods(steps) - steps.step_s  # the loop around a step
+    own_s = np.where(steps.cpu_s >= _OWNED * steps.step_s, steps.step_s, np.minimum(steps.cpu_s, steps.step_s))
+    return own_s + np.minimum(after_s, _LOOP * np.median(after_s[after_s > 0])) if (after_s > 0).any() else own_s
 
 
 def overheads(steps: steplog.Steps, run: Requests) -> tuple[float, float]:
@@ -163,10 +176,10 @@ def fit(health: Mapping[str, Any], windows: Sequence[Window], ceilings: Bench | 
     """
     measured = tuple(m for m in ceilings.measurements if m.name in ("memory.read", "gemm")) if ceilings else ()
     profile = latency.fit(Bench(measurements=(*measured, *cells(health, windows))))
-    ratios = np.array([stretch(profile, window) for window in windows])
-    drift = float(np.log(ratios).std(ddof=1)) if len(ratios) > 1 else 0.0
-    covariance = np.asarray(profile.covariance) + drift**2
-    note = f"{profile.note}; served: {len(windows)} calibration(s), drift {100 * drift:.1f} % between them"
+    logs = np.log([stretch(profile, window) * taken(profile, window) for window in windows])
+    drift = float(logs.std(ddof=1)) if len(logs) > 1 else 0.0
+    covariance = np.asarray(profile.covariance) + _drift_variance(drift, len(windows))
+    note = f"{profile.note}; served: {len(windows)} calibration(s), drift {100 * drift:.1f} % between them{_shared(profile, windows)}"
     return around(dataclasses.replace(profile, covariance=tuple(map(tuple, covariance.tolist())), note=note), windows)
 
 
@@ -175,24 +188,60 @@ def around(profile: LatencyProfile, windows: Sequence[Window]) -> LatencyProfile
 
     A machine whose speed drifts is best told for a moment by the calibrations before and after it.
     """
+    beside = min(taken(profile, window) for window in windows)
     logs = [np.log(stretch(profile, window)) for window in windows]
     there_s, back_s = (float(np.mean([getattr(w, name) for w in windows])) for name in ("request_s", "token_s"))
     constants = {**profile.constants, "request_overhead_s": there_s, "token_overhead_s": back_s}
-    return stretched(dataclasses.replace(profile, constants=constants), float(np.exp(np.mean(logs))))
+    return stretched(dataclasses.replace(profile, constants=constants), beside * float(np.exp(np.mean(logs))))
 
 
 def stretch(profile: LatencyProfile, window: Window) -> float:
-    """Return the total time of a window's steps over what the profile says of them; steps that stalled count as predicted."""
+    """Return the total time of a window's steps, without what others took, over what the profile says of them; stalls are left out."""
     predicted = np.asarray(latency.step_s(profile, list(window.features.T)))
-    counted = window.period_s < _STALL * predicted
-    return float(window.period_s[counted].sum() / predicted[counted].sum())
+    taken_s = _counted(dataclasses.asdict(profile.layout), window)
+    counted = taken_s < _STALL * predicted
+    return float(taken_s[counted].sum() / predicted[counted].sum())
+
+
+def taken(profile: LatencyProfile, window: Window) -> float:
+    """Return the total time of a window's steps over that without what others took of it: 1 where nobody did."""
+    return float(window.period_s.sum() / _counted(dataclasses.asdict(profile.layout), window).sum())
 
 
 def slower(profile: LatencyProfile, log: Path, run: Requests) -> float:
     """Return by how much longer the steps of a load test took than the profile says of them, -0.1 for a tenth shorter."""
-    features, period_s = _periods(_within(steplog.read(log), run))
-    seen = Window(begun_unix_s=run.t0_unix_s, features=features, period_s=period_s, request_s=0.0, token_s=0.0, flood_per_s=0.0)
-    return stretch(profile, seen) - 1
+    seen = _of_run(log, run)
+    return stretch(profile, dataclasses.replace(seen, own_s=seen.period_s)) - 1
+
+
+def waited(profile: LatencyProfile, log: Path, run: Requests) -> float:
+    """Return the share of a load test's steps' time in which others had the engine's core; 0 where the log cannot tell."""
+    return 1 - 1 / taken(profile, _of_run(log, run))
+
+
+def _of_run(log: Path, run: Requests) -> Window:
+    steps = _within(steplog.read(log), run)
+    times: dict[str, Any] = {"features": steps.features, "period_s": _periods(steps), "own_s": _own(steps)}
+    return Window(begun_unix_s=run.t0_unix_s, **times, request_s=0.0, token_s=0.0, flood_per_s=0.0)
+
+
+def _drift_variance(drift: float, windows: int) -> float:
+    """Return the variance of the logarithm of another minute's speed beside the mean of these calibrations, drift being their own sd."""
+    return (_DRIFT**2 + (windows - 1) * drift**2) / windows * (1 + 1 / windows)
+
+
+def _counted(layout: Mapping[str, Any], window: Window) -> Floats:
+    """Return the times that count: of one thread on a CPU its own, else (threads wait for each other, and for a GPU) the periods."""
+    return window.own_s if layout["device"] == "cpu" and layout["threads"] == 1 else window.period_s
+
+
+def _shared(profile: LatencyProfile, windows: Sequence[Window]) -> str:
+    """Return in words how much of the steps' time the core was others', where that is worth a word."""
+    shares = [1 - 1 / taken(profile, w) for w in windows]
+    low, high = (f"{100 * share:.0f} %" for share in (min(shares), max(shares)))
+    if max(shares) < 1 - _OWNED:
+        return ""
+    return f"; others had the engine's core for {low} to {high} of its steps' time: the least counts as this machine's way"
 
 
 def stretched(profile: LatencyProfile, factor: float) -> LatencyProfile:
@@ -206,7 +255,7 @@ def stretched(profile: LatencyProfile, factor: float) -> LatencyProfile:
 def cells(health: Mapping[str, Any], windows: Sequence[Window]) -> Iterator[Measurement]:
     """Return the steps of all windows as `engine.step` cells: alike in decodes and prompt tokens, and in context where many are."""
     features = np.concatenate([w.features for w in windows])
-    period_s = np.concatenate([w.period_s for w in windows])
+    own_s = np.concatenate([_counted(health["layout"], w) for w in windows])
     layout, limits = health["layout"], health["limits"]
     cores = layout["pinned_cores"]
     common: dict[str, Scalar] = {
@@ -216,10 +265,10 @@ def cells(health: Mapping[str, Any], windows: Sequence[Window]) -> Iterator[Meas
         "kv_tokens": limits["blocks"] * limits["block_tokens"], "max_context": limits["max_context"],
     }  # fmt: skip
     for rows in _alike(features):
-        usual = np.median(period_s[rows])
-        kept = rows[period_s[rows] < _STALL * usual]
+        usual = np.median(own_s[rows])
+        kept = rows[own_s[rows] < _STALL * usual]
         parameters = common | {n: round(float(v), 3) for n, v in zip(latency.FEATURES, features[kept].mean(axis=0), strict=True)}
-        launch = Launch(started_s=windows[0].begun_unix_s, rounds=(Round(values=tuple(period_s[kept].tolist())),))
+        launch = Launch(started_s=windows[0].begun_unix_s, rounds=(Round(values=tuple(own_s[kept].tolist())),))
         yield Measurement(name="engine.step", unit="s", better="lower", parameters=parameters, launches=(launch,))
 
 

@@ -17,7 +17,7 @@ import numpy.typing as npt
 from mlsys_bench import models
 from mlsys_bench.errors import BadInput
 from mlsys_bench.latency import physics, step
-from mlsys_bench.latency.solve import FITTED, Cell, best_shape, solve
+from mlsys_bench.latency.solve import FITTED, Cell, best_shape, names, residual_sd, solve
 from mlsys_bench.types import Bench, LatencyProfile, Launch, Layout, Measurement, Provenance
 
 _LIMITS = ("max_batch", "max_step_tokens", "block_tokens", "kv_tokens", "max_context")
@@ -65,11 +65,11 @@ def fit(bench: Bench, *, layout: Layout | None = None) -> LatencyProfile:
             form="step",
             layout=layout,
             stage=None,
-            terms=FITTED,
+            terms=names(shape.constants),
             coefficients=tuple(np.exp(logs).tolist()),
             covariance=tuple(tuple(row) for row in covariance.tolist()),
             constants=shape.constants | _limits(steps[0]),
-            residual_log_sd=float(np.sqrt(np.mean(shape.held_out_logs**2))),
+            residual_log_sd=residual_sd(rows, shape),
             valid=_valid(rows),
             provenance=Provenance.CALIBRATED,
             note="; ".join(notes),
@@ -149,8 +149,14 @@ def _cell(m: Measurement, launch: Launch) -> Cell:
 
 
 def _median_se(logs: Array) -> float:
-    """Return the standard error of a median, by the median deviation, as for a normal sample."""
-    return float(1.2533 * 1.4826 * np.median(np.abs(logs - np.median(logs))) / np.sqrt(len(logs)))
+    """Return the standard error of a median: as for a normal sample, or by the ranks around it where that is more.
+
+    A handful of samples in two heaps has its median in one of them, and its median deviation there; the ranks see the other heap.
+    """
+    normal = 1.2533 * 1.4826 * np.median(np.abs(logs - np.median(logs))) / np.sqrt(len(logs))
+    aside = 0.5 / np.sqrt(len(logs))  # one standard error, as a share of the sample
+    low, high = np.quantile(logs, [0.5 - aside, 0.5 + aside])
+    return float(max(normal, (high - low) / 2))
 
 
 def _undisturbed(m: Measurement, launch: Launch) -> tuple[Array, npt.NDArray[np.int64]]:
@@ -162,10 +168,12 @@ def _undisturbed(m: Measurement, launch: Launch) -> tuple[Array, npt.NDArray[np.
     turn = np.repeat(np.arange(len(launch.rounds), dtype=np.int64), [len(r.values) for r in launch.rounds])
     if not (wall_s > 0).all():
         raise BadInput("engine.step holds a time that is not above 0 s; the file is broken, measure again")
+    flagged = np.array([bad for r in launch.rounds for bad in r.flagged or (False,) * len(r.values)])
     if not _owns_its_core(m) or any(r.cpu_s is None for r in launch.rounds):
-        return wall_s, turn
+        count = ~flagged if not flagged.all() else np.ones_like(flagged)
+        return wall_s[count], turn[count]
     cpu_s = np.array([v for r in launch.rounds for v in r.cpu_s or ()])
-    clean = cpu_s >= _OWNED * wall_s
+    clean = (cpu_s >= _OWNED * wall_s) & ~flagged
     if clean.sum() >= min(_ENOUGH, len(wall_s) / 2):
         return wall_s[clean], turn[clean]
     return (cpu_s, turn) if (cpu_s > 0).all() else (wall_s, turn)

@@ -11,10 +11,10 @@ from typing import Any
 (
     FIXED, PER_TOKEN, PER_SAMPLE, PER_DECODE, HIDDEN,
     ATTENTION_READ, ATTENTION_FLOPS, DENSE_READ, DENSE_FLOPS, HEAD_READ, HEAD_FLOPS, EXPERT_READ, EXPERT_FLOPS, MISSED,
-    PACK, PACK_TOKENS, NORM,
+    PACK, PACK_TOKENS, PASS, PASS_TOKENS, NORM,
     KV, KV_FLOPS, KV_WINDOW, WINDOW, PAIR, PAIR_WINDOW,
     STAIR, STAIR_END, TILE,
-) = range(26)  # fmt: skip
+) = range(28)  # fmt: skip
 SIZE = 32
 
 
@@ -29,6 +29,8 @@ def seconds(
     read = t[DENSE_READ]
     if tokens > t[PACK_TOKENS]:
         read += t[PACK]
+    if tokens > t[PASS_TOKENS]:
+        read += t[PASS]
     compute = t[DENSE_FLOPS] * tokens
     if t[HEAD_READ] == 0.0:  # the head is counted with the matrices
         compute += t[HEAD_FLOPS] * sampled_tokens

@@ -15,7 +15,7 @@ from mlsys_bench.types import LatencyProfile, Layout
 
 FEATURES = ("decode_seqs", "decode_kv_tokens", "prefill_tokens", "prefill_pairs", "sampled_tokens")
 Features = Sequence[float]  # the five of FEATURES, in this order; `batching.StepFeatures` is one
-SECONDS = ("step_s", "sequence_s", "pack_s", "link_s")  # coefficients that are times
+SECONDS = ("step_s", "sequence_s", "pack_s", "pass_s", "link_s")  # coefficients that are times
 MULTIPLIERS = (
     "weights",
     "linear",
@@ -56,6 +56,8 @@ def many(t: Sequence[Any] | Array, features: Sequence[Any] | Array) -> Array:
     read, compute, head = t[kernel.DENSE_READ], t[kernel.DENSE_FLOPS] * n, t[kernel.HEAD_FLOPS] * S
     if _any(t[kernel.PACK]):
         read = read + t[kernel.PACK] * (n > t[kernel.PACK_TOKENS])
+    if _any(t[kernel.PASS]):
+        read = read + t[kernel.PASS] * (n > t[kernel.PASS_TOKENS])
     if _any(t[kernel.HEAD_READ]):
         apart = np.asarray(t[kernel.HEAD_READ]) > 0
         busy = roof(read, compute + np.where(apart, 0.0, head), norm)
@@ -132,6 +134,7 @@ def entries(c: Mapping[str, Any], k: Mapping[str, Any]) -> list[Any]:
     t[kernel.KV_WINDOW] = c["kv"] * k.get("window_kv_bytes_per_token", 0.0) / bandwidth
     t[kernel.PAIR_WINDOW] = c["attention"] * k.get("window_flops_per_pair", 0.0) / pair_peak
     t[kernel.PACK], t[kernel.PACK_TOKENS] = c.get("pack_s", 0.0), k.get("pack_tokens", 1.0)
+    t[kernel.PASS], t[kernel.PASS_TOKENS] = c.get("pass_s", 0.0), k.get("pass_tokens", 1.0)
     t[kernel.NORM] = k.get("roof_norm", 0.0)
     t[kernel.STAIR], t[kernel.STAIR_END] = k.get("graph_stride", 0.0), k.get("graph_end", 0.0)
     t[kernel.HIDDEN] = c.get("hidden_s", 0.0)

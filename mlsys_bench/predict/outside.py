@@ -255,7 +255,7 @@ def _misfit(bench: Bench, constants: dict[str, float]) -> float:
     """Return the negative log-likelihood of the cells under their best coefficients, heavy tails allowed."""
     rows = cells([m for m in bench.measurements if m.name == "engine.step"])
     logs = solve.least(rows, constants)
-    terms = dict(zip(solve.FITTED, np.exp(logs).tolist(), strict=True))
+    terms = dict(zip(solve.names(constants), np.exp(logs).tolist(), strict=True))
     profile = _bare(terms, constants)
     off = np.array([(math.log(r.median_s) - math.log(latency.step_s(profile, r.features))) / math.hypot(r.log_se, _NOISE) for r in rows])
     return float(np.log1p(off**2 / 3).sum() * 2)  # Student, three degrees of freedom

@@ -27,17 +27,21 @@ def write_markdown(path: Path, items: Sequence[Item]) -> Path:
 
 
 def write_png(path: Path, items: Sequence[Item]) -> Path:
-    """Write the first load test, its repeats or the first gate as one picture for a slide.  Raises BadInput where there is none."""
+    """Write the first load test, its repeats, gate or bench as one picture for a slide.  Raises BadInput where there is none."""
     from mlsys_bench.errors import BadInput
     from mlsys_bench.loadtests import LoadTests
-    from mlsys_bench.types import LoadTest
+    from mlsys_bench.types import Bench, LoadTest
     from mlsys_bench.verdicts import GateCalibration, GateRun, Verdict
 
-    drawn = LoadTest | LoadTests | GateRun | GateCalibration | Verdict
-    found = next((record for _, _, record in items if isinstance(record, drawn)), None)
+    drawn = LoadTest | LoadTests | GateRun | GateCalibration | Verdict | Bench
+    head, found = next(((head, record) for _, head, record in items if isinstance(record, drawn)), (None, None))
     if found is None:
-        raise BadInput(f"{path}: a picture is drawn of a load test or a gate; none of the files holds one")
+        raise BadInput(f"{path}: a picture is drawn of a load test, a gate or benchmarks; none of the files holds any")
     check_pictures(path)
+    if isinstance(found, Bench):
+        from mlsys_bench.report import bench_pictures
+
+        return bench_pictures.write_png(path, found, head.machine if head else None)
     if isinstance(found, LoadTest | LoadTests):
         from mlsys_bench.report import load_pictures
 
@@ -58,15 +62,21 @@ def check_pictures(path: Path) -> None:
 
 
 def write_csv(path: Path, items: Sequence[Item]) -> Path:
-    """Write the first file of requests as CSV, one row each, and return its path.  Raises BadInput where there is none."""
+    """Write the first file of requests or benchmarks as CSV, one row each, and return its path.  Raises BadInput where there is none."""
     from mlsys_bench.errors import BadInput
-    from mlsys_bench.report.rows import write_csv as write
-    from mlsys_bench.types import Requests
+    from mlsys_bench.types import Bench, Requests
 
-    found = next((record for _, _, record in items if isinstance(record, Requests)), None)
+    found = next(((head, record) for _, head, record in items if isinstance(record, Requests | Bench)), None)
     if found is None:
-        raise BadInput(f"{path}: a table is made of requests (.parquet); none of the files holds any")
-    return write(path, found)
+        raise BadInput(f"{path}: a table is made of requests (.parquet) or of benchmarks; none of the files holds any")
+    head, record = found
+    if isinstance(record, Bench):
+        from mlsys_bench import readings
+
+        return readings.write_csv(path, readings.table(record, head.machine))
+    from mlsys_bench.report.rows import write_csv as write
+
+    return write(path, record)
 
 
 def _write(path: Path, text: str) -> Path:
@@ -89,7 +99,7 @@ def load(paths: Sequence[Path]) -> list[Item]:
 
 def print_all(items: Sequence[Item]) -> None:
     """Print records on the terminal, one after the other."""
-    from mlsys_bench.report import terminal
+    from mlsys_bench.report import content, terminal
 
-    for _, _, record in items:
-        terminal.show(record)
+    for _, head, record in items:
+        terminal.show(record, extra=content.beside(head, record))

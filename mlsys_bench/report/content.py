@@ -13,7 +13,7 @@ from mlsys_bench.histories import History
 from mlsys_bench.loadlimits import LoadMax, LoadSweep
 from mlsys_bench.loadtests import LoadTests
 from mlsys_bench.productions import Production
-from mlsys_bench.record import Record
+from mlsys_bench.record import Envelope, Record
 from mlsys_bench.report.parts import Section
 from mlsys_bench.stages import StageGraph
 from mlsys_bench.types import (
@@ -23,6 +23,7 @@ from mlsys_bench.types import (
     Doctor,
     LatencyProfile,
     LoadTest,
+    Machine,
     Plan,
     Requests,
     Scenario,
@@ -33,7 +34,7 @@ from mlsys_bench.verdicts import GateCalibration, GateRun, Verdict
 
 
 def describe(record: Record, extra: object = None) -> tuple[Section, ...]:
-    """Return the sections of a record, the answer first.  `extra` goes beside it: a bench's ready-made rows.
+    """Return the sections of a record, the answer first.  `extra` goes beside it: a bench's ready-made rows, or its machine.
 
     Each kind's words are loaded when they are wanted: all of them, with what draws graphs, would take 5 % of a plan's time.
     """
@@ -51,7 +52,7 @@ def describe(record: Record, extra: object = None) -> tuple[Section, ...]:
         case Bench():
             from mlsys_bench.report import benches
 
-            return (benches.bench(record, extra if isinstance(extra, tuple | list) else None),)
+            return (benches.bench(record, extra),)
         case LatencyProfile():
             from mlsys_bench.report import plans
 
@@ -142,6 +143,11 @@ def describe(record: Record, extra: object = None) -> tuple[Section, ...]:
             return (costs.costs(record),)
         case _:
             assert_never(record)
+
+
+def beside(head: Envelope, record: Record) -> Machine | None:
+    """Return what the words want beside a record read from a file: of a bench its machine, for the data sheet of its processor."""
+    return head.machine if isinstance(record, Bench) else None
 
 
 def _plan(record: Plan) -> tuple[Section, ...]:

@@ -35,7 +35,7 @@ def render(items: Sequence[tuple[str, Envelope, Record]]) -> str:
 
 def ordered(items: Sequence[tuple[str, Envelope, Record]]) -> list[tuple[str, Section]]:
     """Return every section with the file it is from, the answer first, one that stands in two files (a demo holds its plan) once."""
-    found = [(name, section) for name, _, record in items for section in content.describe(record)]
+    found = [(name, section) for name, head, record in items for section in content.describe(record, content.beside(head, record))]
     once = {section: name for name, section in reversed(found)}
     kinds = {kind: i for i, kind in enumerate(ORDER)}
     return sorted(((name, section) for section, name in reversed(once.items())), key=lambda pair: kinds.get(pair[1].kind, len(ORDER)))
@@ -47,9 +47,9 @@ def answer(sections: Sequence[tuple[str, Section]]) -> Section | None:
 
 
 def _tiled(sections: Sequence[tuple[str, Section]]) -> list[Section]:
-    """Return the sections whose figures go to the top: a load test's only where it is the answer itself."""
+    """Return the sections whose figures go to the top: those of a load test or a bench only where it is the answer itself."""
     first = answer(sections)
-    return [section for _, section in sections if section.tiles and (section is first or section.kind != "loadtest")]
+    return [section for _, section in sections if section.tiles and (section is first or section.kind not in ("loadtest", "bench"))]
 
 
 def machines(items: Sequence[tuple[str, Envelope, Record]]) -> list[tuple[str, Envelope]]:

@@ -55,7 +55,7 @@ def draw(items: Sequence[tuple[str, Envelope, Record]]) -> tuple[Picture, ...] |
         return None
     from mlsys_bench.report import figures
 
-    made = _every(tuple(record for _, _, record in items))
+    made = (*_every(tuple(record for _, _, record in items)), *_benches(items))
     return tuple(Picture(kind, figures.uri(figure), caption) for kind, caption, figure in made if figure is not None)
 
 
@@ -156,6 +156,17 @@ def _once(plans: Iterable[Plan]) -> list[Plan]:
 def _errors(checks: Sequence[Check]) -> str:
     inside, known = sum(c.inside is True for c in checks), sum(c.inside is not None for c in checks)
     return f"{inside} of {known} measured figures lie inside the predicted 90 % interval; the error stands above each."
+
+
+def _benches(items: Sequence[tuple[str, Envelope, Record]]) -> Iterator[tuple[str, str, Figure | None]]:
+    from mlsys_bench import anatomy
+    from mlsys_bench.report import bench_pictures as drawn
+
+    for _, head, record in items:
+        if isinstance(record, Bench):
+            yield "bench", drawn.ROOFLINE, drawn.roofline(record, head.machine, drawn.subtitle(record))
+            for taken in anatomy.tables(record.measurements)[:1]:
+                yield "bench", drawn.STEP, drawn.step(taken, drawn.subtitle(record))
 
 
 def _fits(records: Sequence[Record], plan: Plan | None) -> Iterator[tuple[str, str, Figure | None]]:

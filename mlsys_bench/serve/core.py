@@ -47,10 +47,10 @@ class Core:
         """Serve until told to stop, or until the other side is gone (EOFError, BrokenPipeError)."""
         self._send(wire.Ready(device, self._engine.free_blocks))
         while True:
-            was_busy, begun_s = self._engine.busy, time.perf_counter()
+            was_busy, begun_s, cpu_s = self._engine.busy, time.perf_counter(), time.thread_time()
             data = self._receive(was_busy)
             if not was_busy:
-                begun_s = time.perf_counter()
+                begun_s, cpu_s = time.perf_counter(), time.thread_time()
             added, changed = 0, False
             for body in self._frames.feed(data):
                 command = wire.commands.decode(body)
@@ -64,7 +64,7 @@ class Core:
             if self._engine.busy:
                 features = self._step()
                 if self._log is not None:
-                    self._log.write(begun_s, time.perf_counter(), was_busy, added, features)
+                    self._log.write(begun_s, time.perf_counter(), was_busy, added, features, time.thread_time() - cpu_s)
             elif changed:
                 self._send(self._stepped(None))
 

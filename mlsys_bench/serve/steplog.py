@@ -2,7 +2,8 @@
 
 One line of CSV per step, times by the clock of the wall, so that a client's own times on the same machine can be set beside them.  A
 step's time runs from the moment the engine looks for new requests to the moment its tokens are handed on: the step and all the loop around
-it, which is what requests wait for.  One line costs some 5 µs, after the step's time was taken.
+it, which is what requests wait for.  Beside it stands the CPU time of the engine's thread, which tells a slow step from one whose core
+others had.  One line costs some 5 µs, after the step's time was taken.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ Floats = npt.NDArray[np.float64]
 COLUMNS = (
     "begun_unix_s", "step_s", "was_busy", "added",
     "decode_seqs", "decode_kv_tokens", "prefill_tokens", "prefill_pairs", "sampled_tokens",
+    "cpu_s",
 )  # fmt: skip
 
 
@@ -43,10 +45,10 @@ class StepLog:
         except OSError as error:
             raise BadInput(f"--step-log {path}: cannot be written: {error.strerror}; name a file in a folder that exists") from None
 
-    def write(self, begun_s: float, ended_s: float, was_busy: bool, added: int, features: Sequence[float]) -> None:
+    def write(self, begun_s: float, ended_s: float, was_busy: bool, added: int, features: Sequence[float], cpu_s: float) -> None:
         """Add a step, its times by `time.perf_counter`.  `was_busy`: it followed another one at once.  `added`: requests that joined."""
         d, k, p, q, s = features
-        self._file.write(f"{self._unix_s + begun_s:.6f},{ended_s - begun_s:.7f},{was_busy:d},{added},{d},{k},{p},{q},{s}\n")
+        self._file.write(f"{self._unix_s + begun_s:.6f},{ended_s - begun_s:.7f},{was_busy:d},{added},{d},{k},{p},{q},{s},{cpu_s:.7f}\n")
 
     def close(self) -> None:
         """End the log."""
@@ -62,6 +64,7 @@ class Steps:
     was_busy: Floats
     added: Floats
     features: Floats  # [steps, 5], in the order of `latency.FEATURES`
+    cpu_s: Floats
 
     def between(self, start_unix_s: float, end_unix_s: float) -> Steps:
         """Return the steps that began in a span of time."""
@@ -72,6 +75,7 @@ class Steps:
             was_busy=self.was_busy[kept],
             added=self.added[kept],
             features=self.features[kept],
+            cpu_s=self.cpu_s[kept],
         )
 
     @property
@@ -87,4 +91,6 @@ def read(path: Path) -> Steps:
         raise BadInput(f"{path}: not a log of engine steps; make one with mlsys serve --step-log FILE")
     whole = body[: body.rfind("\n") + 1]
     table = np.array([line.split(",") for line in whole.splitlines()], dtype=np.float64).reshape(-1, len(COLUMNS))
-    return Steps(begun_unix_s=table[:, 0], step_s=table[:, 1], was_busy=table[:, 2], added=table[:, 3], features=table[:, 4:])
+    return Steps(
+        begun_unix_s=table[:, 0], step_s=table[:, 1], was_busy=table[:, 2], added=table[:, 3], features=table[:, 4:9], cpu_s=table[:, 9]
+    )

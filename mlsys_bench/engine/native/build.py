@@ -17,7 +17,7 @@ SOURCE = Path(__file__).parent / "csrc"
 # no contraction: a * b + c is rounded the same wherever the compiler puts it
 FLAGS = ("-O3", "-std=gnu11", "-fPIC", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math", "-pthread", "-Wall")
 EMULATED = "-DMLSYS_EMULATE_TILES"  # AMX's instructions as plain C functions, to test what surrounds them on any machine
-NO_TILES = "-DMLSYS_NO_TILES"  # for an assembler older than AMX
+OLD_ASSEMBLER = "-DMLSYS_OLD_ASSEMBLER"  # one that knows neither tiles nor pairs of bf16
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,7 +38,7 @@ def built(*options: str) -> Built:
     path = cache_folder() / f"kernels-{digest(compiler, *options)}.so"
     if path.exists():
         return Built(path=path, detail=f"{compiler}, {path}")
-    wrong = compile_to(path, compiler, *options) and compile_to(path, compiler, *options, NO_TILES)
+    wrong = compile_to(path, compiler, *options) and compile_to(path, compiler, *options, OLD_ASSEMBLER)
     return Built(path=None if wrong else path, detail=wrong or f"{compiler}, {path}")
 
 

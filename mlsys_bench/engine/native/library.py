@@ -12,7 +12,7 @@ from mlsys_bench import errors
 from mlsys_bench.engine.native import build
 from mlsys_bench.errors import BadInput
 
-LEVELS = ("portable", "avx2", "avx512", "amx")  # cpu.h
+LEVELS = ("portable", "avx2", "avx512", "avx512_bf16", "amx")  # cpu.h
 F32, BF16, I8, I4 = range(4)  # linear.h
 
 

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from mlsys_bench import units
-from mlsys_bench.journeys.gating import gpus, proc
+from mlsys_bench.hardware import proc
+from mlsys_bench.journeys.gating import gpus
 from mlsys_bench.verdicts import Conditions, Contention
 
 STEAL = 0.01

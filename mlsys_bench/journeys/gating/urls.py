@@ -24,7 +24,8 @@ import numpy.typing as npt
 
 from mlsys_bench import ahead, loadtest, slo, summary
 from mlsys_bench.errors import BadInput, MeasurementFailed, NothingYet
-from mlsys_bench.journeys.gating import proc, running, servers
+from mlsys_bench.hardware import proc
+from mlsys_bench.journeys.gating import running, servers
 from mlsys_bench.journeys.gating.source import Metric, Sampled
 from mlsys_bench.loadtest import crew, target, validity
 from mlsys_bench.summary import promises

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
+from mlsys_bench.hardware.devices import THROTTLES as THROTTLES
 from mlsys_bench.workload.metrics import ENGINES, Engine
 
 Across = Literal["sum", "mean", "most"]
@@ -169,12 +170,3 @@ def _all() -> Iterator[Reading]:
 
 READINGS = tuple(_all())
 WANTED = frozenset(name for reading in READINGS for name in reading.metrics)
-
-# NVML's bits (nvml.h, nvmlClocksThrottleReason…), which DCGM passes on; idle, set clocks and sync boost are no throttling
-THROTTLES = {
-    0x4: "power cap",
-    0x8: "hardware slowdown",
-    0x20: "software thermal slowdown",
-    0x40: "hardware thermal slowdown",
-    0x80: "power brake",
-}

@@ -10,6 +10,7 @@ import urllib.parse
 from collections.abc import Sequence
 
 from mlsys_bench.errors import BadInput
+from mlsys_bench.hardware.devices import MissedError as MissedError
 from mlsys_bench.loadtest import wire
 from mlsys_bench.loadtest.client import Client, authority, tls_context
 from mlsys_bench.loadtest.serverside import names, text
@@ -20,10 +21,6 @@ _MOST_BYTES = 16 * 2**20
 _MOST_MOVES = 3
 _SPELLED = names.WANTED | {name.replace(":", "_") for name in names.WANTED}  # as a relay writes them that allows no colons
 _CLOCK = time.monotonic
-
-
-class MissedError(Exception):
-    """A look that brought nothing, and why."""
 
 
 class Page:

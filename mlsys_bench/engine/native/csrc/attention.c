@@ -390,27 +390,40 @@ static int find(const attend_t *a, const cache_t *c, int split, int64_t number, 
     return 0;
 }
 
+/* All that a task's rows see. */
+static void attend_whole(const attend_t *a, const cache_t *c, int32_t layer, const task_t *t, room_t *r) {
+    const int32_t first = lowest(a, c, t) / PART, last = r->position[t->rows - 1] / PART;
+    for (int32_t part = first; part <= last; part++) {
+        attend_part(a, c, layer, t, part, r, part == first ? &r->all : &r->part);
+        if (part != first)
+            merge(&r->all, &r->part, t->rows, padded(c->head_dim));
+    }
+    finish(a, c, t, &r->all);
+}
+
 void attend(const attend_t *a, const cache_t *c, int32_t layer, int split, int32_t *next, float *own, float *shared) {
-    const int32_t d = c->head_dim, dp = padded(d);
-    room_t r = room_at(own, d);
+    room_t r = room_at(own, c->head_dim);
     task_t t = {0};
     int64_t before = 0;
     while (find(a, c, split, __atomic_fetch_add(next, 1, __ATOMIC_RELAXED), &before, &t)) {
         load_queries(a, c, &t, &r);
-        const int32_t first = lowest(a, c, &t) / PART, last = r.position[t.rows - 1] / PART;
-        if (split) {
-            state_t mine = record_at(&t, shared, dp);
-            if (t.part >= first)
-                attend_part(a, c, layer, &t, t.part, &r, &mine);
+        if (!split) {
+            attend_whole(a, c, layer, &t, &r);
             continue;
         }
-        for (int32_t part = first; part <= last; part++) {
-            attend_part(a, c, layer, &t, part, &r, part == first ? &r.all : &r.part);
-            if (part != first)
-                merge(&r.all, &r.part, t.rows, dp);
-        }
-        finish(a, c, &t, &r.all);
+        state_t mine = record_at(&t, shared, padded(c->head_dim));
+        if (t.part >= lowest(a, c, &t) / PART)
+            attend_part(a, c, layer, &t, t.part, &r, &mine);
     }
+}
+
+int attention_is_by_head(const attend_t *a, const cache_t *c) { return a->tokens == 1 && rows_of(a, c, 0) <= ROWS; }
+
+void attend_head(const attend_t *a, const cache_t *c, int32_t layer, int32_t head, float *own) {
+    room_t r = room_at(own, c->head_dim);
+    const task_t t = {.head = head, .rows = rows_of(a, c, 0), .part = -1};
+    load_queries(a, c, &t, &r);
+    attend_whole(a, c, layer, &t, &r);
 }
 
 void attend_merge(const attend_t *a, const cache_t *c, float *shared, int32_t ith, int32_t nth) {

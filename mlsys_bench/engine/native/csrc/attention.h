@@ -27,6 +27,12 @@ int64_t attention_shared_floats(int32_t threads, int32_t head_dim);
 /* Whether attend() will be shared by parts of contexts, and so wants a barrier and attend_merge() after it. */
 int attention_is_split(const attend_t *a, const cache_t *c, int32_t threads);
 
+/* Whether a lone token has one task for each KV head, if it is not split: then attend_head() may take the place of attend(). */
+int attention_is_by_head(const attend_t *a, const cache_t *c);
+
+/* Attend with the queries of one KV head. */
+void attend_head(const attend_t *a, const cache_t *c, int32_t layer, int32_t head, float *own);
+
 /* Do as much as is left of the work that `next`, 0 before the first thread comes, counts; own: attention_floats, shared: of all threads. */
 void attend(const attend_t *a, const cache_t *c, int32_t layer, int split, int32_t *next, float *own, float *shared);
 

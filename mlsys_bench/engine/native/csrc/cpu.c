@@ -8,6 +8,7 @@ int32_t linear_has_tiles(void);
 #if defined(MLSYS_EMULATE_TILES)
 /* Tiles in plain C, and nothing else that is particular: see linear_amx.c. */
 static int32_t ask(void) { return AMX; }
+static int has_pairs(void) { return 0; }
 #elif defined(__x86_64__) && defined(__linux__)
 #include <cpuid.h>
 #include <sys/syscall.h>
@@ -28,6 +29,16 @@ static int tiles_granted(uint64_t state) {
     return (state >> 17 & 3) == 3 && syscall(SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA) == 0;
 }
 
+/* Whether AVX512 multiplies pairs of bf16. */
+static int has_pairs(void) {
+#ifdef MLSYS_OLD_ASSEMBLER
+    return 0;
+#else
+    uint32_t a, b, c, d;
+    return __get_cpuid_count(7, 1, &a, &b, &c, &d) && has(a, 5);
+#endif
+}
+
 static int32_t ask(void) {
     uint32_t a, b, c, d, b7, c7, d7;
     if (!__get_cpuid(1, &a, &b, &c, &d) || !has(c, 27)) return PORTABLE; /* 27: OSXSAVE */
@@ -37,10 +48,12 @@ static int32_t ask(void) {
     if (!(has(b7, 5) && has_fma && has_f16c && (state & 6) == 6)) return PORTABLE;
     int has_512 = has(b7, 16) && has(b7, 17) && has(b7, 30) && has(b7, 31) && has(c7, 11); /* F, DQ, BW, VL, VNNI */
     if (!has_512 || (state & 0xe6) != 0xe6) return AVX2;
-    return has(d7, 22) && has(d7, 24) && has(d7, 25) && linear_has_tiles() && tiles_granted(state) ? AMX : AVX512; /* BF16, TILE, INT8 */
+    if (has(d7, 22) && has(d7, 24) && has(d7, 25) && linear_has_tiles() && tiles_granted(state)) return AMX; /* BF16, TILE, INT8 */
+    return has_pairs() ? AVX512_BF16 : AVX512;
 }
 #else
 static int32_t ask(void) { return PORTABLE; }
+static int has_pairs(void) { return 0; }
 #endif
 
 static _Atomic int32_t best = -1, used = -1;
@@ -65,6 +78,7 @@ int32_t cpu_vector(void) {
 
 int32_t cpu_use(int32_t level) {
     int32_t now = level < cpu_best() ? level : cpu_best();
+    if (now == AVX512_BF16 && !has_pairs()) now = AVX512; /* a machine may have tiles and hide the rest */
     atomic_store(&used, now);
     return now;
 }

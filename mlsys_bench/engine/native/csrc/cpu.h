@@ -4,7 +4,7 @@
 
 #include <stdint.h>
 
-enum { PORTABLE = 0, AVX2 = 1, AVX512 = 2, AMX = 3 };
+enum { PORTABLE = 0, AVX2 = 1, AVX512 = 2, AVX512_BF16 = 3, AMX = 4 };
 
 /* The best level of this processor, that its system lets programs use. */
 int32_t cpu_best(void);
@@ -12,7 +12,7 @@ int32_t cpu_best(void);
 /* The level in use: the best, or the lower one asked for by cpu_use. */
 int32_t cpu_level(void);
 
-/* That level without tiles: of the vector registers. */
+/* That level without tiles and pairs of bf16: of the vector registers. */
 int32_t cpu_vector(void);
 
 /* Use no level above this one; returns the level then in use. */

@@ -20,14 +20,18 @@ static int is_blocked(const linear_t *w, int32_t m) {
     return cpu_level() == AMX && (w->format == BF16 || (w->format == I8 && m >= 4));
 }
 
+/* Whether it is computed from pairs of bf16: in their own order too, so always where it ever is. */
+static int is_paired(const linear_t *w) { return cpu_level() == AVX512_BF16 && w->format == BF16; }
+
 /* The kernels read a lone row of floats where it is. */
 static int is_direct(const linear_t *w, int32_t m) {
-    return is_float(w) && m == 1 && linear_padded_k(w->format, 0, w->k) == w->k && !is_blocked(w, m);
+    return is_float(w) && m == 1 && linear_padded_k(w->format, 0, w->k) == w->k && !is_blocked(w, m) && !is_paired(w);
 }
 
 static room_t layout(const linear_t *w, int32_t m, void *room, int64_t *bytes) {
     room_t r = {.digits = is_float(w) || w->int8_input ? 1 : 2, .k = linear_padded_k(w->format, w->group, w->k)};
     r.is_blocked = is_blocked(w, m);
+    r.is_paired = is_paired(w);
     r.groups = w->format == I4 ? r.k / w->group : 0;
     int32_t all = m * r.digits;
     r.tiles = all > TILE && all < TILE + 3 ? 3 : (int32_t)up(all, TILE) / TILE; /* not 6 and 7 rows: kernels take 4 panels up to 6, else 2 */
@@ -36,7 +40,7 @@ static room_t layout(const linear_t *w, int32_t m, void *room, int64_t *bytes) {
     r.sums = (int32_t *)((char *)room + scale);
     r.data = (uint8_t *)room + scale + sums;
     int64_t rows = r.is_blocked ? up((int64_t)m * r.digits, 16) : (int64_t)m * r.digits;
-    *bytes = scale + sums + rows * r.k * (!is_float(w) ? 1 : r.is_blocked ? 2 : 4);
+    *bytes = scale + sums + rows * r.k * (!is_float(w) ? 1 : r.is_blocked || r.is_paired ? 2 : 4);
     return r;
 }
 
@@ -84,8 +88,14 @@ static void place_bf16(const linear_t *w, const act_t *a, const room_t *r, int32
 
 /* Fill inputs first..last-1 of a tile. */
 static void place_tile(const linear_t *w, const act_t *a, const room_t *r, int32_t tile, int32_t first, int32_t last) {
-    if (is_float(w) && !r->is_blocked) return place_floats(w, a, r, tile, first, last);
-    for (int32_t token = first_token(a->m, tile, r->tiles); token < first_token(a->m, tile + 1, r->tiles); token++) {
+    if (is_float(w) && !r->is_blocked && !r->is_paired) return place_floats(w, a, r, tile, first, last);
+    const int32_t start = first_token(a->m, tile, r->tiles), end = first_token(a->m, tile + 1, r->tiles);
+    for (int32_t token = start; token < end; token++) {
+        if (r->is_paired) {
+            const row_t row = {.x = a->x + (int64_t)token * a->ldx, .before = start, .rows = end - start, .row = token - start};
+            pair_avx512(w, r, &row, first, last);
+            continue;
+        }
         if (is_float(w)) {
             place_bf16(w, a, r, token, first, last);
             continue;
@@ -117,9 +127,13 @@ static linear_way way(const linear_t *w, int32_t m) {
     }
 }
 
+void linear_panels(const linear_t *w, const act_t *a, float *y, int32_t ldy, int32_t first, int32_t last) {
+    if (first < last) way(w, a->m)(w, a, y, ldy, first, last);
+}
+
 void linear_share(const linear_t *w, const act_t *a, float *y, int32_t ldy, int32_t ith, int32_t nth) {
     int32_t panels = (w->n + PANEL - 1) / PANEL;
-    way(w, a->m)(w, a, y, ldy, first_token(panels, ith, nth), first_token(panels, ith + 1, nth));
+    linear_panels(w, a, y, ldy, first_token(panels, ith, nth), first_token(panels, ith + 1, nth));
 }
 
 typedef struct {

@@ -7,7 +7,8 @@
  *   I4    uint8    [n/16][k/8][16][4]      quadruples: low nibbles are k..k+3, high nibbles k+4..k+7
  * n is padded to a multiple of 16, k to linear_padded_k() with zeros; outputs beyond n are never written.
  *
- * F32 and BF16 add in order of k, for each output the same, whatever the number of rows, threads or chunks.  I8 and I4 add integers,
+ * F32 and BF16 add in order of k, for each output the same, whatever the number of rows, threads or chunks.  Where the processor multiplies
+ * pairs of bf16 (AVX512-BF16, AMX), activations of BF16 are rounded to bf16 and added in the order of that instruction, again the same.  I8 and I4 add integers,
  * exactly, also where activations stay float: a row is then written as two int8 digits of a 16-bit fixed-point number (its step, max|x| /
  * 32,600, is 1/100 of what bf16 rounds the largest element by), and the sums of the digits are put together at the end: per row (I8) or
  * per group, in order (I4).  So a token's result never depends on its neighbours in the batch.
@@ -51,6 +52,9 @@ void quantise_share(const linear_t *w, const act_t *a, int32_t ith, int32_t nth)
 
 /* Compute the share of thread `ith` of `nth`: whole panels of 16 outputs, all m rows.  y: [m, ldy].  No allocation, no barrier inside. */
 void linear_share(const linear_t *w, const act_t *a, float *y, int32_t ldy, int32_t ith, int32_t nth);
+
+/* Compute panels first..last-1 of 16 outputs, the same way: for those who choose their own. */
+void linear_panels(const linear_t *w, const act_t *a, float *y, int32_t ldy, int32_t first, int32_t last);
 
 /* Both steps on `threads` threads of the pool. */
 void linear_run(const linear_t *w, const act_t *a, float *y, int32_t ldy, int32_t threads);

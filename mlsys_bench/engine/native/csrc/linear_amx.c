@@ -56,7 +56,7 @@ static void emulate_pairs(uint8_t (*c)[64], uint8_t (*a)[64], uint8_t (*b)[64]) 
 #define STORE(t, to, stride) emulate_store(tiles[t], to, stride)
 #define DOT_BYTES(c, a, b) emulate_bytes(tiles[c], tiles[a], tiles[b])
 #define DOT_PAIRS(c, a, b) emulate_pairs(tiles[c], tiles[a], tiles[b])
-#elif !defined(MLSYS_NO_TILES) && defined(__x86_64__) && (__GNUC__ >= 11 || __clang_major__ >= 12)
+#elif !defined(MLSYS_OLD_ASSEMBLER) && defined(__x86_64__) && (__GNUC__ >= 11 || __clang_major__ >= 12)
 /* Spelled out with the memory they touch: gcc 12's own intrinsics forget it, and stores of the configuration then come after its use. */
 #define HAS_TILES 1
 #define CONFIGURE(config) __asm__ volatile("ldtilecfg %0" ::"m"(*(config)) : "memory")

@@ -1,4 +1,4 @@
-/* Tiles of rows times panels in registers, AVX512 with VNNI.
+/* Tiles of rows times panels in registers, AVX512 with VNNI, and with BF16 where the processor has it.
  *
  * A kernel holds R rows of a tile and P panels: R * P sums, each register 16 outputs.  It is one function, written once for each kind of
  * weights and made for every R (and P, and digits) by macros below, so that sums stay in registers.  Few rows wait for memory: one tile
@@ -73,6 +73,13 @@ FAST void multiply_add(__m512i *sum, __m512i u8, __m512i s8) { __asm__("vpdpbusd
 FAST void multiply_add_same(__m512i *sum, __m512i u8, const uint8_t *s8) {
     __asm__("vpdpbusd %2%{1to16%}, %1, %0" : "+v"(*sum) : "v"(u8), "m"(*(const int32_t(*)[1])s8));
 }
+
+/* *sum += pairs of bf16. */
+#ifndef MLSYS_OLD_ASSEMBLER
+FAST void multiply_add_pairs(__m512 *sum, __m512i a, __m512i b) { __asm__("vdpbf16ps %2, %1, %0" : "+v"(*sum) : "v"(a), "v"(b)); }
+#else
+FAST void multiply_add_pairs(__m512 *sum, __m512i a, __m512i b) { (void)sum, (void)a, (void)b; /* no level asks for it: cpu.c */ }
+#endif
 
 FAST __m512i four(const void *bytes) {
     int32_t value;
@@ -153,6 +160,39 @@ FAST void floats(const job_t *job, const int R, const int P, const int is_bf16) 
             __m512 input = _mm512_set1_ps(x[R + r]);
 #pragma GCC unroll 4
             for (int p = 0; p < P; p++) sum[r][p] = _mm512_fmadd_ps(input, odd[p], sum[r][p]);
+        }
+    }
+    __m512 all[TILE * 4];
+#pragma GCC unroll 12
+    for (int r = 0; r < R; r++)
+#pragma GCC unroll 4
+        for (int p = 0; p < P; p++) all[r * P + p] = sum[r][p];
+    finish(job, all, R, P, NULL);
+}
+
+/* BF16 where the processor multiplies pairs of them: one sum for each output, in order of k, for every number of rows. */
+FAST void pairs(const job_t *job, const int R, const int P) {
+    const room_t *room = &job->room;
+    const uint8_t *x = room->data + (int64_t)job->token * room->k * 2;
+    int64_t length = (int64_t)room->k * PANEL * 2;
+    const char *weight[4], *early = job->fetch;
+#pragma GCC unroll 4
+    for (int p = 0; p < P; p++) weight[p] = (const char *)job->w->weight + panel_of(job, p) * length;
+    __m512 sum[12][4];
+#pragma GCC unroll 4
+    for (int p = 0; p < P; p++)
+#pragma GCC unroll 12
+        for (int r = 0; r < R; r++) sum[r][p] = _mm512_setzero_ps();
+    for (int64_t at = 0; at < length; at += LINE, x += 4 * R) {
+        __m512i line[4];
+        fetch(P, &early, job, at, length);
+#pragma GCC unroll 4
+        for (int p = 0; p < P; p++) line[p] = _mm512_load_si512(weight[p] + at);
+#pragma GCC unroll 12
+        for (int r = 0; r < R; r++) {
+            __m512i input = four(x + 4 * r);
+#pragma GCC unroll 4
+            for (int p = 0; p < P; p++) multiply_add_pairs(&sum[r][p], input, line[p]);
         }
     }
     __m512 all[TILE * 4];
@@ -250,6 +290,7 @@ FAST void nibbles(const job_t *job, const int R, const int P, const int D) {
     TARGET static void f32_##R(const job_t *job) { floats(job, R, WIDTH(R), 0); }       \
     TARGET static void bf16_##R(const job_t *job) { floats(job, R, WIDTH(R), 1); }      \
     TARGET static void i8_##R(const job_t *job) { bytes(job, R, WIDTH(R)); }            \
+    TARGET static void pairs_##R(const job_t *job) { pairs(job, R, WIDTH(R)); }         \
     TARGET static void i4_##R(const job_t *job) { nibbles(job, R, WIDTH4(R), 1); }
 #define DIGITS(R) \
     TARGET static void i4x2_##R(const job_t *job) { nibbles(job, R, WIDTH4(R), 2); }
@@ -259,10 +300,11 @@ KERNELS(1) KERNELS(2) KERNELS(3) KERNELS(4) KERNELS(5) KERNELS(6)
 KERNELS(7) KERNELS(8) KERNELS(9) KERNELS(10) KERNELS(11) KERNELS(12)
 DIGITS(2) DIGITS(4) DIGITS(6) DIGITS(8) DIGITS(10) DIGITS(12)
 
-enum { F32_KIND, BF16_KIND, I8_KIND, I4_KIND, I4X2_KIND, KINDS };
+enum { F32_KIND, BF16_KIND, I8_KIND, I4_KIND, I4X2_KIND, PAIRS_KIND, KINDS };
 
 static const kernel_t kernels[KINDS][TILE] = {
     EACH(f32), EACH(bf16), EACH(i8), EACH(i4), {[1] = i4x2_2, [3] = i4x2_4, [5] = i4x2_6, [7] = i4x2_8, [9] = i4x2_10, [11] = i4x2_12},
+    EACH(pairs),
 };
 
 static int64_t panel_bytes(const linear_t *w, int32_t k) {
@@ -285,7 +327,7 @@ static void plan_fetching(job_t *job, int64_t length, int32_t width, int32_t til
 /* All tiles from..until-1 over panels first..last-1, `width` at a time. */
 static void block(job_t *job, int32_t kind, int32_t rows, int32_t first, int32_t last, int32_t from, int32_t until) {
     int64_t length = panel_bytes(job->w, job->room.k);
-    int32_t width = kind < I4_KIND ? WIDTH(rows) : WIDTH4(rows);
+    int32_t width = kind == I4_KIND || kind == I4X2_KIND ? WIDTH4(rows) : WIDTH(rows);
     for (job->panel = first; job->panel < last; job->panel += width)
         for (int32_t tile = from; tile < until; tile++) {
             job->token = first_token(job->a->m, tile, job->room.tiles);
@@ -297,70 +339,15 @@ static void block(job_t *job, int32_t kind, int32_t rows, int32_t first, int32_t
 
 void linear_avx512(const linear_t *w, const act_t *a, float *y, int32_t ldy, int32_t first, int32_t last) {
     job_t job = {.w = w, .a = a, .room = room_of(w, a), .y = y, .ldy = ldy, .last = last - 1};
-    int32_t kind = w->format == I4 && !w->int8_input ? I4X2_KIND : w->format;
+    int32_t kind = job.room.is_paired ? PAIRS_KIND : w->format == I4 && !w->int8_input ? I4X2_KIND : w->format;
     int32_t rows = (a->m + job.room.tiles - 1) / job.room.tiles * job.room.digits;
-    int64_t most = BLOCK_BYTES / ((int64_t)job.room.k * (w->format <= BF16 ? 4 : 1));
+    int64_t most = BLOCK_BYTES / ((int64_t)job.room.k * (job.room.is_paired ? 2 : w->format <= BF16 ? 4 : 1));
     int32_t at_once = (int32_t)(most > LEAST_BLOCK ? most : LEAST_BLOCK) / rows;
     for (int32_t tile = 0; tile < job.room.tiles; tile += at_once)
         block(&job, kind, rows, first, last, tile, tile + at_once < job.room.tiles ? tile + at_once : job.room.tiles);
 }
 
-/* 64 inputs as int32, as far as they are there. */
-FAST void integers(const float *x, int32_t count, float per_step, __m512i out[4]) {
-#pragma GCC unroll 4
-    for (int i = 0; i < 4; i++) {
-        int32_t left = count - 16 * i;
-        __mmask16 mask = left >= 16 ? 0xffff : left > 0 ? (__mmask16)((1u << left) - 1) : 0;
-        out[i] = _mm512_cvtps_epi32(_mm512_mul_ps(_mm512_maskz_loadu_ps(mask, x + 16 * i), _mm512_set1_ps(per_step)));
-    }
-}
-
-FAST int32_t sum_of(__m512i digits, __mmask16 of) {
-    __m512i sum = _mm512_setzero_si512();
-    multiply_add(&sum, _mm512_set1_epi8(1), digits);
-    return _mm512_mask_reduce_add_epi32(of, sum);
-}
-
-/* Write 64 digits into a row's column of the tile. */
-FAST void place(const linear_t *w, const room_t *r, const row_t *row, int32_t d, int32_t from, __m512i digits) {
-    const __m512i every = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
-    int64_t step;
-    uint8_t *column = quadruple(r, row, d, from, &step);
-    __m512i flipped = w->format == I8 ? _mm512_xor_si512(digits, _mm512_set1_epi8(-128)) : digits;
-    if (step == 4) _mm512_storeu_si512(column, flipped);
-    else _mm512_i32scatter_epi32(column, _mm512_mullo_epi32(every, _mm512_set1_epi32((int32_t)step)), flipped, 1);
-    if (w->format != I4) return;
-    int32_t *sums = r->sums + row->before * r->groups + (int64_t)(from / w->group) * row->rows + row->row + d;
-    if (w->group == 32) {
-        sums[0] = -8 * sum_of(digits, 0x00ff);
-        sums[row->rows] = -8 * sum_of(digits, 0xff00);
-    } else {
-        sums[0] = -8 * sum_of(digits, 0xffff) + (from % w->group ? sums[0] : 0);
-    }
-}
-
-TARGET void quantise_avx512(const linear_t *w, const room_t *r, const row_t *row, int32_t first, int32_t last) {
-    const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15); /* packs work within quarters */
-    for (int32_t from = first; from < last; from += 64) {
-        __m512i at[4];
-        integers(row->x + from, row->per_step > 0.0f ? w->k - from : 0, row->per_step, at);
-        __m512i left = _mm512_packs_epi32(at[0], at[1]), right = _mm512_packs_epi32(at[2], at[3]);
-        if (r->digits == 2) {
-            const __m512i half = _mm512_set1_epi16(128), low = _mm512_set1_epi16(255);
-            __m512i lows = _mm512_packus_epi16(_mm512_and_si512(left, low), _mm512_and_si512(right, low));
-            place(w, r, row, 1, from, _mm512_permutexvar_epi32(order, lows));
-            left = _mm512_srai_epi16(_mm512_add_epi16(left, half), 8);
-            right = _mm512_srai_epi16(_mm512_add_epi16(right, half), 8);
-        }
-        place(w, r, row, 0, from, _mm512_permutexvar_epi32(order, _mm512_packs_epi16(left, right)));
-    }
-}
-
 #else
-void quantise_avx512(const linear_t *w, const room_t *r, const row_t *row, int32_t first, int32_t last) {
-    quantise_portable(w, r, row, first, last);
-}
-
 void linear_avx512(const linear_t *w, const act_t *a, float *y, int32_t ldy, int32_t first, int32_t last) {
     linear_portable(w, a, y, ldy, first, last);
 }

@@ -5,6 +5,7 @@
  *   F32, BF16   float  [tile][k][rows]
  *   I8          uint8  [tile][k/4][rows][4]     digit + 128
  *   I4          int8   [tile][k/4][rows][4]     and per group int32 [tile][k/group][rows]: -8 times the sum of the group
+ *   BF16        bf16   [tile][k/2][rows][2]     where the processor multiplies pairs
  * For AMX they come in blocks of 16 rows, each as the tiles of that processor:
  *   BF16        bf16   [block][k/32][16][32]
  *   I8          uint8  [block][k/64][16][64]
@@ -26,6 +27,7 @@ typedef struct {
     int32_t k;            /* padded */
     int32_t groups;       /* I4 */
     int32_t is_blocked;   /* as AMX wants it */
+    int32_t is_paired;    /* floats rounded to bf16, as vdpbf16ps wants them */
     float *scale;         /* [m] */
     int32_t *sums;
     uint8_t *data;
@@ -57,6 +59,9 @@ row_t row_of(const linear_t *w, const act_t *a, const room_t *r, int32_t token, 
 /* Quantise inputs first..last-1; both are multiples of CHUNK, or the end. */
 void quantise_portable(const linear_t *w, const room_t *r, const row_t *row, int32_t first, int32_t last);
 void quantise_avx512(const linear_t *w, const room_t *r, const row_t *row, int32_t first, int32_t last);
+
+/* Round inputs first..last-1 to bf16. */
+void pair_avx512(const linear_t *w, const room_t *r, const row_t *row, int32_t first, int32_t last);
 
 /* Compute panels first..last-1. */
 typedef void (*linear_way)(const linear_t *w, const act_t *a, float *y, int32_t ldy, int32_t first, int32_t last);

@@ -1,4 +1,4 @@
-/* See step.h.  All threads walk through the same phases, with a barrier after each. */
+/* See step.h.  All threads walk through the same phases, with a barrier after each; of a lone token they share products and attention only. */
 #define _GNU_SOURCE
 #include "step.h"
 
@@ -14,12 +14,14 @@ typedef struct {
     const step_t *s;
     float *logits;
     float *x, *few; /* the residual stream [T, hidden]; of the sampled tokens, in the last layer */
-    float *h;       /* what a product reads: [T, max(hidden, heads head_dim, ffn)] */
+    float *h;       /* what a product reads: [T, max(hidden, heads head_dim)] */
     float *wide;    /* qkv, gate and up: [T, max] */
     float *out;     /* what is added to the stream: [T, hidden] */
+    float *lone;    /* of a lone token, each thread's own stream and what its products read: [threads, 2, hidden] */
     float *own, *shared; /* of attention: each thread's, and of all */
     int32_t *next;  /* [layers] tasks of attention that are taken */
-    void *room;     /* of products */
+    uint8_t *room;  /* of products: of all rows, or of a lone one for each thread */
+    int64_t lone_room_bytes;
     int64_t linears_ns;
     int32_t threads;
 } job_t;
@@ -28,8 +30,11 @@ static int32_t widest(int32_t a, int32_t b) { return a > b ? a : b; }
 static int32_t share(int32_t n, int32_t ith, int32_t nth) { return (int64_t)n * ith / nth; }
 static int32_t q_width(const decoder_t *d) { return d->heads * d->head_dim; }
 static int32_t kv_width(const decoder_t *d) { return d->kv_heads * d->head_dim; }
-static int32_t h_width(const decoder_t *d) { return widest(widest(d->hidden, q_width(d)), d->ffn); }
+static int32_t h_width(const decoder_t *d) { return widest(d->hidden, q_width(d)); }
 static int32_t wide_width(const decoder_t *d) { return widest(q_width(d) + 2 * kv_width(d), 2 * d->ffn); }
+
+static int64_t lone_width(const decoder_t *d) { return (d->hidden + 15) / 16 * 16; }
+static int is_lone(const step_t *s) { return s->tokens == 1 && s->sampled == 1; }
 
 static int64_t now_ns(void) {
     struct timespec t;
@@ -37,39 +42,88 @@ static int64_t now_ns(void) {
     return (int64_t)t.tv_sec * 1000000000 + t.tv_nsec;
 }
 
-/* y = w x for m rows, by all threads, a barrier after it. */
-static void product(job_t *j, const linear_t *w, const float *x, int32_t m, float *y, int32_t ith, int32_t nth) {
-    const int64_t began = ith ? 0 : now_ns();
-    const act_t a = {.x = x, .ldx = w->k, .m = m, .room = j->room};
-    if (act_bytes(w, m)) {
-        quantise_share(w, &a, ith, nth);
+/* What a product reads: m rows. */
+typedef struct {
+    const float *x;
+    int32_t ldx, m;
+} rows_t;
+
+/* Activations as products of this thread read them: those of all, or a lone row that it quantises for itself rather than wait. */
+static act_t activations(const job_t *j, const linear_t *w, rows_t rows, int32_t ith, int32_t nth) {
+    const int lone = is_lone(j->s);
+    const act_t a = {.x = rows.x, .ldx = rows.ldx, .m = rows.m, .room = j->room + (lone ? ith * j->lone_room_bytes : 0)};
+    quantise_share(w, &a, lone ? 0 : ith, lone ? 1 : nth);
+    if (!lone)
         pool_barrier();
-    }
+    return a;
+}
+
+/* y = w x, by all threads, a barrier after it. */
+static void product(job_t *j, const linear_t *w, rows_t rows, float *y, int32_t ith, int32_t nth) {
+    const int64_t began = ith ? 0 : now_ns();
+    const act_t a = activations(j, w, rows, ith, nth);
     linear_share(w, &a, y, w->n, ith, nth);
     pool_barrier();
     if (!ith)
         j->linears_ns += now_ns() - began;
 }
 
-/* Norm this thread's rows into h, after adding to them what the branch before gave, itself normed where it is. */
-static void add_and_norm(job_t *j, float *x, int32_t m, const float *post_gain, int adds, const float *gain, int32_t ith, int32_t nth) {
-    const decoder_t *d = j->d;
+/* Gate and up, side by side in `wide`; the gate's place then takes activation(gate) up.  A thread computes the same panels of both and
+ * needs no other, unless one panel holds the end of the gate. */
+static void gated_product(job_t *j, const linear_t *w, rows_t rows, int32_t ith, int32_t nth) {
+    const int32_t ffn = j->d->ffn, panels = (ffn + 15) / 16, first = share(panels, ith, nth), last = share(panels, ith + 1, nth);
+    const int64_t began = ith ? 0 : now_ns();
+    const act_t a = activations(j, w, rows, ith, nth);
+    if (ffn % 16 == 0) {
+        linear_panels(w, &a, j->wide, 2 * ffn, first, last);
+        linear_panels(w, &a, j->wide, 2 * ffn, panels + first, panels + last);
+    } else {
+        linear_share(w, &a, j->wide, 2 * ffn, ith, nth);
+        pool_barrier();
+    }
+    const int64_t paused = ith ? 0 : now_ns();
+    for (int64_t r = 0; r < rows.m; r++) {
+        float *gate = j->wide + r * 2 * ffn;
+        gated_row(gate, gate, gate + ffn, first * 16, last * 16 < ffn ? last * 16 : ffn, j->d->gelu);
+    }
+    const int64_t resumed = ith ? 0 : now_ns();
+    pool_barrier();
+    if (!ith)
+        j->linears_ns += now_ns() - began - (resumed - paused);
+}
+
+/* What a branch gave, and the norm of that, where it has one.  out: [m, hidden], NULL before the first layer */
+typedef struct {
+    const float *out, *gain;
+} branch_t;
+
+/* Add to a row of the stream what the branch before gave, and norm the sum into h. */
+static void add_and_norm_row(const decoder_t *d, float *x, branch_t before, const float *gain, float *h) {
+    const float *out = before.out;
+    if (out && before.gain)
+        norm_row(h, out, d->hidden, d->eps, before.gain), out = h;
+    if (out)
+        add_row(x, out, d->hidden);
+    norm_row(h, x, d->hidden, d->eps, gain);
+}
+
+/* The same for this thread's rows. */
+static void add_and_norm(job_t *j, float *x, int32_t m, branch_t before, const float *gain, int32_t ith, int32_t nth) {
+    const int64_t hidden = j->d->hidden;
     for (int64_t r = share(m, ith, nth); r < share(m, ith + 1, nth); r++) {
-        float *row = x + r * d->hidden, *out = j->out + r * d->hidden;
-        if (adds && post_gain)
-            norm_row(out, out, d->hidden, d->eps, post_gain);
-        if (adds)
-            add_row(row, out, d->hidden);
-        norm_row(j->h + r * d->hidden, row, d->hidden, d->eps, gain);
+        const branch_t here = {before.out ? before.out + r * hidden : NULL, before.gain};
+        add_and_norm_row(j->d, x + r * hidden, here, gain, j->h + r * hidden);
     }
     pool_barrier();
 }
 
+static void embed_token(const decoder_t *d, float *x, int32_t token) {
+    embed_row(x, d->embedding, d->embedding_format, d->embedding_packed, token, d->hidden, d->embedding_scale);
+}
+
 static void embed(job_t *j, int32_t ith, int32_t nth) {
-    const decoder_t *d = j->d;
     for (int64_t t = share(j->s->tokens, ith, nth); t < share(j->s->tokens, ith + 1, nth); t++)
-        embed_row(j->x + t * d->hidden, d->embedding, d->embedding_format, d->embedding_packed, j->s->token[t], d->hidden,
-                  d->embedding_scale);
+        embed_token(j->d, j->x + t * j->d->hidden, j->s->token[t]);
 }
 
 /* Norm, where it is, and turn some heads of a token. */
@@ -80,30 +134,53 @@ static void turn(const decoder_t *d, const layer_t *l, float *x, int32_t heads, 
     rope_row(x, heads, d->head_dim, d->rope_dim, l->cos + at, l->sin + at);
 }
 
-/* Turn queries and keys, and store keys and values: KV head by KV head of each token, so that threads share a lone token too. */
-static void place(job_t *j, const layer_t *l, int32_t layer, int32_t ith, int32_t nth) {
+/* Turn the queries and the key of a KV head of a token, and store its key and value. */
+static void place_head(job_t *j, const layer_t *l, int32_t layer, int64_t t, int64_t head) {
     const decoder_t *d = j->d;
-    const int32_t q = q_width(d), kv = kv_width(d), group = d->heads / d->kv_heads, items = j->s->tokens * d->kv_heads;
-    for (int32_t item = share(items, ith, nth); item < share(items, ith + 1, nth); item++) {
-        const int64_t t = item / d->kv_heads, head = item % d->kv_heads;
-        float *row = j->wide + t * (q + 2 * kv), *k = row + q + head * d->head_dim;
-        turn(d, l, row + head * group * d->head_dim, group, l->q_gain, j->s->position[t]);
-        turn(d, l, k, 1, l->k_gain, j->s->position[t]);
-        kv_write(j->c, layer, j->s->slot[t], head, k, k + kv);
-    }
+    const int32_t q = q_width(d), kv = kv_width(d), group = d->heads / d->kv_heads;
+    float *row = j->wide + t * (q + 2 * kv), *k = row + q + head * d->head_dim;
+    turn(d, l, row + head * group * d->head_dim, group, l->q_gain, j->s->position[t]);
+    turn(d, l, k, 1, l->k_gain, j->s->position[t]);
+    kv_write(j->c, layer, j->s->slot[t], head, k, k + kv);
+}
+
+/* KV head by KV head of each token, so that threads share a lone token too. */
+static void place(job_t *j, const layer_t *l, int32_t layer, int32_t ith, int32_t nth) {
+    const int32_t heads = j->d->kv_heads, items = j->s->tokens * heads;
+    for (int32_t item = share(items, ith, nth); item < share(items, ith + 1, nth); item++)
+        place_head(j, l, layer, item / heads, item % heads);
     pool_barrier();
 }
 
-static void attention(job_t *j, const layer_t *l, int32_t layer, int32_t ith, int32_t nth) {
+static attend_t attending(const job_t *j, const layer_t *l) {
     const decoder_t *d = j->d;
     const step_t *s = j->s;
-    const attend_t a = {
+    return (attend_t){
         .q = j->wide, .out = j->h, .ldq = q_width(d) + 2 * kv_width(d), .ldo = q_width(d), .heads = d->heads, .tokens = s->tokens,
         .sequences = s->sequences, .width = s->width, .position = s->position, .first = s->first, .block_table = s->block_table,
         .window = l->window, .scale = d->scale, .softcap = d->softcap,
     };
+}
+
+/* Of a lone token, a KV head is placed and attended to by one thread: nobody else reads what it writes. */
+static void place_and_attend(job_t *j, const layer_t *l, int32_t layer, const attend_t *a, float *own) {
+    for (int32_t head; (head = __atomic_fetch_add(j->next + layer, 1, __ATOMIC_RELAXED)) < j->d->kv_heads;) {
+        place_head(j, l, layer, 0, head);
+        attend_head(a, j->c, layer, head, own);
+    }
+    pool_barrier();
+}
+
+/* Store keys and values, and, where anybody reads on, attend. */
+static void attention(job_t *j, const layer_t *l, int32_t layer, int is_read, int32_t ith, int32_t nth) {
+    const attend_t a = attending(j, l);
     const int split = attention_is_split(&a, j->c, j->threads);
-    float *own = j->own + ith * attention_floats(d->head_dim);
+    float *own = j->own + ith * attention_floats(j->d->head_dim);
+    if (is_read && !split && attention_is_by_head(&a, j->c))
+        return place_and_attend(j, l, layer, &a, own);
+    place(j, l, layer, ith, nth);
+    if (!is_read)
+        return;
     attend(&a, j->c, layer, split, j->next + layer, own, j->shared);
     pool_barrier();
     if (split) {
@@ -123,38 +200,59 @@ static void narrow(job_t *j, int32_t ith, int32_t nth) {
     pool_barrier();
 }
 
-static void gate(job_t *j, int32_t m, int32_t ith, int32_t nth) {
-    const int32_t ffn = j->d->ffn, panels = (ffn + 15) / 16;
-    const int32_t first = share(panels, ith, nth) * 16, end = share(panels, ith + 1, nth) * 16, last = end < ffn ? end : ffn;
-    for (int64_t r = 0; r < m; r++)
-        gated_row(j->h + r * ffn, j->wide + r * 2 * ffn, j->wide + r * 2 * ffn + ffn, first, last, j->d->gelu);
-    pool_barrier();
-}
-
-static void walk(void *arg, int32_t ith, int32_t nth) {
-    job_t *j = arg;
+/* Steps of any number of tokens. */
+static void walk(job_t *j, int32_t ith, int32_t nth) {
     const decoder_t *d = j->d;
+    const int32_t hidden = d->hidden;
     float *x = j->x;
     int32_t m = j->s->tokens;
+    branch_t before = {0};
     embed(j, ith, nth);
     for (int32_t i = 0; i < d->layers; i++) {
         const layer_t *l = d->layer + i;
-        add_and_norm(j, x, m, i ? l[-1].post_mlp_gain : NULL, i > 0, l->attention_gain, ith, nth);
-        product(j, &l->qkv, j->h, m, j->wide, ith, nth);
-        place(j, l, i, ith, nth);
-        if (i == d->layers - 1 && !j->s->sampled)
+        const int is_last = i == d->layers - 1;
+        add_and_norm(j, x, m, before, l->attention_gain, ith, nth);
+        product(j, &l->qkv, (rows_t){j->h, hidden, m}, j->wide, ith, nth);
+        attention(j, l, i, !is_last || j->s->sampled, ith, nth);
+        if (is_last && !j->s->sampled)
             return;
-        attention(j, l, i, ith, nth);
-        if (i == d->layers - 1)
+        if (is_last)
             narrow(j, ith, nth), x = j->few, m = j->s->sampled;
-        product(j, &l->o, x == j->few ? j->wide : j->h, m, j->out, ith, nth);
-        add_and_norm(j, x, m, l->post_attention_gain, 1, l->mlp_gain, ith, nth);
-        product(j, &l->gate_up, j->h, m, j->wide, ith, nth);
-        gate(j, m, ith, nth);
-        product(j, &l->down, j->h, m, j->out, ith, nth);
+        product(j, &l->o, (rows_t){is_last ? j->wide : j->h, q_width(d), m}, j->out, ith, nth);
+        add_and_norm(j, x, m, (branch_t){j->out, l->post_attention_gain}, l->mlp_gain, ith, nth);
+        gated_product(j, &l->gate_up, (rows_t){j->h, hidden, m}, ith, nth);
+        product(j, &l->down, (rows_t){j->wide, 2 * d->ffn, m}, j->out, ith, nth);
+        before = (branch_t){j->out, l->post_mlp_gain};
     }
-    add_and_norm(j, x, m, d->layer[d->layers - 1].post_mlp_gain, 1, d->gain, ith, nth);
-    product(j, &d->head, j->h, m, j->logits, ith, nth);
+    add_and_norm(j, x, m, before, d->gain, ith, nth);
+    product(j, &d->head, (rows_t){j->h, hidden, m}, j->logits, ith, nth);
+}
+
+/* The step of a lone token that is sampled: every thread keeps the stream itself, as adding and norming take less than a barrier. */
+static void walk_lone(job_t *j, int32_t ith, int32_t nth) {
+    const decoder_t *d = j->d;
+    float *x = j->lone + ith * 2 * lone_width(d), *h = x + lone_width(d);
+    const rows_t own = {h, d->hidden, 1};
+    branch_t before = {0};
+    embed_token(d, x, j->s->token[0]);
+    for (int32_t i = 0; i < d->layers; i++) {
+        const layer_t *l = d->layer + i;
+        add_and_norm_row(d, x, before, l->attention_gain, h);
+        product(j, &l->qkv, own, j->wide, ith, nth);
+        attention(j, l, i, 1, ith, nth);
+        product(j, &l->o, (rows_t){j->h, q_width(d), 1}, j->out, ith, nth);
+        add_and_norm_row(d, x, (branch_t){j->out, l->post_attention_gain}, l->mlp_gain, h);
+        gated_product(j, &l->gate_up, own, ith, nth);
+        product(j, &l->down, (rows_t){j->wide, 2 * d->ffn, 1}, j->out, ith, nth);
+        before = (branch_t){j->out, l->post_mlp_gain};
+    }
+    add_and_norm_row(d, x, before, d->gain, h);
+    product(j, &d->head, own, j->logits, ith, nth);
+}
+
+static void work(void *arg, int32_t ith, int32_t nth) {
+    job_t *j = arg;
+    (is_lone(j->s) ? walk_lone : walk)(j, ith, nth);
 }
 
 /* ---------------------------------------------------------------- memory */
@@ -186,7 +284,10 @@ static uint8_t *lay_out(job_t *j, const decoder_t *d, int32_t tokens, int32_t th
     j->own = take(&at, threads * attention_floats(d->head_dim) * floats);
     j->shared = take(&at, attention_shared_floats(threads, d->head_dim) * floats);
     j->next = take(&at, d->layers * sizeof(int32_t));
-    j->room = take(&at, room_bytes(d, tokens));
+    j->lone = take(&at, threads * 2 * lone_width(d) * floats);
+    j->lone_room_bytes = room_bytes(d, 1);
+    const int64_t all = room_bytes(d, tokens), each = threads * j->lone_room_bytes;
+    j->room = take(&at, all > each ? all : each);
     return at;
 }
 
@@ -199,6 +300,6 @@ int64_t step_run(const decoder_t *d, const cache_t *c, const step_t *s, int32_t 
     job_t j = {.d = d, .c = c, .s = s, .logits = logits, .threads = threads};
     lay_out(&j, d, s->tokens, threads, workspace);
     memset(j.next, 0, d->layers * sizeof(int32_t));
-    pool_run(threads, walk, &j);
+    pool_run(threads, work, &j);
     return j.linears_ns;
 }

@@ -37,9 +37,16 @@ class Process(NamedTuple):
 def times(root: Path = PROC) -> Times | None:
     """Return the machine's CPU time, None where nothing tells it.  Guests' time is inside `user` already."""
     try:
-        fields = (root / "stat").read_text(encoding="utf-8").partition("\n")[0].split()
-        user, nice, system, idle, iowait, irq, softirq, steal = map(int, fields[1:9])
-    except (OSError, ValueError):
+        return times_of((root / "stat").read_text(encoding="utf-8").partition("\n")[0])
+    except OSError:
+        return None
+
+
+def times_of(line: str) -> Times | None:
+    """Return the CPU time in one line of /proc/stat: of the machine, or of one CPU."""
+    try:
+        user, nice, system, idle, iowait, irq, softirq, steal = map(int, line.split()[1:9])
+    except ValueError:
         return None
     total = user + nice + system + idle + iowait + irq + softirq + steal
     return Times(total, idle + iowait, steal) if total else None

@@ -1,0 +1,236 @@
+"""The harness against its bars: parts of `microbench.py`."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import _one_thread  # noqa: F401
+import numpy as np
+
+from mlsys_bench import record, samples
+from mlsys_bench.bench import harness, telemetry
+from mlsys_bench.types import Bench
+
+CASES = 1000
+LOW, HIGH = 0.93, 0.97
+VISITS, PER_VISIT = 100, harness.VISIT_SAMPLES  # what the budget of a case allows
+LONG = 4_000_001
+REFUSED, FALSE_ALARM = 0.99, 0.02
+OVERHEAD_S = 2e-6
+TELEMETRY_SHARE = 0.005
+QUICK_S, MODEL_160M = 60.0, "small-160m"
+BUDGETS_S, BUDGET_APART = (20.0, 40.0, 80.0), 0.10
+LAUNCHES, LAUNCHES_APART, LAUNCHED = 5, 0.03, ("memory.read", "memory.copy", "gemm", "op.linear", "op.norm")
+CONTENDED_RUNS, CONTENDED, CONTENDED_S = 20, 0.95, 8.0
+
+Draw = Callable[[np.random.Generator, int], samples.Array]
+
+
+def told(text: str, *, ok: bool | None = None) -> bool:
+    """Print a line with its verdict, none for a figure without a bar; return the verdict."""
+    sys.stdout.write(f"  {'ok  ' if ok else '    ' if ok is None else 'MISS'} {text}\n")
+    sys.stdout.flush()
+    return ok is not False
+
+
+# ---------------------------------------------------------------- coverage
+
+
+class Shape(NamedTuple):
+    """A law of samples; `median` of the long run where it is known exactly."""
+
+    name: str
+    draw: Draw
+    median: float | None = None
+
+
+def _modes(share: float, apart: float, noise: float) -> Draw:
+    return lambda rng, n: np.where(rng.random(n) < share, 1.0, 1 + apart) + noise * rng.standard_normal(n)
+
+
+SHAPES = (
+    Shape("normal, sd 2 %", lambda rng, n: 1 + 0.02 * rng.standard_normal(n), 1.0),
+    Shape("normal, sd 5 %", lambda rng, n: 1 + 0.05 * rng.standard_normal(n), 1.0),
+    Shape("bimodal, equal modes 5 % apart", _modes(0.5, 0.05, 0.005), 1.025),
+    Shape("bimodal, 60 : 40, 5 % apart", _modes(0.6, 0.05, 0.005)),
+    Shape("heavy-tailed, Pareto of index 1.5", lambda rng, n: 1 + 0.03 * rng.pareto(1.5, n)),
+    Shape("heavy-tailed, Student of 2 degrees", lambda rng, n: 1 + 0.01 * rng.standard_t(2, n), 1.0),
+)
+AT = np.arange(VISITS * PER_VISIT) / (VISITS * PER_VISIT)  # 0..1 of the budget
+DRIFTS = (
+    Shape("linear, 10 % over the budget", lambda rng, n: 1 + 0.10 * AT[:n] + 0.01 * rng.standard_normal(n)),
+    Shape("linear, -20 % over the budget, sd 2 %", lambda rng, n: 1 - 0.20 * AT[:n] + 0.02 * rng.standard_normal(n)),
+    Shape("a clock that sinks by 10 %, half in a fifth", lambda rng, n: 1.1 - 0.1 * 0.5 ** (5 * AT[:n]) + 0.01 * rng.standard_normal(n)),
+    Shape("a step of 5 % halfway, sd 5 %", lambda rng, n: 1 + 0.05 * (AT[:n] > 0.5) + 0.05 * rng.standard_normal(n)),
+)  # fmt: skip
+
+
+def visited(values: samples.Array) -> tuple[samples.Ended, list[samples.Array]]:
+    """Take visits of a case until it settles or the budget ends, as the harness does."""
+    blocks = list(values.reshape(-1, PER_VISIT))
+    count = samples.LEAST_BLOCKS
+    while (found := samples.ended(blocks[:count])) != "settled" and count < len(blocks):
+        count = min(len(blocks), math.ceil(harness.CHECK_GROWTH * count))
+    return found, blocks[:count]
+
+
+def coverage() -> bool:
+    """Cover the long-run median in 93 to 97 % of cases of each shape, and refuse those that drift."""
+    fine = [_covered(shape) for shape in SHAPES]
+    return all([*fine, *(_refused(shape) for shape in DRIFTS)])
+
+
+def _covered(shape: Shape) -> bool:
+    median = shape.median if shape.median is not None else float(np.median(shape.draw(np.random.default_rng(1), LONG)))
+    rng, inside, taken, alarms = np.random.default_rng(0), 0, list[int](), 0
+    for _ in range(CASES):
+        end, blocks = visited(shape.draw(rng, VISITS * PER_VISIT))
+        low, high = samples.median_interval(blocks) or (math.inf, -math.inf)
+        inside += low <= median <= high
+        alarms += end == "drifting"
+        taken.append(len(blocks) * PER_VISIT)
+    share, alarm = inside / CASES, alarms / CASES
+    many = statistics.median(taken)
+    line = f"{shape.name}: covered in {share:.1%} (93-97 %), {many:.0f} samples, refused {alarm:.1%} (<= {FALSE_ALARM:.0%})"
+    return told(line, ok=LOW <= share <= HIGH and alarm <= FALSE_ALARM)
+
+
+def _refused(shape: Shape) -> bool:
+    rng = np.random.default_rng(0)
+    ends = [visited(shape.draw(rng, VISITS * PER_VISIT))[0] for _ in range(CASES)]
+    share = ends.count("drifting") / CASES
+    return told(f"{shape.name}: refused in {share:.1%} (>= {REFUSED:.0%})", ok=share >= REFUSED)
+
+
+# ---------------------------------------------------------------- overhead
+
+
+def overhead() -> bool:
+    """Add at most 2 us to a sample of an empty call, spend no more between two, and look at the machine for half a percent of a core."""
+    inside = [harness.on_cpu(int, 1) for _ in range(20_000)]
+    visits, per_visit = 400, 50
+    between_s = []
+    task = harness._Repeated(float, int, lambda call, repeat: 0.0, None)
+    task._repeat, task._samples = 1, per_visit
+    for _ in range(visits):
+        began = time.perf_counter()
+        task.visit()
+        between_s.append((time.perf_counter() - began) / per_visit)
+    added_s, spent_s = statistics.median(inside), statistics.median(between_s)
+    fine = told(f"inside a sample of one empty call: {added_s * 1e6:.2f} us (<= 2)", ok=added_s <= OVERHEAD_S)
+    fine &= told(f"between two samples of a visit: {spent_s * 1e6:.2f} us (<= 2)", ok=spent_s <= OVERHEAD_S)
+    share = _telemetry_share()
+    return told(f"telemetry, of a core: {share:.2%} (<= {TELEMETRY_SHARE:.1%})", ok=share <= TELEMETRY_SHARE) and fine
+
+
+def _telemetry_share() -> float:
+    """Return what looking at the machine costs: CPU time of a look, times looks a second."""
+    meter, looks = telemetry.Telemeter(), 200
+    meter.start()
+    before_s = time.thread_time()
+    for _ in range(looks):
+        meter._look()
+    each_s = (time.thread_time() - before_s) / looks
+    meter.stop(())
+    return each_s / telemetry.EVERY_S
+
+
+# ---------------------------------------------------------------- whole runs
+
+
+def _run(*arguments: str) -> tuple[Bench, float]:
+    """Run `mlsys bench gpu` and return its record and how long it took, start and end included."""
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "bench.json"
+        command = [sys.executable, "-m", "mlsys_cli", "bench", "gpu", "--device", "cpu", *arguments, "-o", str(out)]
+        began = time.monotonic()
+        subprocess.run(command, check=True, capture_output=True)
+        return record.read(out, Bench), time.monotonic() - began
+
+
+def quick() -> bool:
+    """End the quick suite of a model of 160 M parameters within a minute."""
+    found, took_s = _run("--suite", "quick", "--model", MODEL_160M)
+    ends = [m.ended for m in found.measurements]
+    missed = [m.name for m in found.measurements if m.skipped and "budget" in m.skipped]
+    told(f"{ends.count('settled')} settled, {ends.count('budget')} ended by the budget, {ends.count('drifting')} refused as drifting")
+    told(f"not reached: {', '.join(sorted(set(missed))) or 'nothing'}")
+    return told(f"{took_s:.1f} s (<= {QUICK_S:g})", ok=took_s <= QUICK_S)
+
+
+def budget() -> bool:
+    """Take what was asked for, to a tenth; less only where everything has settled."""
+    return all(_keeps(budget_s) for budget_s in BUDGETS_S)
+
+
+def _keeps(budget_s: float) -> bool:
+    found, took_s = _run("--model", MODEL_160M, "--budget", f"{budget_s:g}s")
+    is_all_settled = all(m.ended in ("settled", None) or m.skipped for m in found.measurements)
+    apart = took_s / budget_s - 1
+    return told(
+        f"--budget {budget_s:g}s took {took_s:.1f} s, {apart:+.1%} (within 10 %)",
+        ok=apart <= BUDGET_APART and (apart >= -BUDGET_APART or is_all_settled),
+    )
+
+
+def launches() -> bool:
+    """Give medians of five launches that agree within 3 %."""
+    medians: dict[str, list[float]] = {}
+    for _ in range(LAUNCHES):
+        found, _ = _run("--model", MODEL_160M, "--only", ",".join(LAUNCHED), "--budget", "40s")
+        for m in found.measurements:
+            if m.launches:
+                medians.setdefault(f"{m.name} {_short(m.parameters)}", []).append(float(np.median(samples.kept(m))))
+    whole = {name: values for name, values in medians.items() if len(values) == LAUNCHES}
+    return all(told_spread(name, values) for name, values in whole.items())
+
+
+def told_spread(name: str, values: Sequence[float]) -> bool:
+    """Print how far launches lie from their median at most."""
+    middle = statistics.median(values)
+    apart = max(abs(value / middle - 1) for value in values)
+    return told(f"{name}: {apart:.1%} from the median of {len(values)} launches (<= 3 %)", ok=apart <= LAUNCHES_APART)
+
+
+def _short(parameters: dict[str, object]) -> str:
+    return " ".join(str(parameters[name]) for name in ("precision", "layer", "m") if name in parameters)
+
+
+def contended() -> bool:
+    """Raise the flag under planted load, and not on a quiet machine."""
+    cores = tuple(sorted(os.sched_getaffinity(0)))[:1]
+    asked = ("--only", "memory.read,gemm", "--budget", f"{CONTENDED_S:g}s")
+    raised = quiet = 0
+    for i in range(CONTENDED_RUNS):  # by turns, so that both see the same hour
+        with planted(cores):
+            raised += bool(_run(*asked)[0].contended)
+        said = _run(*asked)[0].contended
+        quiet += bool(said)
+        if said:
+            told(f"quiet run {i + 1}: {json.dumps(said)}")
+    fine = told(f"raised in {raised} of {CONTENDED_RUNS} runs under load (>= 95 %)", ok=raised >= CONTENDED * CONTENDED_RUNS)
+    return told(f"raised in {quiet} of {CONTENDED_RUNS} quiet runs (<= 5 %)", ok=quiet <= (1 - CONTENDED) * CONTENDED_RUNS) and fine
+
+
+@contextlib.contextmanager
+def planted(cores: Sequence[int]) -> Iterator[None]:
+    """Keep each of these cores busy meanwhile."""
+    busy = "import os, sys\nos.sched_setaffinity(0, {int(sys.argv[1])})\nwhile True: pass"
+    children = [subprocess.Popen([sys.executable, "-c", busy, str(core)]) for core in cores]
+    try:
+        yield
+    finally:
+        for child in children:
+            child.kill()
+            child.wait()
