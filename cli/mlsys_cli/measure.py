@@ -43,7 +43,7 @@ def gpu(
     ] = "nano",
     precision: Annotated[str, typer.Option(help="Comma-separated; auto is the checkpoint's own, fp32 for built-in shapes.")] = "auto",
     launches: Annotated[int, typer.Option(help="Processes to measure in; the launch is the unit of evidence.", min=1)] = 1,
-    budget: Annotated[str, typer.Option(help="Time for all launches together.")] = "75s",
+    budget: Annotated[str | None, typer.Option(help="Time for all launches together, else the suite's own.", show_default=False)] = None,
     threads: Annotated[int | None, typer.Option(help="Threads on a CPU; 1, pinned to core 0, is how `serve` runs.", min=1)] = None,
     max_batch: Annotated[int, typer.Option(help="Sequences decoded together, as `serve` will run.", min=1)] = 8,
     max_step_tokens: Annotated[int, typer.Option(help="Token budget of one step, as `serve` will run.", min=1)] = 256,
