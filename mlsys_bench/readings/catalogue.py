@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal, NamedTuple
 
-Group = Literal["machine", "paths", "links", "operators", "engine", "quality", "gate", "other"]
+Group = Literal["machine", "paths", "links", "operators", "engine", "serving", "quality", "gate", "other"]
 
 
 class Entry(NamedTuple):
@@ -22,7 +22,8 @@ GROUPS: dict[Group, str] = {
     "paths": "Launches, copies, hand-offs",
     "links": "Collectives",
     "operators": "Operators of the model",
-    "engine": "The engine as a whole",
+    "engine": "Steps of the engine",
+    "serving": "Starts, loads, batching",
     "quality": "What number formats cost",
     "gate": "Of `mlsys gate run`, each in a process of its own",
     "other": "Others",
@@ -52,10 +53,10 @@ CATALOGUE = (
     Entry("engine.step", "engine", "s", "one step of the engine: decode over batch x context, prefill over chunk x past, both mixed"),
     Entry("engine.part", "engine", "s", "a decode step by the engine's own clock: products with weights, what lies between, the host"),
     Entry("engine.host", "engine", "s", "a step whose model computes nothing: the scheduler, its arrays, the choice of tokens"),
-    Entry("engine.coldstart", "engine", "s", "from the start of the process to the first token, phase by phase"),
-    Entry("engine.load", "engine", "B/s", "weights brought into place"),
-    Entry("engine.policy", "engine", "token/s", "static, dynamic and continuous batching of the same prompts"),
-    Entry("engine.energy", "engine", "J/token", "what a token costs in each of these ways", "a counter of energy"),
+    Entry("engine.coldstart", "serving", "s", "from the start of the process to the first token, phase by phase"),
+    Entry("engine.load", "serving", "B/s", "weights brought into place"),
+    Entry("engine.policy", "serving", "token/s", "static, dynamic and continuous batching of the same prompts"),
+    Entry("engine.energy", "serving", "J/token", "what a token costs in each of these ways", "a counter of energy"),
     Entry("quality.loss", "quality", "bit/byte", "the trained byte model in every number format: `mlsys bench quality`"),
     Entry("engine.decode", "gate", "s", "a decode step on one thread; operators, KV blocks, bytes and the memory peak beside it"),
     Entry("engine.quality", "gate", "nats", "int8 against fp32: divergence of the next token's distribution, error of the logits"),

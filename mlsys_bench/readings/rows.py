@@ -132,8 +132,9 @@ def _placed(row: Row, own: Roofs, sheet: Roofs | None) -> Row:
     found = ceilings.standing(own, precision, row.bytes_per_s, row.flops_per_s)
     if found is None:
         return row
+    bound = found.roof if found.bound == "cache" and row.group == "machine" else found.bound  # stores may pass the caches, reads do not
     of_sheet = ceilings.share_of(sheet, found.roof, precision, row.bytes_per_s, row.flops_per_s)
-    return dataclasses.replace(row, roof=found.roof, share=found.share, bound=found.bound, of_sheet=of_sheet)
+    return dataclasses.replace(row, roof=found.roof, share=found.share, bound=bound, of_sheet=of_sheet)
 
 
 def _tokens(m: Measurement) -> float:
@@ -180,8 +181,8 @@ def what(m: Measurement) -> str:
         return f"{p.pop('model', '')} {p.pop('precision', '')}: {step_words(p)}{part}".strip()
     p.pop("model", None)
     bare = [str(p.pop(name)) for name in ("layer", "part", "phase", "policy", "precision") if name in p]
-    if "layer" in m.parameters:  # which says the shape
-        p.pop("n", None), p.pop("k", None)
+    if "model" in m.parameters:  # which says the shape
+        p = {name: v for name, v in p.items() if name not in ("n", "k")}
     elif m.name == "gemm" and "n" in p:
         bare.append(f"{_show(p['n'])} x {_show(p.pop('n'))}")
     bare += [f"m {_show(p.pop('m'))}"] if "m" in p else []

@@ -7,6 +7,7 @@ number format.
 from __future__ import annotations
 
 import itertools
+import textwrap
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -37,7 +38,9 @@ _CLASSES = (  # name's beginning, in the legend, colour
     ("op.linear", "matrices", BLUE), ("op.attention", "attention", ORANGE), ("op.", "between them", GREEN),
     ("engine.step", "whole steps", RED),
 )  # fmt: skip
+_ON_HOST = ("op.sample", "op.tokenize")  # Python beside the model: four decades below the roofs, which they are not about
 _SHAPES = "osD^vP*X"
+_LEAD = 150  # letters of the line below a slide's title
 _ROOM = 3.0  # times beyond the points that the axes reach
 _PLACES = tuple((dx, dy) for dy in (0, 13, -13, 26, -26, 39, -39) for dx in (9, -9))  # of a label beside its point, in points
 
@@ -87,7 +90,14 @@ def _slide(record: Bench, machine: Machine | None) -> Figure:
     page = slides.page()
     said = words(record, machine)
     verdict = ("contended", RED) if record.contended else ("measured", GREEN)
-    slides.head(page, said.title.removeprefix("Benchmarks: "), said.lead, verdict, {t.label: t.text for t in said.tiles}, room=5)
+    slides.head(
+        page,
+        said.title.removeprefix("Benchmarks: "),
+        textwrap.shorten(said.lead, _LEAD, placeholder=" …"),
+        verdict,
+        {t.label: t.text for t in said.tiles},
+        room=5,
+    )
     taken = anatomy.tables(record.measurements)[:1]
     parts = page.subfigures(1, 1 + len(taken), squeeze=False, width_ratios=(1.5, 1)[: 1 + len(taken)])[0]
     _roofline(parts[0].subplots(), record, machine)
@@ -111,7 +121,7 @@ def spots(rows: Sequence[Row]) -> list[Spot]:
     found = []
     for row in rows:
         kind = next((label for begins, label, _ in _CLASSES if row.name.startswith(begins)), None)
-        if kind is not None and row.intensity is not None and row.flops_per_s is not None:
+        if kind is not None and row.name not in _ON_HOST and row.intensity is not None and row.flops_per_s is not None:
             precision = str(row.parameters.get("precision", ""))
             found.append(Spot(_label(row), kind, precision, row.intensity, row.flops_per_s))
     return found
@@ -122,7 +132,8 @@ def _label(row: Row) -> str:
     if row.name == "op.linear":
         return f"m = {row.parameters.get('m')}"
     if row.name == "engine.step":
-        return row.what.rpartition(": ")[2].split(" x ")[0].split(" after ")[0]
+        decodes, prefills = (bool(row.parameters.get(name)) for name in ("decode_seqs", "prefill_tokens"))
+        return "decode and prefill" if decodes and prefills else "decode" if decodes else "prefill"
     return row.name.removeprefix("op.").replace("rope_append", "rope")
 
 

@@ -27,8 +27,9 @@ from mlsys_bench.report.parts import (
 from mlsys_bench.types import Bench, Machine, Measurement, Scalar
 
 WITHIN = (
-    "±: half of the 95 % interval of the median, within these launches; two launches of the same program differ by 2 to 2.6 % (sd) even on "
-    "a quiet machine.  Of ceiling: share of what this machine itself reads or multiplies at best, and what binds; latency: below half of it"
+    "±: half of the 95 % interval of the median, within these launches (— too few samples); two launches of the same program differ by 2 "
+    "to 2.6 % (sd) even on a quiet machine.  Of ceiling: share of what this machine itself reads or multiplies at best, and what binds; "
+    "latency: below half of it; above 100 % the engine's own kernels beat the library that sets the ceiling"
 )
 BEST = ("memory.read", "memory.copy", "memory.triad")
 
@@ -188,7 +189,7 @@ def _table(title: str, rows: Sequence[Row], note: str) -> Table:
     prefix = _shared(rows)
     columns: list[tuple[Column, Callable[[Row], Cell]]] = [
         (Column("median", right=True), _median),
-        (Column("±", right=True), lambda row: _share(row.half_width) if row.half_width is not None else Cell("too few", "muted")),
+        (Column("±", right=True), lambda row: _share(row.half_width) if row.half_width is not None else Cell(NONE, "muted")),
         (Column("tokens/s", right=True), lambda row: _figure(row.tokens_per_s if row.unit == "s" else None)),
         (Column("achieved", right=True), lambda row: _rate(row, nearer=True)),
         (Column("of ceiling", right=True), _standing),
@@ -218,9 +219,9 @@ def _block(rows: Sequence[Row], name: str, prefix: str, cells: Sequence[Callable
 
 
 def _shared(rows: Sequence[Row]) -> str:
-    """Return model and precision where all rows that have any have the same: said once, not in every row."""
-    found = {" ".join(str(row.parameters[name]) for name in ("model", "precision") if name in row.parameters) for row in rows} - {""}
-    return found.pop() if len(found) == 1 and any("model" in row.parameters for row in rows) else ""
+    """Return model and precision where all rows that have both have the same: said once, not in every row."""
+    found = {f"{p['model']} {p['precision']}" for row in rows if {"model", "precision"} <= (p := row.parameters).keys()}
+    return found.pop() if len(found) == 1 else ""
 
 
 def _without(what: str, prefix: str) -> str:
@@ -290,9 +291,14 @@ def _layout(measurements: Sequence[Measurement]) -> tuple[Fact, ...]:
 
 
 def _notes(record: Bench, rows: Sequence[Row]) -> Iterator[tuple[str, tuple[str, ...]]]:
-    skipped = Counter(f"{row.name}: {row.skipped}" for row in rows if row.skipped is not None)
+    skipped = Counter(f"{_which(row)}: {row.skipped}" for row in rows if row.skipped is not None)
     yield "Skipped", tuple(f"{n} x {line}" if n > 1 else line for line, n in skipped.items())
     yield "What this machine does not tell", record.unread
+
+
+def _which(row: Row) -> str:
+    """Return what was skipped: of a benchmark that drifted which of its rows did, for the others may stand."""
+    return joined(row.name, row.what) if row.ended == "drifting" else row.name
 
 
 # ---------------------------------------------------------------- of the gate
