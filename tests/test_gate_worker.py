@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 
 import mlsys_bench
-from mlsys_bench import bench
 from mlsys_bench.bench import gated, turns
 from mlsys_bench.bench.harness import Spec
 from mlsys_bench.bench.turns import Benchmark, Turns
 from mlsys_bench.errors import UnknownName
 from mlsys_bench.journeys.gating import benchmarks, sending
+from mlsys_bench.readings.catalogue import CATALOGUE
 
 TIME = Spec(name="work", unit="s", better="lower")
 CALLS = Spec(name="work.calls", unit="calls", better="lower", deterministic=True)
@@ -127,7 +127,7 @@ def test_the_plan_of_the_gate_costs_what_its_fleet_costs() -> None:
 
 
 def test_the_gates_benchmarks_are_listed_and_a_wrong_name_says_what_is_near() -> None:
-    assert set(benchmarks.names()) <= {name for name, _ in bench.catalogue()}
+    assert set(benchmarks.names()) <= {entry.name for entry in CATALOGUE}
     with pytest.raises(UnknownName, match=r"did you mean engine\.decode"):
         benchmarks.work("engine.decod")
 

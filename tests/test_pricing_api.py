@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -86,7 +87,7 @@ def test_an_api_below_the_price_of_a_full_fleet_always_wins() -> None:
 
 
 def cheaper(rate: float, api_usd: float, capacity: float, step: float, least: int) -> bool:
-    replicas = max(least, -int(-rate // capacity))
+    replicas = max(least, math.ceil(rate / capacity - 1e-9))  # 40 times a capacity is not always 40 capacities
     return 24 * step * replicas <= rate * api_usd * (1 + 1e-12)
 
 
