@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import json
+import re
 import shutil
 import socket
 import subprocess
@@ -425,7 +426,9 @@ def test_a_real_prometheus_gives_back_the_requests_that_were_sent(real: Start) -
         assert lengths.cv_bounds is not None
         assert lengths.cv_bounds[0] <= np.std(sent) / np.mean(sent) <= lengths.cv_bounds[1]
     assert found.rate_per_s == pytest.approx(60 / summary.duration_s)
-    assert "every 0.5 s" in summary.notes[0]
+    told = re.search(r"every ([\d.]+) s:", summary.notes[0])
+    assert told is not None
+    assert float(told[1]) == pytest.approx(0.5, abs=0.05)  # as the server on a busy machine kept its interval
 
 
 @needs_prometheus
