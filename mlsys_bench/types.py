@@ -64,7 +64,7 @@ class Launch:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Measurement:
-    """One benchmark: every sample, by launch and round.  `skipped` says why there is none."""
+    """One benchmark: every sample, by launch and round.  `skipped` says why `launches` holds none."""
 
     name: str
     unit: str
@@ -77,6 +77,7 @@ class Measurement:
     ended: Literal["settled", "budget", "drifting"] | None = None  # of its worst launch: why samples were no longer taken
     error: float | None = None  # relative, against a reference computed in the same run
     tolerance: float | None = None  # what that error may be
+    drifted: tuple[Launch, ...] = ()  # launches whose time changed while it was taken: no median stands for them, a fit may weigh them
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -344,12 +345,13 @@ class TrafficSummary:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tenant:
-    """A share of the traffic with lengths of its own.  What it is promised are the limits that name it."""
+    """A share of the traffic with lengths of its own.  What it is promised are the limits that name it.  Priority 1 goes first."""
 
     name: str
     share: float  # of the requests
     prompt_tokens: Lengths
     output_tokens: Lengths
+    priority: int = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

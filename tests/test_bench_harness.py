@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from scipy import stats as scipy_stats
 
 from mlsys_bench import samples
-from mlsys_bench.bench import harness, telemetry
+from mlsys_bench.bench import harness, parent, telemetry
 from mlsys_bench.types import Launch, Measurement, Round, Work
 
 CALM = telemetry.Disturbance(0, slowed=False)
@@ -128,6 +128,21 @@ def test_steady_samples_settle_and_a_trend_is_refused() -> None:
     assert samples.ended(steady) == "settled"
     assert samples.ended(rising) == "drifting"
     assert samples.ended(steady[: samples.LEAST_BLOCKS - 1]) == "budget"  # too few to tell
+
+
+def test_a_launch_that_drifted_is_kept_aside() -> None:
+    rng = np.random.default_rng(0)
+    steady = [Round(values=tuple(1 + 0.005 * rng.standard_normal(3))) for _ in range(30)]
+    rising = [Round(values=tuple(v * (1 + 0.05 * i / 30) for v in r.values)) for i, r in enumerate(steady)]
+    started = [10.0, 20.0]
+    both = parent._measurement(parent._Cell(spec=spec(), launches={0: rising, 1: steady}, is_planned=True), started)
+    assert (both.launches, both.drifted, both.skipped) == (
+        (Launch(started_s=20.0, rounds=tuple(steady)),), (Launch(started_s=10.0, rounds=tuple(rising)),), None,
+    )  # fmt: skip
+    none = parent._measurement(parent._Cell(spec=spec(), launches={0: rising}, is_planned=True), started)
+    assert (none.launches, len(none.drifted), none.ended) == ((), 1, "drifting")
+    assert none.skipped is not None
+    assert none.skipped.startswith("drifting: it changed by +")
 
 
 def test_wide_samples_end_by_the_budget_and_equal_ones_settle() -> None:

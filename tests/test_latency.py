@@ -532,6 +532,32 @@ def test_a_step_that_had_to_wait_for_its_core_does_not_count_as_slow() -> None:
     assert "shared their core" not in (clean.note or "")
 
 
+def drifting(m: Measurement) -> Measurement:
+    """Return a step that took 20 % longer, and rose by 8 % while it was measured: refused as a figure, kept as what it is."""
+    values = m.launches[0].rounds[0].values
+    rounds = tuple(Round(values=tuple(1.2 * v * (0.96 + 0.01 * i) for v in values)) for i in range(9))
+    return dataclasses.replace(
+        m, launches=(), drifted=(Launch(started_s=0, rounds=rounds),), ended="drifting", skipped="drifting: it changed by +8 %"
+    )
+
+
+def test_cells_that_drifted_count_little_and_are_named() -> None:
+    """As unsure as they changed: a fit of a machine whose clock moves is worth less, but there is one, and the steady cells rule it."""
+    file = bench_of(nano_on_cpu(), noise=0)
+    steady = latency.fit(file)
+    moved = dataclasses.replace(file, measurements=(drifting(file.measurements[5]), *file.measurements[:5], *file.measurements[6:]))
+    found = latency.fit(moved)
+    assert [r.predicted_s for r in latency.residuals(found, file)] == pytest.approx(
+        [r.predicted_s for r in latency.residuals(steady, file)], rel=0.03
+    )
+    assert f"1 of {len(GRID)} cells changed while they were measured" in (found.note or "")
+    all_moved = dataclasses.replace(file, measurements=tuple(drifting(m) if m.name == "engine.step" else m for m in file.measurements))
+    assert [r.predicted_s for r in latency.residuals(latency.fit(all_moved), file)] == pytest.approx(
+        [1.2 * r.predicted_s for r in latency.residuals(steady, file)], rel=0.03
+    )
+    assert latency.layouts(all_moved) == latency.layouts(file)
+
+
 def test_without_ceilings_in_the_file_the_steps_are_their_own() -> None:
     file = bench_of(nano_on_cpu())
     profile = latency.fit(Bench(measurements=tuple(m for m in file.measurements if m.name == "engine.step")))

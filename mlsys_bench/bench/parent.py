@@ -186,15 +186,16 @@ def _cell(planned: dict[str, Any], cells: dict[str, _Cell]) -> _Cell:
 
 
 def _measurement(cell: _Cell, started: list[float]) -> Measurement:
-    """Return a cell as it is kept: launches that drifted are left out, for their median is of no time in particular."""
+    """Return a cell as it is kept: launches that drifted are put aside, for their median is of no time in particular."""
     courses = {number: ended(blocks_of(rounds)) if cell.is_planned else None for number, rounds in cell.launches.items()}
-    steady = [number for number in sorted(courses) if courses[number] != "drifting"]
-    launches = [Launch(started_s=started[number], rounds=tuple(cell.launches[number])) for number in steady]
+    launches = {number: Launch(started_s=started[number], rounds=tuple(cell.launches[number])) for number in sorted(courses)}
+    steady = tuple(launch for number, launch in launches.items() if courses[number] != "drifting")
+    drifted = tuple(launch for number, launch in launches.items() if courses[number] == "drifting")
     spec, skipped = cell.spec, cell.skipped
     if courses and not steady:
         skipped = _drift(cell.launches.values())
     return Measurement(
-        name=spec.name, unit=spec.unit, better=spec.better, parameters=spec.parameters, launches=tuple(launches), skipped=skipped,
+        name=spec.name, unit=spec.unit, better=spec.better, parameters=spec.parameters, launches=steady, skipped=skipped, drifted=drifted,
         deterministic=spec.deterministic, work=spec.work, error=cell.error, tolerance=cell.tolerance,
         ended=max((how for how in courses.values() if how is not None), key=_WORST.index, default=None),
     )  # fmt: skip

@@ -54,10 +54,11 @@ def fit(bench: Bench, *, layout: Layout | None = None) -> LatencyProfile:
     logs, covariance, vague = solve(rows, shape)
     held_out = np.abs(np.expm1(shape.held_out_logs))
     notes = [
-        f"fitted to {len({r.key for r in rows})} cells of {max(len(m.launches) for m in steps)} launch(es)",
+        f"fitted to {len({r.key for r in rows})} cells of {max(len(m.launches or m.drifted) for m in steps)} launch(es)",
         f"held-out cells are off by {100 * np.median(held_out):.1f} % (median), {100 * held_out.max():.1f} % (worst)",
         *note,
         *_busy(steps),
+        *_drifting(steps),
         *([f"held by a weak prior, the cells do not say: {', '.join(vague)}"] if vague else []),
     ]
     return step.check(
@@ -83,8 +84,8 @@ def layouts(bench: Bench) -> tuple[Layout, ...]:
 
 
 def cells(measurements: Iterable[Measurement]) -> list[Cell]:
-    """Return one row per measured cell and launch."""
-    return [_cell(m, launch) for m in measurements for launch in m.launches if any(r.values for r in launch.rounds)]
+    """Return one row per measured cell and launch; where all launches of a cell drifted, these, as unsure as they drifted."""
+    return [_cell(m, launch) for m in measurements for launch in m.launches or m.drifted if any(r.values for r in launch.rounds)]
 
 
 def residuals(profile: LatencyProfile, bench: Bench) -> tuple[Residual, ...]:
@@ -97,7 +98,7 @@ def residuals(profile: LatencyProfile, bench: Bench) -> tuple[Residual, ...]:
 
 
 def _steps(bench: Bench) -> list[Measurement]:
-    return [m for m in bench.measurements if m.name == "engine.step" and m.skipped is None and m.launches]
+    return [m for m in bench.measurements if m.name == "engine.step" and (m.drifted or (m.skipped is None and m.launches))]
 
 
 def _one_layout(bench: Bench, wanted: Layout | None) -> Layout:
@@ -144,7 +145,7 @@ def _cell(m: Measurement, launch: Launch) -> Cell:
         key=repr(features),
         features=features,
         median_s=float(np.exp(np.median(logs))),
-        log_se=max(_median_se(logs), _median_se(by_round)),  # samples of one round are not independent
+        log_se=max(_median_se(logs), _median_se(by_round), _drift(by_round) if launch in m.drifted else 0.0),  # a round's samples are alike
     )
 
 
@@ -192,6 +193,18 @@ def _busy(steps: list[Measurement]) -> list[str]:
         return []
     shared = 100 * (1 - sum(owned) / len(owned))
     return [f"{shared:.0f} % of the samples shared their core with other processes; they count by CPU time, as on a quiet machine"]
+
+
+def _drift(by_round: Array) -> float:
+    """Return by how much the last third of the rounds lies from the first."""
+    third = max(1, len(by_round) // 3)
+    return abs(float(np.median(by_round[-third:]) - np.median(by_round[:third])))
+
+
+def _drifting(steps: list[Measurement]) -> list[str]:
+    """Return a warning where cells changed while they were measured."""
+    many = sum(not m.launches for m in steps)
+    return [f"{many} of {len(steps)} cells changed while they were measured; each counts as unsure as it changed"] if many else []
 
 
 def _demand_coverage(rows: list[Cell], layout: Layout) -> None:
