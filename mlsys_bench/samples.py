@@ -26,6 +26,7 @@ STRICT_LEVEL = 0.999  # of the interval that decides to stop: it is asked many t
 LEAST_BLOCKS = 20  # below, a trend is not told from noise
 DRIFT_ALPHA, DRIFT_CHANGE = 0.01, 0.02  # a trend is refused when so unlikely by chance, and so large from the first third to the last
 HINT_ALPHA = 0.25  # ... and watched further from here
+EARLY, LEAST_EARLY, EARLY_ALPHA = 0.25, 3, 0.003  # first visits at a level of their own: at most this share, at least so many, by chance
 
 
 def kept_rounds(launches: Iterable[Launch]) -> list[Array]:
@@ -150,6 +151,36 @@ def drift(blocks: Sequence[Array]) -> Drift | None:
     return Drift(p=p, change=float(np.median(medians[-third:])) / first - 1)
 
 
+def early(blocks: Sequence[Array]) -> int:
+    """Return how many of the first blocks lie at a level that all others have left: warm-up that nobody waited for; 0 where there is none.
+
+    The split at which the ranks of the medians before and after differ most (Mann and Whitney's statistic, as in Pettitt 1979), if it is
+    early, that unlikely by chance, and of the size that makes a drift.
+    """
+    medians, n = np.array([np.median(block) for block in blocks]), len(blocks)
+    if n < LEAST_BLOCKS:
+        return 0
+    k = np.arange(LEAST_EARLY, n - LEAST_EARLY + 1)
+    before = np.cumsum(np.argsort(np.argsort(medians, kind="stable")) + 1)[k - 1]
+    z = (before - k * (n + 1) / 2) / np.sqrt(k * (n - k) * (n + 1) / 12)
+    best = int(np.argmax(np.abs(z)))
+    at, least = int(k[best]), NormalDist().inv_cdf(1 - EARLY_ALPHA / 2)
+    first, rest = float(np.median(medians[:at])), float(np.median(medians[at:]))
+    is_early = at <= EARLY * n and abs(z[best]) > least and abs(first - rest) > DRIFT_CHANGE * abs(rest)
+    return at if is_early else 0
+
+
+def without_early(rounds: Sequence[Round]) -> list[Round]:
+    """Return the rounds of a launch, the first ones flagged where they lie at a level that all others have left."""
+    left, marked = early(blocks_of(rounds)), list(rounds)
+    for i, r in enumerate(rounds):
+        if not left:
+            break
+        left -= not all(r.flagged or (False,))
+        marked[i] = dataclasses.replace(r, flagged=(True,) * len(r.values))
+    return marked
+
+
 def ended(blocks: Sequence[Array]) -> Ended:
     """Say how it stands with the blocks of one launch: settled, drifting, or neither, which the budget then ends."""
     trend = drift(blocks) if len(blocks) >= LEAST_BLOCKS else None
@@ -157,4 +188,6 @@ def ended(blocks: Sequence[Array]) -> Ended:
         return "budget"
     if trend.p < DRIFT_ALPHA and abs(trend.change) > DRIFT_CHANGE:
         return "drifting"
+    if first := early(blocks):
+        return "budget" if len(blocks) < first + LEAST_BLOCKS else ended(blocks[first:])
     return "settled" if trend.p >= HINT_ALPHA and half_width(blocks, STRICT_LEVEL) <= WITHIN else "budget"

@@ -10,6 +10,9 @@ from dataclasses import dataclass, field
 from mlsys_bench.provenance import Provenance
 from mlsys_bench.surroundings import Autoscaled
 
+NO_END_S = 1e9  # the upper end of a latency that may grow without end, as the time of a request that gets no answer
+
+
 # ---------------------------------------------------------------- the bill
 
 

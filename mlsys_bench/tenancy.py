@@ -1,4 +1,4 @@
-"""What a plan says of its tenants, as its record holds it: what each of them sees, and what fleets of their own would cost."""
+"""What a plan says of its tenants, as its record holds it: what each sees, who goes first, what fleets of their own would cost."""
 
 from __future__ import annotations
 
@@ -57,11 +57,35 @@ class Division:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Surge:
+    """More traffic than was planned for, on the planned fleet: by tenant the largest value / limit, None for a wait without end."""
+
+    times: float  # the planned traffic
+    utilisation: float
+    excess: dict[str, float | None]
+    fifo_excess: dict[str, float | None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Precedence:
+    """Tenants by priority, those that go first first, beside one fleet that serves all as they come; `fifo_…` is None where none can."""
+
+    classes: tuple[tuple[str, ...], ...]
+    replicas: int
+    usd_per_hour: float | None
+    fifo_replicas: int | None
+    fifo_usd_per_hour: float | None
+    why: str
+    surges: tuple[Surge, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Tenancy:
     """The tenants of a plan, and the ways to divide them over fleets, the plan's own first."""
 
     tenants: tuple[TenantPlan, ...]
     divisions: tuple[Division, ...] = field(default=())
+    precedence: Precedence | None = None  # None: first come, first served
 
     @property
     def is_shared(self) -> bool:

@@ -1,6 +1,7 @@
 """How fast this machine goes through memory with so many threads: a small C program, which answers each line with bytes a second.
 
 It reads, copies (a = b) or adds (triad, a = b + 3 c), as its second argument says, and counts as STREAM does: bytes read and bytes written.
+A line is answered with the median of seven passes; with a third argument P it is one pass through the next of P parts of the buffers.
 What is written goes past the caches where the processor has such stores, as STREAM's compilers are told to make them.
 Where there is no compiler, torch's functions take its place.
 """
@@ -21,6 +22,7 @@ SOURCE = r"""
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/resource.h>
 #include <time.h>
 #ifdef __AVX__
 #include <immintrin.h>
@@ -29,6 +31,7 @@ SOURCE = r"""
 enum { PASSES = 7, MOST = 64 };
 static const size_t floats = (size_t)1 << 28; /* 1 GiB: beyond any cache */
 static float *room, *from, *more; /* what is read is `room`, what is written too */
+static size_t begins, count; /* what a pass goes through */
 static int threads;
 static volatile float kept[MOST * 16];
 
@@ -40,8 +43,8 @@ static double now(void) {
 
 /* Front to back: the compiler makes of it what the processor adds fastest. */
 static void *read_share(void *which) {
-    size_t share = floats / threads, i;
-    const float *x = room + share * (size_t)which;
+    size_t share = count / threads, i;
+    const float *x = room + begins + share * (size_t)which;
     float sum = 0;
     for (i = 0; i < share; i++) sum += x[i];
     kept[16 * (size_t)which] = sum;
@@ -50,14 +53,14 @@ static void *read_share(void *which) {
 
 #ifdef __AVX__
 static void *copy_share(void *which) {
-    size_t share = floats / threads, i, at = share * (size_t)which;
+    size_t share = count / threads, i, at = begins + share * (size_t)which;
     for (i = at; i < at + share; i += 8) _mm256_stream_ps(room + i, _mm256_load_ps(from + i));
     _mm_sfence();
     return NULL;
 }
 
 static void *triad_share(void *which) {
-    size_t share = floats / threads, i, at = share * (size_t)which;
+    size_t share = count / threads, i, at = begins + share * (size_t)which;
     const __m256 three = _mm256_set1_ps(3);
     for (i = at; i < at + share; i += 8) {
         const __m256 product = _mm256_mul_ps(three, _mm256_load_ps(more + i));
@@ -68,13 +71,13 @@ static void *triad_share(void *which) {
 }
 #else
 static void *copy_share(void *which) {
-    size_t share = floats / threads, i, at = share * (size_t)which;
+    size_t share = count / threads, i, at = begins + share * (size_t)which;
     for (i = at; i < at + share; i++) room[i] = from[i];
     return NULL;
 }
 
 static void *triad_share(void *which) {
-    size_t share = floats / threads, i, at = share * (size_t)which;
+    size_t share = count / threads, i, at = begins + share * (size_t)which;
     for (i = at; i < at + share; i++) room[i] = from[i] + 3 * more[i];
     return NULL;
 }
@@ -104,11 +107,32 @@ static float *taken(void) {
     return made;
 }
 
-int main(int count, char **words) {
+/* Seconds: of one pass through the next part, or the median of several through all. */
+static double took(int parts) {
+    static int part = 0;
+    double each[PASSES];
+    int i;
+    count = floats / (parts ? parts : 1);
+    if (parts) {
+        begins = count * (size_t)(part++ % parts);
+        return pass();
+    }
+    for (i = 0; i < PASSES; i++) each[i] = pass();
+    qsort(each, PASSES, sizeof *each, ascending);
+    return each[PASSES / 2];
+}
+
+static long forced_off(void) {
+    struct rusage used;
+    getrusage(RUSAGE_SELF, &used);
+    return used.ru_nivcsw;
+}
+
+int main(int words, char **word) {
     char line[64];
-    const char *way = count > 2 ? words[2] : "read";
-    int buffers = 1;
-    threads = count > 1 ? atoi(words[1]) : 1;
+    const char *way = words > 2 ? word[2] : "read";
+    int buffers = 1, parts = words > 3 ? atoi(word[3]) : 0;
+    threads = words > 1 ? atoi(word[1]) : 1;
     if (!strcmp(way, "copy")) work = copy_share, buffers = 2;
     if (!strcmp(way, "triad")) work = triad_share, buffers = 3;
     if (threads < 1 || threads > MOST) return 1;
@@ -118,11 +142,9 @@ int main(int count, char **words) {
     puts("{}");
     fflush(stdout);
     while (fgets(line, sizeof line, stdin)) {
-        double took[PASSES];
-        int i;
-        for (i = 0; i < PASSES; i++) took[i] = pass();
-        qsort(took, PASSES, sizeof *took, ascending);
-        printf("{\"rate\": %.0f}\n", (double)buffers * floats * sizeof(float) / took[PASSES / 2]);
+        const long before = forced_off();
+        const double seconds = took(parts);
+        printf("{\"rate\": %.0f, \"involuntary\": %ld}\n", (double)buffers * count * sizeof(float) / seconds, forced_off() - before);
         fflush(stdout);
     }
     return 0;
@@ -139,14 +161,15 @@ work = {
     "read": lambda: torch.mv(matrix, vector), "copy": lambda: a.copy_(matrix), "triad": lambda: torch.add(matrix, b, alpha=3.0, out=a),
 }[way]
 buffers = {"read": 1, "copy": 2, "triad": 3}[way]
+passes = 1 if len(sys.argv) > 3 else 7
 print("{}", flush=True)
 for _ in sys.stdin:
     took = []
-    for _ in range(7):
+    for _ in range(passes):
         began = time.perf_counter()
         work()
         took.append(time.perf_counter() - began)
-    print(json.dumps({"rate": 4 * buffers * matrix.numel() / statistics.median(took)}), flush=True)
+    print(json.dumps({"rate": 4 * buffers * matrix.numel() / statistics.median(took), "involuntary": 0}), flush=True)
 """
 
 

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -68,6 +68,11 @@ SHAPES = (
     Shape("heavy-tailed, Student of 2 degrees", lambda rng, n: 1 + 0.01 * rng.standard_t(2, n), 1.0),
 )
 AT = np.arange(VISITS * PER_VISIT) / (VISITS * PER_VISIT)  # 0..1 of the budget
+STEPS = (
+    Shape("a step of 5 % after a tenth, sd 2 %", lambda rng, n: 1 + 0.05 * (AT[:n] < 0.1) + 0.02 * rng.standard_normal(n), 1.0),
+    Shape("a step of -20 % after a 25th, sd 2 %", lambda rng, n: 1 - 0.2 * (AT[:n] < 0.04) + 0.02 * rng.standard_normal(n), 1.0),
+    Shape("a step of 5 % after a seventh, sd 5 %", lambda rng, n: 1 + 0.05 * (AT[:n] < 1 / 7) + 0.05 * rng.standard_normal(n), 1.0),
+)  # the level they stay at is what counts
 DRIFTS = (
     Shape("linear, 10 % over the budget", lambda rng, n: 1 + 0.10 * AT[:n] + 0.01 * rng.standard_normal(n)),
     Shape("linear, -20 % over the budget, sd 2 %", lambda rng, n: 1 - 0.20 * AT[:n] + 0.02 * rng.standard_normal(n)),
@@ -82,16 +87,17 @@ def visited(values: samples.Array) -> tuple[samples.Ended, list[samples.Array]]:
     count = samples.LEAST_BLOCKS
     while (found := samples.ended(blocks[:count])) != "settled" and count < len(blocks):
         count = min(len(blocks), math.ceil(harness.CHECK_GROWTH * count))
-    return found, blocks[:count]
+    return found, blocks[samples.early(blocks[:count]) : count]
 
 
 def coverage() -> bool:
-    """Cover the long-run median in 93 to 97 % of cases of each shape, and refuse those that drift."""
-    fine = [_covered(shape) for shape in SHAPES]
+    """Cover the long-run median in 93 to 97 % of cases of each shape, steps early in the run too, and refuse those that drift."""
+    fine = [*map(_covered, SHAPES), *(_covered(shape, may_refuse=True) for shape in STEPS)]
     return all([*fine, *(_refused(shape) for shape in DRIFTS)])
 
 
-def _covered(shape: Shape) -> bool:
+def _covered(shape: Shape, *, may_refuse: bool = False) -> bool:
+    """Judge one shape; may_refuse: it moves, so that refusing it is as right as finding the level it stays at."""
     median = shape.median if shape.median is not None else float(np.median(shape.draw(np.random.default_rng(1), LONG)))
     rng, inside, taken, alarms = np.random.default_rng(0), 0, list[int](), 0
     for _ in range(CASES):
@@ -102,8 +108,9 @@ def _covered(shape: Shape) -> bool:
         taken.append(len(blocks) * PER_VISIT)
     share, alarm = inside / CASES, alarms / CASES
     many = statistics.median(taken)
-    line = f"{shape.name}: covered in {share:.1%} (93-97 %), {many:.0f} samples, refused {alarm:.1%} (<= {FALSE_ALARM:.0%})"
-    return told(line, ok=LOW <= share <= HIGH and alarm <= FALSE_ALARM)
+    alarms_bar = "" if may_refuse else f" (<= {FALSE_ALARM:.0%})"
+    line = f"{shape.name}: covered in {share:.1%} (93-97 %), {many:.0f} samples, refused {alarm:.1%}{alarms_bar}"
+    return told(line, ok=LOW <= share <= HIGH and (may_refuse or alarm <= FALSE_ALARM))
 
 
 def _refused(shape: Shape) -> bool:
@@ -160,13 +167,13 @@ def _run(*arguments: str) -> tuple[Bench, float]:
 
 
 def quick() -> bool:
-    """End the quick suite of a model of 160 M parameters within a minute."""
+    """End the quick suite of a model of 160 M parameters within a minute, with every row reached."""
     found, took_s = _run("--suite", "quick", "--model", MODEL_160M)
     ends = [m.ended for m in found.measurements]
     missed = [m.name for m in found.measurements if m.skipped and "budget" in m.skipped]
     told(f"{ends.count('settled')} settled, {ends.count('budget')} ended by the budget, {ends.count('drifting')} refused as drifting")
-    told(f"not reached: {', '.join(sorted(set(missed))) or 'nothing'}")
-    return told(f"{took_s:.1f} s (<= {QUICK_S:g})", ok=took_s <= QUICK_S)
+    fine = told(f"not reached: {', '.join(sorted(set(missed))) or 'nothing'} (nothing)", ok=not missed)
+    return told(f"{took_s:.1f} s (<= {QUICK_S:g})", ok=took_s <= QUICK_S) and fine
 
 
 def budget() -> bool:
@@ -203,7 +210,7 @@ def told_spread(name: str, values: Sequence[float]) -> bool:
     return told(f"{name}: {apart:.1%} from the median of {len(values)} launches (<= 3 %)", ok=apart <= LAUNCHES_APART)
 
 
-def _short(parameters: dict[str, object]) -> str:
+def _short(parameters: Mapping[str, object]) -> str:
     return " ".join(str(parameters[name]) for name in ("precision", "layer", "m") if name in parameters)
 
 

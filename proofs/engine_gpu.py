@@ -4,8 +4,9 @@
     python proofs/engine_gpu.py --parts decode     one of them; each writes a record of its own, so that it can be taken up again
     python proofs/engine_gpu.py --parts compile    without a GPU too: every kernel as machine code of sm_90
 
-Parts: limits, tests, decode, attention, small, engine, matrices, compile.  A kernel that fails costs its own figures and no more; failures
-are printed and counted.  Shares are of the copy bandwidth and the bf16 product that part `limits` measures first, in the same process.
+Parts: limits, tests, shapes, decode, attention, small, engine, matrices, compile.  A kernel that fails costs its own figures and no more;
+failures are printed and counted.  Shares are of the copy bandwidth and the bf16 product that part `limits` measures first, in the same
+process.  `gpu_evidence.py` runs them all.
 Without a CUDA device it says so and proves nothing.
 """
 
@@ -44,7 +45,7 @@ BATCHES = (1, 2, 4, 8, 16, 32, 64)
 PROMPT = 256  # tokens in the cache when a decode is timed
 STEPS = 24  # per sample
 SAMPLES = 5
-PARTS = ("limits", "tests", "decode", "attention", "small", "engine", "matrices", "compile")
+PARTS = ("limits", "tests", "shapes", "decode", "attention", "small", "engine", "matrices", "compile")
 
 
 @dataclasses.dataclass(slots=True)
@@ -160,6 +161,8 @@ def run(part: str, ledger: Ledger, precisions: tuple[str, ...]) -> None:
             limits(ledger)
         elif part == "tests":
             tests(ledger)
+        elif part == "shapes":
+            shapes(ledger, precisions)
         elif part == "decode":
             for precision in precisions:
                 guarded(ledger, f"8 B in {precision}", lambda p=precision: whole(ledger, "llama-3-8b", p, BATCHES, BARS.get(p)))
@@ -251,6 +254,107 @@ def tests(ledger: Ledger) -> None:
         print(line)
     print(lines[-1] if lines else done.stderr.strip()[-500:])
     ledger.failures += len([line for line in lines if line.startswith(("FAILED", "ERROR"))]) or int(done.returncode != 0)
+
+
+ERRORS = {"bf16": 0.01, "int8": 0.01, "int4g64": 0.01, "fp8": 0.01}  # of products with bf16 activations, relative, Frobenius norm
+FP8_ERROR = 0.06  # where activations are fp8 too
+
+
+def shapes(ledger: Ledger, precisions: tuple[str, ...]) -> None:
+    """Hold kernels against float64 at the sizes of an 8 B model: what small tests cannot see is offsets, grids and shared memory."""
+    sizes = {"o": (4096, 4096), "qkv": (6144, 4096), "down": (4096, 14336), "gate_up": (28672, 4096), "head": (128256, 4096)}
+    for precision, (what, (n, k)) in itertools.product(precisions, sizes.items()):
+        guarded(ledger, f"{precision} {what}", lambda p=precision, w=what, n=n, k=k: exact_matrix(ledger, p, w, n, k))
+    for kind, blocks in (("bf16", 140_000), ("int8", 280_000), ("fp8", 280_000)):
+        guarded(ledger, f"attention over {kind}", lambda k=kind, b=blocks: exact_attention(ledger, k, b))
+    guarded(ledger, "choice of tokens", lambda: exact_choice(ledger))
+
+
+def judged(ledger: Ledger, what: str, off: float, bar: float) -> None:
+    """Print an error beside its bar, and count a miss; NaN is one."""
+    ledger.misses += not off < bar
+    print(f"  {what}: off by {off:.2e} (bar {bar:g}{'' if off < bar else ', MISSED'})", flush=True)
+
+
+def exact_matrix(ledger: Ledger, precision: str, what: str, n: int, k: int) -> None:
+    """Multiply by every way that rows of 1 to 100 take, and with what is fused before and after."""
+    from mlsys_bench.engine.gpu import linears
+
+    kept = formats.quantise(torch.randn(n, k, device="cuda") / k**0.5, precision)
+    held, exact = linears.pack(kept, precision, torch.device("cuda:0")), kept.dequantise().double()
+    worst, worst_wide = 0.0, 0.0
+    for rows in (1, 2, 3, 4, 5, 8, 16, 17, 64, 100):
+        x = torch.randn(rows, k, device="cuda")
+        normed = x.double() / (x.double().square().sum(1, keepdim=True) + k * 1e-5).sqrt() * k**0.5
+        gain = torch.full((k,), k**0.5, device="cuda")
+        want = normed @ exact.T
+        got = held.run(x, norm=linears.Norm(eps=1e-5, gain=gain), dtype=torch.float32).double()
+        off = float((got - want).norm() / want.norm())
+        onto = torch.randn(rows, n, device="cuda")
+        short = x.bfloat16()
+        summed = onto.double() + short.double() @ exact.T
+        off = max(off, float((held.run(short, onto=onto).double() - summed).norm() / summed.norm()))
+        if rows > 64:
+            worst_wide = off
+        else:
+            worst = max(worst, off)
+    judged(ledger, f"{precision} {what} {n} x {k}, 1 to 64 rows", worst, ERRORS.get(precision, 0.01))
+    judged(ledger, f"{precision} {what} {n} x {k}, 100 rows", worst_wide, FP8_ERROR if precision == "fp8" else 0.01)
+
+
+def exact_attention(ledger: Ledger, kind: str, blocks: int) -> None:
+    """Attend over blocks whose offsets are beyond 2^31 elements: 64 sequences of up to 8,192 tokens, five of them in float64."""
+    from mlsys_bench.engine.gpu import attention as kernels
+    from mlsys_bench.engine.gpu.kv import GpuKV
+    from mlsys_bench.engine.kv import KINDS
+
+    a, device = dataclasses.replace(models.find("llama-3-8b"), layers=1), torch.device("cuda:0")
+    heads = kernels.Heads(heads=32, kv_heads=8, head_dim=128, norm_eps=1e-5)
+    cache = GpuKV(a, blocks=blocks, block_tokens=16, dtype=KINDS[kind], device=device)
+    if cache.scale is None:
+        cache.data.normal_()
+    else:
+        cache.raw.random_(0, 60)
+        cache.scale.fill_(0.01 if kind == "int8" else 1.0)
+    table = torch.randperm(blocks, device="cuda")[: 64 * 512].int().view(64, 512)
+    lengths = torch.randint(1, 8193, (64,), dtype=torch.int32, device="cuda")
+    lengths[:3] = torch.tensor([8192, 1, 0], dtype=torch.int32)
+    qkv, out = torch.randn(64, heads.width, device="cuda").bfloat16(), torch.empty(64, 4096, dtype=torch.bfloat16, device="cuda")
+    kernels.decode(heads, qkv, table, lengths, cache, 0, out, splits=kernels.splits_of(64, 8, 8192, device))
+    split = torch.empty_like(out)
+    kernels.decode(heads, qkv, table, lengths, cache, 0, split, splits=8)
+    worst = 0.0
+    for s in (0, 1, 20, 40, 63):
+        bits = cache.data.view(torch.uint8) if cache.dtype.itemsize == 1 else cache.data  # not every torch picks from fp8 tensors
+        kv = bits[0][table[s].long()].view(cache.dtype).double()
+        if cache.scale is not None:
+            kv *= cache.scale[0][table[s].long()].double()[..., None]
+        k, v = (kv[:, :, i].transpose(0, 1).reshape(8, -1, 128)[:, : int(lengths[s])].repeat_interleave(4, dim=0) for i in (0, 1))
+        score = torch.einsum("hd,hnd->hn", qkv[s, :4096].view(32, 128).double(), k) / 128**0.5
+        want = torch.einsum("hn,hnd->hd", score.softmax(dim=1), v).flatten()
+        worst = max(worst, *(float((got[s].double() - want).norm() / want.norm()) for got in (out, split)))
+    judged(ledger, f"attention over {kind}, 64 sequences to 8,192 tokens, {blocks:,} blocks", worst, 0.02)
+    judged(ledger, f"attention over {kind}, of a sequence that is none", float(out[2].abs().max()), 1e-30)
+
+
+def exact_choice(ledger: Ledger) -> None:
+    """Choose among 128,256 tokens: the likeliest; and of 6,400 draws as many as the softmax says, within five standard deviations."""
+    from mlsys_bench.engine.gpu import small
+
+    rows, vocabulary = 64, 128_256
+    zeros, ints = torch.zeros(rows, device="cuda"), torch.zeros(rows, dtype=torch.int32, device="cuda")
+    logits, tokens, seeds = torch.randn(rows, vocabulary, device="cuda"), ints.clone(), torch.arange(rows, device="cuda")
+    small.choose(logits, zeros, seeds, ints, tokens)
+    judged(ledger, "likeliest tokens that are others", float((tokens != logits.argmax(dim=1)).sum()), 0.5)
+    logits = torch.zeros(rows, vocabulary, device="cuda")
+    logits[:, 77] = 10.0
+    hits = 0
+    for place in range(100):
+        small.choose(logits, zeros + 1.0, seeds, ints + place, tokens)
+        hits += int((tokens == 77).sum())
+    p, draws = float(np.exp(10) / (np.exp(10) + vocabulary - 1)), 100 * rows
+    share, bar = hits / draws, 5 * (p * (1 - p) / draws) ** 0.5
+    judged(ledger, f"of {draws:,} draws {share:.2%} are the token of {p:.2%}", abs(share - p), bar)
 
 
 # ---------------------------------------------------------------- whole models
@@ -535,11 +639,18 @@ def engine(ledger: Ledger) -> None:
     print(f"  {same} of {len(outputs[0])} greedy answers in fp32 are the CPU's, token for token (bar all)")
     ledger.misses += same < len(outputs[0])
     shape = models.find("tinyllama-1.1b")
-    served = Engine(shape, precision="bf16", device="cuda:0", limits=default_limits(shape, max_batch=32, max_context=1024))
-    answers(served, [[1, 2, 3]] * 32, 8)
-    _, took_s, tokens = answers(served, [list(range(5, 133)) for _ in range(32)], 128)
-    ledger.add("engine.throughput", [tokens / took_s], "1/s", "higher", model=shape.id, precision="bf16", batch=32)
-    print(f"  {shape.id} bf16, 32 requests of 128 + 128 tokens through Engine.step: {tokens / took_s:.0f} tok/s")
+    given = []
+    for ahead in (False, True):
+        served = Engine(shape, precision="bf16", device="cuda:0", limits=default_limits(shape, max_batch=32, max_context=1024), ahead=ahead)
+        answers(served, [[1, 2, 3]] * 32, 8)
+        got, took_s, tokens = answers(served, [list(range(5, 133)) for _ in range(32)], 128)
+        given.append(got)
+        ledger.add("engine.throughput", [tokens / took_s], "1/s", "higher", model=shape.id, precision="bf16", batch=32, ahead=ahead)
+        how = "next step launched before the last tokens are read" if ahead else "one step after the other"
+        print(f"  {shape.id} bf16, 32 requests of 128 + 128 tokens, {how}: {tokens / took_s:.0f} tok/s")
+    same = sum(a == b for a, b in zip(*given, strict=True))
+    print(f"  {same} of {len(given[0])} answers are the same both ways (bar all)")
+    ledger.misses += same < len(given[0])
 
 
 def answers(served: Any, prompts: list[list[int]], tokens: int) -> tuple[list[list[int]], float, int]:

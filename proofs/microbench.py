@@ -1,7 +1,8 @@
 """The microbenchmark suite against its bars: `nox -s bench -- microbench`, or `python proofs/microbench.py --parts coverage,overhead`.
 
-coverage   the interval of the median, stop rule on: 1,000 synthetic cases of each shape; drifting cases are refused
+coverage   the interval of the median, stop rule on: 1,000 synthetic cases of each shape, early steps too; drifting cases are refused
 ceilings   memory and products as the suite measures them, beside programs that share no line with it
+operators  operators alone beside decode steps and the engine's own clock: three models, three batches
 overhead   what the harness adds to a sample of an empty call, and spends between two
 quick      `mlsys bench gpu --suite quick` of small-160m, start included
 budget     `--budget` against what the run takes

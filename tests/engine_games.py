@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -123,8 +124,8 @@ def limits(rng: np.random.Generator) -> Limits:
     )
 
 
-def play(seed: int, pool: Pool, feature: str, requests: int = 6) -> Played:
-    """Run one random schedule: arrivals, limits, cancels; and assert that nothing is lost."""
+def play(seed: int, pool: Pool, feature: str, requests: int = 6, prepare: Callable[[Engine], object] = lambda engine: None) -> Played:
+    """Run one random schedule: arrivals, limits, cancels; and assert that nothing is lost.  prepare: what is done to its engine first."""
     rng = np.random.default_rng([seed, *feature.encode()])
     options = dict(FEATURES[feature])
     if options.get("preempt") == "swap":
@@ -134,6 +135,7 @@ def play(seed: int, pool: Pool, feature: str, requests: int = 6) -> Played:
         own = {"shape": pool.shape, "state_dict": pool.options.get("state_dict"), "precision": "int4g32"}
         options["speculative"] = dataclasses.replace(guesser, **own)
     engine = Engine(pool.shape, limits=limits(rng), **{**pool.options, **options})
+    prepare(engine)
     coming = sorted(rng.integers(0, 16, requests).tolist())
     picked = rng.choice(len(pool.asks), requests).tolist()
     doomed = {i: int(rng.integers(1, 40)) for i in range(requests) if rng.random() < 0.15}  # request -> steps until it is cancelled

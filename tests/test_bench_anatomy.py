@@ -18,6 +18,7 @@ from mlsys_bench.bench import anatomy as by_clock
 from mlsys_bench.bench.harness import Task
 from mlsys_bench.bench.options import SUITES, Options
 from mlsys_bench.engine import Engine
+from mlsys_bench.engine.native.linears import NativeLinear
 from mlsys_bench.engine.rope import Rope
 from mlsys_bench.engine.spec import Decoder
 from mlsys_bench.types import Launch, Measurement, Round, Scalar, Work
@@ -217,6 +218,30 @@ def test_a_step_without_a_model_is_timed_for_each_cell(bench: steps.Bench) -> No
     ((_, taken),) = tasks[1].visit()
     assert len(taken.values) == bench.suite.decode_steps
     assert not bench.engine.busy
+
+
+def test_a_stand_in_reads_the_last_matrices_of_a_step_as_far_as_caches_hold_them_several_times(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nano's head in fp32 is 320 x 512, and `down` before it 512 x 1536."""
+    matrices = [linear for linear in all_linears(engine_bench()) if isinstance(linear, NativeLinear)]
+    if not matrices:
+        pytest.skip("no C compiler on this machine")
+    head, down = (linear.n * linear.k * 4 for linear in reversed(matrices[-2:]))
+    assert by_clock._last(matrices, 0) == by_clock._last(matrices, head) == matrices[-1:]
+    assert by_clock._last(matrices, head + down) == matrices[-2:]
+    assert by_clock._last(matrices, 1e12) == matrices
+
+
+def all_linears(bench: steps.Bench) -> list[object]:
+    weights = bench.engine._model.weights
+    return [*(linear for layer in weights.layers for linear in layer.linears()), weights.head]
+
+
+@pytest.mark.parametrize("backend", ["auto", "torch"])
+def test_a_stand_in_reads_of_either_backend_and_leaves_the_cache_as_it_was(backend: str) -> None:
+    own_bench = engine_bench(backend=backend)
+    held = own_bench.engine._cache.raw.clone()
+    by_clock.reader(own_bench, 2, 64)()
+    assert torch.equal(own_bench.engine._cache.raw, held)
 
 
 def test_torch_does_not_tell_its_products_apart() -> None:

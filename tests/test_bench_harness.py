@@ -145,6 +145,47 @@ def test_a_launch_that_drifted_is_kept_aside() -> None:
     assert none.skipped.startswith("drifting: it changed by +")
 
 
+# ---------------------------------------------------------------- a level that was left early
+
+
+def stepped(at: int, count: int = 40, by: float = 0.2) -> list[Round]:
+    rng = np.random.default_rng(0)
+    return [Round(values=tuple((1 + by * (i < at)) * (1 + 0.005 * rng.standard_normal(3)))) for i in range(count)]
+
+
+def test_first_visits_at_a_level_of_their_own_are_found_as_far_as_the_first_quarter() -> None:
+    found = [samples.early(samples.blocks_of(stepped(at))) for at in (0, 4, 7, 10, 11, 20)]
+    assert found == [0, 4, 7, 10, 0, 0]
+    assert samples.early(samples.blocks_of(stepped(4, by=0.01))) == 0  # no larger than what two medians may differ by
+    assert samples.early(samples.blocks_of(stepped(4, count=samples.LEAST_BLOCKS - 1))) == 0
+
+
+def test_the_split_is_where_mann_and_whitneys_statistic_is_largest() -> None:
+    """By scipy at each split, of a step of visible size."""
+    medians = np.array([np.median(block) for block in samples.blocks_of(stepped(9, by=0.03))])
+    places = range(samples.LEAST_EARLY, len(medians) - samples.LEAST_EARLY + 1)
+    p = {k: scipy_stats.mannwhitneyu(medians[:k], medians[k:], method="asymptotic", use_continuity=False).pvalue for k in places}
+    assert samples.early(samples.blocks_of(stepped(9, by=0.03))) == min(p, key=lambda k: p[k]) == 9
+
+
+def test_a_level_that_was_left_is_warm_up_in_the_record_and_in_the_verdict() -> None:
+    """Its samples stay in the record, flagged; rounds that were flagged before count for none."""
+    rounds = stepped(6)
+    rounds[2] = dataclasses.replace(rounds[2], flagged=(True,) * 3)
+    marked = samples.without_early(rounds)
+    assert [all(r.flagged or (False,)) for r in marked] == [True] * 6 + [False] * 34
+    assert [r.values for r in marked] == [r.values for r in rounds]
+    assert samples.ended(samples.blocks_of(rounds)) == samples.ended(samples.blocks_of(rounds[6:])) == "settled"
+    kept = parent._measurement(parent._Cell(spec=spec(), launches={0: rounds}, is_planned=True), [0.0])
+    assert np.median(samples.kept(kept)) == pytest.approx(1.0, abs=0.002)
+    assert samples.without_early(rounds[6:]) == rounds[6:]
+
+
+def test_what_is_left_after_a_step_must_be_long_enough_to_settle() -> None:
+    assert samples.ended(samples.blocks_of(stepped(5, count=samples.LEAST_BLOCKS + 4))) == "budget"
+    assert samples.ended(samples.blocks_of(stepped(5, count=samples.LEAST_BLOCKS + 5))) == "settled"
+
+
 def test_wide_samples_end_by_the_budget_and_equal_ones_settle() -> None:
     rng = np.random.default_rng(0)
     assert samples.ended([1 + 0.2 * rng.standard_normal(3) for _ in range(30)]) == "budget"

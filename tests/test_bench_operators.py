@@ -34,6 +34,7 @@ from mlsys_bench.models import Architecture
 
 TINY = dataclasses.replace(models.find("nano"), id="tiny", hidden=96, heads=6, kv_heads=2, head_dim=16, ffn=80, vocab=100)
 NATIVE = pytest.param("native", marks=pytest.mark.skipif(library.load() is None, reason="no C compiler on this machine"))
+NATIVE_OR_TORCH = "torch" if library.load() is None else "native"
 PRECISIONS = ("fp32", "bf16", "int8", "w8a8", "int4g32", "int4g128", "w4a8g64", "fp8")
 
 
@@ -209,19 +210,42 @@ def test_the_work_of_attention_by_hand() -> None:
     assert prefill.flops == 4 * 96 * (512 * 188 + 512 * 513 / 2)
 
 
-def test_weights_rotate_beyond_the_caches_each_in_memory_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_step_reads_its_layers_the_head_and_the_cache_by_hand() -> None:
+    """fp32: 6 layers of 160 x 96, 96 x 96, 160 x 96, 96 x 80, the head 100 x 96; 3 x 50 tokens of 6 x 2 x 2 x 16 values of 2 bytes."""
+    ops = made("torch")
+    assert ops.step_bytes(3, 50) == 4 * (6 * (160 * 96 + 96 * 96 + 160 * 96 + 96 * 80) + 100 * 96) + 3 * 50 * 6 * 2 * 2 * 16 * 2
+
+
+def test_weights_of_a_large_model_rotate_beyond_the_caches_each_in_memory_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(operators, "cache_bytes", lambda device: 2**17)
     ops = made("torch", "fp32")
-    held, _, _ = ops.matrices("out")
+    held, _, _ = ops.matrices("out", 1)
     assert len(held) == math.ceil(3 * 2**17 / (4 * 96 * 96))
     assert len({t.data_ptr() for h in held for t in h.tensors()}) == len(held)
     assert ops.notes == []
 
 
+def test_what_a_small_model_reads_in_a_step_is_what_rotates(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Caches keep a part of it from step to step, and so they do here; more tokens bring more of the cache, and more copies."""
+    monkeypatch.setattr(operators, "cache_bytes", lambda device: 2**24)
+    ops = made(NATIVE_OR_TORCH, "fp32")
+    one, many = (len(ops.matrices("out", m)[0]) for m in (1, 8))
+    assert [one, many] == [math.ceil(ops.step_bytes(m, operators.CONTEXT) / (4 * 96 * 96)) for m in (1, 8)]
+    assert len(ops.matrices("out", 1)[0]) == one
+    ops.decode(64, 2)  # it reserves its blocks
+    attend, _ = ops._attend(64, 2, 1)
+    assert attend.before * attend.times >= ops.step_bytes(2, 64) / ops.attention_bytes(64, 2)
+
+
+def test_what_no_cache_keeps_is_not_gone_through_before_a_visit() -> None:
+    ops = made(NATIVE_OR_TORCH, "fp32")
+    assert ops._linear("out", 1)[0].before == 0
+
+
 def test_short_memory_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(operators, "free_bytes", lambda device: 2**17)
     ops = made("torch", "fp32")
-    assert ops.cold_bytes < 3 * 2**15
+    assert ops.cold_bytes(1, 512) < 3 * 2**15
     assert "caches may help" in ops.notes[0]
 
 
@@ -300,6 +324,11 @@ def test_memory_is_read_copied_and_added_as_it_says(monkeypatch: pytest.MonkeyPa
                 assert isinstance(task, Task)
                 assert error(task) == 0
                 assert task.specs[0].parameters["bytes"] == 2**16
+
+
+def test_sums_of_the_largest_buffer_are_exact_in_every_lane() -> None:
+    """Whole numbers are, up to 2 to the 24th; a thread adds in 32 lanes.  Machines with large caches read 1 GiB and more."""
+    assert 2 * machine.MOST_BUFFER_BYTES / 4 / 32 * float(machine._values().mean()) < 2**24
 
 
 def test_a_copy_that_stops_short_is_found(monkeypatch: pytest.MonkeyPatch) -> None:

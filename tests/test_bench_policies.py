@@ -136,5 +136,5 @@ def test_requests_fit_and_are_the_same_for_a_seed(count: int, longest: int, seed
 def test_lengths_are_exponential_without_luck_in_their_mean() -> None:
     found = policies.requests(256, vocab=320, longest=10_000, seed=1)
     outputs = sorted(r.output for r in found)
-    assert sum(outputs) / 256 == pytest.approx(policies.MEAN_OUTPUT, rel=0.03)
-    assert outputs[128] == pytest.approx(policies.MEAN_OUTPUT * 0.693, abs=1)  # its median is ln 2 of the mean
+    assert sum(outputs) / 256 == pytest.approx(policies.MEAN_TOKENS, rel=0.03)
+    assert outputs[128] == pytest.approx(policies.MEAN_TOKENS * 0.693, abs=1)  # its median is ln 2 of the mean

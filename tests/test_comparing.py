@@ -196,15 +196,15 @@ def test_the_picture_of_changes_needs_a_price() -> None:
     assert pictures.CHANGES
 
 
-def test_scenarios_of_several_stages_refuse_what_they_would_pass_over() -> None:
-    graph = planning.asked(
-        scenario="rag-support-bot", qps=None, measured=[], model=None, gpu=None, precision=None, slo=None, arrivals=None,
+def test_a_pool_of_scenarios_refuses_what_it_would_pass_over() -> None:
+    pool = planning.asked(
+        scenario="chat-fleet", qps=None, measured=[], model=None, gpu=None, precision=None, slo=None, arrivals=None,
         prompt_tokens=None, output_tokens=None, max_batch=None, headroom=None, term="on-demand", seed=0,
     )  # fmt: skip
-    with pytest.raises(BadInput, match="--sensitivity is for the plan of one model; several stages are planned without it"):
-        comparing.planned(graph, changes=True)
-    with pytest.raises(BadInput, match="--cluster is for the plan of one model"):
-        comparing.planned(graph, cluster="tcp://127.0.0.1:9")
+    with pytest.raises(BadInput, match="--sensitivity is for the plan of one scenario; several scenarios on one pool are planned"):
+        comparing.planned(pool, changes=True)
+    with pytest.raises(BadInput, match="--cluster is for the plan of one scenario"):
+        comparing.planned(pool, cluster="tcp://127.0.0.1:9")
 
 
 def test_workloads_keep_their_law_when_scaled() -> None:

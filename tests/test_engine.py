@@ -60,6 +60,16 @@ def text(rng: np.random.Generator, tokens: int) -> list[int]:
     return [int(t) for t in rng.integers(0, 256, tokens)]
 
 
+def test_who_has_priority_is_seated_first_and_all_get_what_they_get_alone() -> None:
+    """One seat: the request that has it keeps it, then come those of priority -1, 2 (in order of arrival) and 5."""
+    rng = np.random.default_rng(8)
+    requests = [Request(text(rng, 20), {"max_tokens": 6, "ignore_eos": True, "priority": p}) for p in (5, 5, 2, -1, 2)]
+    engine = Engine(SHAPE, limits=default_limits(SHAPE, max_batch=1))
+    tokens, _, reports = run(engine, requests, [0, 1, 1, 2, 2])
+    assert [request for report in reports for request, _ in report.finished] == [0, 3, 2, 4, 1]
+    assert tokens == [alone(request)[0] for request in requests]
+
+
 # ---------------------------------------------------------------- the same tokens under any schedule
 
 

@@ -169,7 +169,7 @@ def test_activations_are_rounded_to_the_nearest_of_255_levels() -> None:
     x = torch.tensor([[12.7, -12.7, 0.04, 0.06], [0.0, 0.0, 0.0, 0.0]])
     q, scale = quant.quantise_tokens(x)
     assert q.tolist() == [[127.0, -127.0, 0.0, 1.0], [0.0, 0.0, 0.0, 0.0]]
-    assert scale.tolist() == [[pytest.approx(0.1)], [1.0]]
+    assert scale.tolist() == [[pytest.approx(0.1)], [pytest.approx(quant.LEAST_SCALE)]]
 
 
 def test_an_unknown_precision_names_the_known() -> None:

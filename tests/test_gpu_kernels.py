@@ -19,16 +19,21 @@ from torch import Tensor
 from torch.nn import functional
 
 from mlsys_bench import models
-from mlsys_bench.engine import formats, quant, spec, weights
+from mlsys_bench.batching import Limits
+from mlsys_bench.engine import Engine, formats, quant, spec, weights
+from mlsys_bench.engine.flight import Picks, greedy
 from mlsys_bench.engine.gpu import attention, linears, small, tri
 from mlsys_bench.engine.gpu.attention import Heads
+from mlsys_bench.engine.gpu.kernels_small import gumbel
 from mlsys_bench.engine.gpu.kv import GpuKV
 from mlsys_bench.engine.gpu.linears import Norm, Rows, Words
-from mlsys_bench.engine.gpu.model import GpuModel, Picks, greedy
+from mlsys_bench.engine.gpu.model import GpuModel, nobody
+from mlsys_bench.engine.gpu.tri import tl
 from mlsys_bench.engine.gpu.ways import Way
 from mlsys_bench.engine.kv import KVCache
 from mlsys_bench.engine.model import Model
 from mlsys_bench.engine.runner import Int32, Step
+from mlsys_bench.engine.sampling import GREEDY, sampling
 
 HAS_CUDA = torch.cuda.is_available()
 pytestmark = [
@@ -318,6 +323,29 @@ def test_draws_follow_the_softmax_and_depend_on_seed_and_place_alone() -> None:
     assert len({chosen(logits[:1], [0.7], [5], [place])[0] for place in range(12)}) > 1
 
 
+@tri.jit
+def noise(bits: Any, y: Any, N: tl.constexpr) -> None:
+    """Write y [N], the noise of bits [N]."""
+    at = tl.arange(0, N)
+    tl.store(y + at, gumbel(tl.load(bits + at).to(tl.uint32, bitcast=True)))
+
+
+def test_noise_is_exact_where_it_decides_and_never_infinite() -> None:
+    """-log(-log(1 - v)) of v = (bits + 1/2) / 2^32 in float64: large noise comes of few bits, and all ones must not win."""
+    bits = np.array([0, 1, 2, 63, 10**6, 4 * 10**6, 5 * 10**6, 2**30, 2**31, 2**32 - 2**20, 2**32 - 2**10, 2**32 - 600], dtype=np.uint32)
+    bits = np.concatenate([bits, [2**32 - 1] * 4]).astype(np.uint32)
+    y = torch.empty(16, dtype=torch.float32, device=DEVICE)
+    noise[(1,)](torch.from_numpy(bits.view(np.int32)).to(DEVICE), y, N=16)
+    v = (bits.astype(np.float64) + 0.5) / 2**32
+    got, want = y.cpu().double().numpy(), -np.log(-np.log1p(-v))
+    assert np.abs(got[:9] - want[:9]).max() < 1e-4
+    assert (got[9:] < -1).all(), "the smallest noise may be coarse, but small it is"
+
+
+def test_of_logits_that_are_no_numbers_a_token_comes_that_has_a_row_in_the_table() -> None:
+    assert 0 <= chosen(torch.full((1, 70), float("nan"), device=DEVICE), [0.0], [0], [0])[0] < 70
+
+
 # ---------------------------------------------------------------- the model
 
 SHAPE = models.counted(
@@ -386,6 +414,44 @@ def test_the_model_computes_what_torch_computes(precision: str, kind: torch.dtyp
     assert fed.tokens() == [int(logits.argmax())]
     want = torch_model.forward(step_of([[tokens[1]]], [9], [1]), torch_cache).double()
     assert error(logits, want) < most
+
+
+def test_chunks_are_launched_fed_and_chosen_from_as_decode_steps_are() -> None:
+    """A chunk beside a token that only the device knows: the logits and tokens are those of known tokens."""
+    _, _, model, cache = both("fp32", torch.float32)
+    token = model.launch(step_of([[9], [8]], [0, 0], [0, 1]), cache).tokens()[0]
+    want = model.forward(step_of([[token], [1, 2, 3]], [1, 1], [0, 1]), cache).clone()
+    again = model.launch(step_of([[9], [8]], [0, 0], [0, 1]), cache)
+    fed = model.launch(step_of([[0], [1, 2, 3]], [1, 1], [0, 1]), cache, feed=np.array([0, -1, -1, -1], dtype=np.int32))
+    assert again.tokens()[0] == token
+    assert fed.tokens() == want.argmax(dim=1).tolist() == model.choose(want, greedy(2))
+    held = cache.raw.clone()
+    part = step_of([[5, 6]], [4], [1])._replace(sampled=np.zeros(0, dtype=np.int32))
+    assert model.launch(part, cache).tokens() == []
+    assert not torch.equal(held, cache.raw)
+    held = cache.raw.clone()
+    assert len(model.launch(nobody(2, 1, 10), cache).tokens()) == 1
+    assert torch.equal(held, cache.raw), "warming up writes nothing"
+
+
+def test_the_engine_launches_ahead_what_it_computes_step_by_step() -> None:
+    """Greedy and drawn requests, one of each only the host can serve, over two seats and chunks: ahead, step by step, and all in torch."""
+    shape = dataclasses.replace(SHAPE, id="byte", vocab=264)
+    limits = Limits(max_seqs=2, max_step_tokens=6, block_tokens=4, blocks=9, max_context=40)
+    warm = sampling(temperature=0.8, seed=3)
+    asks = [([5, 6, 7, 8, 9, 10, 11], GREEDY), ([1], warm), ([2, 3], GREEDY)]
+    got = []
+    for options in ({"ahead": True}, {"ahead": False}, {"backend": "torch"}):
+        engine = Engine(shape, device=str(DEVICE), limits=limits, **{"backend": "triton", **options})
+        ids = [engine.add(prompt, max_tokens=4, sampling=how, ignore_eos=True) for prompt, how in asks]
+        tokens: dict[int, list[int]] = {i: [] for i in ids}
+        while engine.busy:
+            for i, token in engine.step().tokens:
+                tokens[i].append(token)
+        assert engine.free_blocks == limits.blocks
+        got.append(list(tokens.values()))
+    assert got[0] == got[1]
+    assert [got[2][0], got[2][2]] == [got[0][0], got[0][2]], "torch draws by another rule, and takes the same likeliest ones"
 
 
 def test_a_launch_draws_as_its_picks_say() -> None:

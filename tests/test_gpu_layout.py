@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import subprocess
 import sys
 
@@ -15,15 +16,17 @@ from torch import Tensor
 from torch.nn import functional
 
 from mlsys_bench import models
-from mlsys_bench.engine import backend, formats, kv, spec
+from mlsys_bench.engine import backend, build, flight, formats, kv, memory, spec
 from mlsys_bench.engine.gpu import attention, graphs, linears, small, tri, ways
 from mlsys_bench.engine.gpu import kernels_linear as kernels
 from mlsys_bench.engine.gpu import model as gpu_model
 from mlsys_bench.engine.gpu.kv import GpuKV
 from mlsys_bench.engine.gpu.linears import Norm
 from mlsys_bench.engine.gpu.ways import Way
+from mlsys_bench.engine.requests import Sequence
 from mlsys_bench.engine.runner import Step
 from mlsys_bench.engine.sampling import sampling
+from mlsys_bench.engine.tokenizer import ByteTokenizer
 from mlsys_bench.errors import BadInput, MlsysError
 
 CPU = torch.device("cpu")
@@ -181,6 +184,7 @@ def test_tiles_cover_every_query_once_in_order() -> None:
 @given(st.integers(1, 300), st.integers(1, 16), st.integers(1, 200_000))
 def test_splits_fill_the_machine_but_leave_every_program_a_tile(sequences: int, kv_heads: int, longest: int) -> None:
     splits = attention.splits_of(sequences, kv_heads, longest, CPU)
+    assert splits == tri.power_of_2(splits), "any number would be a kernel of its own"
     assert 1 <= splits <= attention.MOST_SPLITS
     assert splits == 1 or (splits - 1) * attention.TILE < longest
 
@@ -195,9 +199,9 @@ def decode_step(rows: int, width: int) -> Step:
 
 def test_the_inputs_of_a_bucket_hold_a_step_and_nobody_beyond_it() -> None:
     """Rows beyond the batch write nothing (slot -1) and read nothing (length 0), whatever the step before had there."""
-    inputs, picks = graphs.Inputs(8, 5, CPU), gpu_model.greedy(6)
+    inputs, picks = graphs.Inputs(8, 5, CPU), flight.greedy(6)
     inputs.fill(decode_step(6, 3), picks._replace(temperature=np.full(6, 0.5, dtype=np.float32), seeds=np.arange(6) + 2**40), None)
-    inputs.fill(decode_step(2, 3), gpu_model.greedy(2), np.array([1, 0], dtype=np.int32))
+    inputs.fill(decode_step(2, 3), flight.greedy(2), np.array([1, 0], dtype=np.int32))
     got = {name: column.tolist() for name, column in inputs.column.items()}
     assert got["tokens"][:2] == [50, 51]
     assert got["positions"][:2] == [7, 8]
@@ -209,15 +213,55 @@ def test_the_inputs_of_a_bucket_hold_a_step_and_nobody_beyond_it() -> None:
     assert inputs.seeds[:2].tolist() == [0, 0]
 
 
+@given(st.integers(1, 130), st.integers(1, 40))
+def test_inputs_and_tables_never_ask_for_a_kernel_of_their_own(rows: int, blocks: int) -> None:
+    """Triton compiles anew for pointers that are no multiple of 16 bytes, and for sizes that are 1 or no multiple of 16."""
+    width = attention.table_width(blocks)
+    inputs = graphs.Inputs(rows, width, CPU)
+    offsets = [t.storage_offset() * t.element_size() for t in (inputs.seeds, inputs.temperature, inputs.table, *inputs.column.values())]
+    assert not any(offset % 16 for offset in offsets)
+    assert width >= blocks
+    assert width % 16 == 0
+    assert attention.padded(np.ones((2, blocks), dtype=np.int32)).shape == (2, width)
+    ends = sorted((t.storage_offset() * t.element_size(), t.numel() * t.element_size()) for t in (inputs.seeds, *inputs.column.values()))
+    assert all(begin + size <= after for (begin, size), (after, _) in itertools.pairwise(ends)), "columns overlap"
+
+
+def test_a_device_is_named_as_its_tensors_name_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Workspaces are kept by device: `cuda` and `cuda:0` would be two."""
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    assert memory.device_of("cuda") == torch.device("cuda", 0)
+
+
+def test_what_may_be_chosen_is_what_the_tokenizer_says() -> None:
+    tokenizer = ByteTokenizer()
+    may = build.allowed(tokenizer, 320, CPU)
+    assert may is not None
+    assert may.nonzero().flatten().tolist() == [t for t in range(tokenizer.generated) if t not in tokenizer.silent]
+
+
+def test_warming_up_is_for_nobody() -> None:
+    step = gpu_model.nobody(5, 1, 3)
+    assert step.slots.tolist() == [-1] * 6
+    assert step.first.tolist() == [0, 1, 6]
+    assert step.sampled.tolist() == [5]
+    assert step.positions.tolist() == [0, 0, 1, 2, 3, 4]
+
+
 def test_only_requests_that_need_nothing_but_a_draw_are_simple() -> None:
-    assert gpu_model.is_simple(sampling())
-    assert gpu_model.is_simple(sampling(temperature=0.7, seed=3, stop=("x",)))
+    assert flight.is_simple(sampling())
+    assert flight.is_simple(sampling(temperature=0.7, seed=3, stop=("x",)))
+    assert not flight.is_simple(sampling(temperature=1e-6)), "its logits would leave fp32 no room for noise"
     for options in ({"top_p": 0.9}, {"top_k": 5}, {"min_p": 0.1}, {"logprobs": 0}, {"presence_penalty": 1.0}, {"logit_bias": {3: 1.0}}):
-        assert not gpu_model.is_simple(sampling(temperature=0.7, **options))
+        assert not flight.is_simple(sampling(temperature=0.7, **options))
 
 
 def test_seeds_beyond_a_signed_integer_keep_their_bits() -> None:
-    made = gpu_model.picks([sampling(temperature=1.0)] * 2, [2**64 - 1, 7], [0, 5])
+    asked = [
+        Sequence(id=i, row=i, tokens=[1], given=1, sampling=sampling(temperature=1.0), seed=seed, ignore_eos=False, text=None, hashes=None)
+        for i, seed in enumerate((2**64 - 1, 7))
+    ]
+    made = flight.picks(asked, [0, 5])
     assert made.seeds.view(np.uint64).tolist() == [2**64 - 1, 7]
     assert made.places.tolist() == [0, 5]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
 import io
 import json
 from collections import Counter
@@ -18,7 +19,7 @@ from hypothesis import strategies as st
 
 from mlsys_bench import workload
 from mlsys_bench.errors import BadInput
-from mlsys_bench.loadtest import content, payloads, prompts, schedule
+from mlsys_bench.loadtest import content, endpoints, payloads, prompts, schedule
 from mlsys_bench.loadtest.payloads import dataset, images, think, written
 from mlsys_bench.types import Lengths
 from mlsys_bench.workload import Schedule, prefix
@@ -230,6 +231,23 @@ def test_tenants_reach_their_requests() -> None:
             content.parse_tenants([text])
     with pytest.raises(BadInput, match="name of its own"):
         content.parse_tenants(["a=50%@1/1", "a=50%@1/1"])
+
+
+def test_requests_say_the_priority_of_their_tenant() -> None:
+    """As vLLM has it: 0 goes first.  Where all tenants have one priority nothing is said, and a server need not know the word."""
+    given = content.parse_tenants(["batch:7=50%@40/20", "chat:2=50%@30/20"])
+    traffic = workload.with_tenants(workload.synthetic(50.0, prompt="1", output="1"), given)
+    spec = spec_of(workload.schedule(traffic, n=50, seed=5))
+    source, order = payloads.make(spec), payloads.Order(spec)
+    for name, path in (("completions", "/v1/completions"), ("chat", "/v1/chat/completions")):
+        endpoint = endpoints.make(endpoints.Spec(name=name, path=path, model="m"))
+        said = [msgspec.json.decode(endpoint.body(source.ask(i))).get("priority") for i in range(100)]
+        assert said == [{"chat": 0, "batch": 1}[order.tenant(i) or ""] for i in range(100)]
+    alike = workload.with_tenants(traffic, [dataclasses.replace(tenant, priority=3) for tenant in given])
+    assert payloads.make(spec_of(workload.schedule(alike, n=5, seed=5))).ask(0).priority is None
+    for text in ("chat:=70%@3/2", "chat:0=70%@3/2", "chat:first=70%@3/2"):
+        with pytest.raises(BadInput, match="priority"):
+            content.parse_tenants([text])
 
 
 def test_a_large_spec_travels_in_a_file_that_is_gone_afterwards() -> None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
+import mmap
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -15,7 +18,7 @@ from mlsys_bench.engine import kv, runner
 from mlsys_bench.engine.kv import Blocks, KVCache
 from mlsys_bench.engine.model import Model
 from mlsys_bench.engine.native import library
-from mlsys_bench.engine.native.model import NativeModel
+from mlsys_bench.engine.native.model import NativeModel, misfit
 from mlsys_bench.engine.spec import Decoder
 from tests import decoder_reference
 from tests.decoder_reference import CPU, kinds
@@ -23,6 +26,16 @@ from tests.decoder_reference import CPU, kinds
 pytestmark = pytest.mark.skipif(library.load() is None, reason="no C compiler on this machine")
 SEQUENCES, CONTEXT = 5, 1300
 Work = list[tuple[int, int, int]]  # (sequence, start, tokens)
+
+
+@pytest.fixture
+def without_pairs() -> Iterator[None]:
+    """Keep the processor from multiplying pairs of bf16, which rounds queries and weights."""
+    c = library.need()
+    before = c.cpu_level()
+    c.cpu_use(min(before, library.level_of("avx512")))
+    yield
+    c.cpu_use(before)
 
 
 @functools.cache
@@ -114,15 +127,28 @@ def kept_as(name: str) -> decoder_reference.Round:
 
 
 @pytest.mark.parametrize(("name", "tolerance"), [("fp32", 1e-5), ("bf16", 1e-3), ("int8", 3e-3)])
-def test_each_kind_of_cache_keeps_what_it_should(name: str, tolerance: float) -> None:
+def test_each_kind_of_cache_keeps_what_it_should(name: str, tolerance: float, without_pairs: None) -> None:
     """What was computed in fp32 may round to the other side of a tie: one step of 2^-8 or 1/127, seldom."""
     d = kinds()["llama"]
-    bench, n = Bench(d, kept=name, block_tokens=7), 90
-    want = decoder_reference.logits(d, texts()[0][:n], kept=kept_as(name))
-    exact = decoder_reference.logits(d, texts()[0][:n])
-    got = torch.stack([*bench.logits([(0, 0, 60)]).values(), *(bench.logits([(0, i, 1)])[0, i] for i in range(60, n))])
+    want = decoder_reference.logits(d, texts()[0][:90], kept=kept_as(name))
+    exact = decoder_reference.logits(d, texts()[0][:90])
+    got = in_two_pieces(d, name, 90)
     assert close(got, want) < tolerance
     assert name == "fp32" or close(got, exact) > 2 * close(got, want), "the rounding itself must show"
+
+
+def test_attention_in_pairs_of_bf16_costs_no_more_than_keeping_the_cache_in_bf16() -> None:
+    """Queries and weights are rounded as keys and values are: the two errors are of one size."""
+    d = kinds()["llama"]
+    exact = decoder_reference.logits(d, texts()[0][:90])
+    kept = decoder_reference.logits(d, texts()[0][:90], kept=kept_as("bf16"))
+    assert close(in_two_pieces(d, "bf16", 90), exact) < 2 * close(kept, exact)
+
+
+def in_two_pieces(d: Decoder, kept: str, n: int) -> Tensor:
+    """Return the logits of the first text, computed as a chunk of 60 and then token by token."""
+    bench = Bench(d, kept=kept, block_tokens=7)
+    return torch.stack([*bench.logits([(0, 0, 60)]).values(), *(bench.logits([(0, i, 1)])[0, i] for i in range(60, n))])
 
 
 def test_contexts_beyond_one_part_agree_with_float64() -> None:
@@ -184,17 +210,35 @@ def test_a_lone_token_gets_what_it_gets_in_a_chunk(kind: str, precision: str, th
         assert torch.equal(bench.logits([(0, position, 1)])[0, position], want[position])
 
 
-@pytest.mark.parametrize("kind", ["window", "gemma", "many share one head", "odd sizes"])
-def test_long_contexts_get_the_same_bits_in_any_company(kind: str) -> None:
+LONG = [("window", "fp32"), ("gemma", "fp32"), ("many share one head", "fp32"), ("odd sizes", "fp32"), ("window", "bf16"), ("qwen", "int8")]
+
+
+@pytest.mark.parametrize(("kind", "kept"), LONG)
+def test_long_contexts_get_the_same_bits_in_any_company(kind: str, kept: str) -> None:
     """Beyond a part of 512 keys, where threads may share a context."""
     d = kinds()[kind]
-    want = alone(d, CONTEXT)
+    want = alone(d, CONTEXT, kept=kept)
     for threads in (1, 4):
-        bench = Bench(d, threads=threads, block_tokens=16 if threads == 1 else 9)
+        bench = Bench(d, kept=kept, threads=threads, block_tokens=16 if threads == 1 else 9)
         bench.logits([(0, 0, 700), (1, 0, 30)])
         for work in ([(0, 700, 1)], [(0, 701, 1), (1, 30, 1)], [(0, 702, 5)], [(1, 31, 9), (0, 707, 590)], [(0, 1297, 1)]):
             for (i, position), got in bench.logits(work).items():
                 assert i or torch.equal(got, want[position])
+
+
+def test_heads_of_odd_size_are_left_to_torch() -> None:
+    """Keys lie as pairs of dimensions."""
+    d = kinds()["llama"]
+    assert misfit(d) is None
+    odd = dataclasses.replace(d, shape=dataclasses.replace(d.shape, head_dim=17))
+    assert misfit(odd) == "its heads have an odd number of dimensions"
+
+
+def test_a_large_pool_is_empty_and_lies_at_a_large_page() -> None:
+    cache = Blocks(kinds()["llama"].shape, blocks=4000, block_tokens=16, dtype=torch.float32, device=CPU)
+    assert cache.allocated_bytes > 1 << 24
+    assert not cache.raw.any()
+    assert not hasattr(mmap, "MADV_HUGEPAGE") or cache.raw.data_ptr() % (1 << 21) == 0
 
 
 # ---------------------------------------------------------------- blind to the rest

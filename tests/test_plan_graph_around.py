@@ -25,6 +25,7 @@ from mlsys_bench.plan.graph.spread import DRAWS, draws, spread_of
 from mlsys_bench.plan.graph.times import Fleets, full_at
 from mlsys_bench.plan.growth import Growth
 from mlsys_bench.report import content, terminal
+from mlsys_bench.stage_fleets import NO_END_S
 from mlsys_bench.stages import StageGraph
 from mlsys_bench.types import LatencyProfile, Layout, Limit, Plan, Provenance
 from tests import manifest_schemas
@@ -105,6 +106,21 @@ def test_latencies_hold_the_spread_of_stage_times(plan: Plan) -> None:
     low, high = plan.intervals["e2e_p50_s"]
     assert high / low > 1.3
     assert any(f"of {DRAWS} draws" in note for note in plan.notes) or plan.utilisation < 0.5
+
+
+def test_a_latency_that_may_grow_without_end_has_no_upper_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """At 80 % load three assumed stages are overloaded in half of the draws: the end is open, unless a timeout ends every wait."""
+    monkeypatch.setattr(allocation, "_MOST", 2000)
+    stages = [f"a: {{{law('40ms')}%s, next: b}}", f"b: {{{law('20ms')}%s, next: c}}", f"c: {{{law('30ms')}%s}}"]
+    open_, ended = (
+        plan_graph(GraphRequest(graph=graph("\n".join(stage % more for stage in stages), rate=200, headroom="20%")))
+        for more in ("", ", timeout: 2s")
+    )
+    assert all(open_.intervals[key][1] == NO_END_S for key in open_.predicted)
+    assert all(ended.intervals[key][1] < 100 for key in ended.predicted)
+    assert any("'and more' stands for an upper end that nobody knows" in note for note in open_.notes)
+    table = next(t for section in content.describe(open_) for t in section.tables if "predicted" in [c.title for c in t.columns])
+    assert any("and more" in cell.sub for row in table.rows for cell in row)
 
 
 # ---------------------------------------------------------------- availability
@@ -335,13 +351,13 @@ def test_no_flag_is_passed_over_in_silence(tmp_path: Path) -> None:
         "scenario": str(path), "qps": None, "measured": [], "model": None, "gpu": None, "precision": None, "slo": None, "arrivals": None,
         "prompt_tokens": None, "output_tokens": None, "max_batch": None, "headroom": None, "term": "on-demand", "seed": 0, "trace": None,
         "speed": 1.0, "routing": "random", "prices": None, "availability": None, "zones": None, "survive": False, "autoscale": False,
-        "growth": None, "mixed": False, "disaggregate": "auto",
+        "growth": None, "mixed": False, "disaggregate": "auto", "spot": None,
     }  # fmt: skip
     base = graph_plans.asked(usual)
     assert base is not None
     refused = {
-        "model": "m", "gpu": "l4", "precision": "fp8", "prompt_tokens": "5", "output_tokens": "5", "max_batch": 4, "trace": Path("t.csv"),
-        "speed": 2.0, "routing": "round_robin", "mixed": True,
+        "model": "m", "gpu": "l4", "precision": "fp8", "prompt_tokens": "5", "output_tokens": "5", "max_batch": 4,
+        "routing": "round_robin", "mixed": True, "spot": "life=6h",
         "disaggregate": "only", "something_new": 1,
     }  # fmt: skip
     for name, value in refused.items():

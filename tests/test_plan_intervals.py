@@ -11,8 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mlsys_bench import hardware, latency, models, slo, workload
+from mlsys_bench import hardware, latency, models, slo, stats, workload
 from mlsys_bench.plan import Request, candidates, confirm, demand, draws, evened, intervals, planner, replays, sizing, words
+from mlsys_bench.plan import trial as trials
 from mlsys_bench.plan.analytic import Replica
 from mlsys_bench.plan.latencies import Latencies
 from mlsys_bench.plan.sizing import Design
@@ -63,7 +64,7 @@ def test_a_few_draws_know_the_ends_of_a_normal_law() -> None:
     low, high = found.band(found.slowness.tolist())
     assert high == pytest.approx(1.645 * 0.05, rel=0.12)
     assert low == pytest.approx(-1.645 * 0.05, rel=0.12)
-    assert found.average == pytest.approx(draws.COMMON**0.5, rel=0.05), "of the residual half the variance averages out"
+    assert found.average == pytest.approx(draws.COMMON**0.5, rel=0.05), "of the residual the rest averages out"
 
 
 def test_what_is_sure_of_coefficients_does_not_average_out() -> None:
@@ -79,6 +80,35 @@ def test_a_gap_between_tokens_is_as_uncertain_as_a_step_that_only_decodes() -> N
 def seen(ttft_s: list[float]) -> Trial:
     each = [Latencies(ttft_s=np.full(9, t), tpot_s=np.full(9, 0.02), e2e_s=np.full(9, t + 1), itl_s=np.full(9, 0.02)) for t in ttft_s]
     return Trial(batches=tuple(each), tokens_per_s=(1.0,) * 4, requests_per_s=(1.0,) * 4, preempted=0.0)
+
+
+@pytest.mark.parametrize(("requests", "parts"), [(999, 1), (2_000, 2), (7_200, 4)])
+def test_a_long_batch_tells_its_spread_by_parts_of_a_thousand_requests(requests: int, parts: int) -> None:
+    """Half a width is Student's over the parts, as scipy has it; chance that four batches agree no longer narrows it."""
+    rng = np.random.default_rng(5)
+    runs = [rng.gamma(2.0, 0.1, requests) for _ in range(4)]
+    whole = tuple(Latencies(ttft_s=t, tpot_s=0 * t + 0.02, e2e_s=t + 1, itl_s=np.full(9, 0.02)) for t in runs)
+    found = Trial(batches=whole, tokens_per_s=(1.0,) * 4, requests_per_s=(1.0,) * 4, preempted=0.0).spread(slo.parse("ttft_p50<1s"))
+    medians = [float(np.median(part)) for run in runs for part in np.array_split(run, parts)]
+    interval = stats.mean_interval(medians)
+    assert interval is not None
+    assert found["ttft_p50_s"] == pytest.approx((interval[1] - interval[0]) / 2 / float(np.mean(medians)), rel=1e-4)
+
+
+def test_parts_of_a_batch_keep_whose_each_request_and_gap_was() -> None:
+    n, gaps = 2_500, 7_001
+    batch = Latencies(
+        ttft_s=np.arange(n) * 1.0, tpot_s=np.zeros(n), e2e_s=np.ones(n), itl_s=np.arange(gaps) * 1.0,
+        tenant=np.arange(n) % 3, tenants=("a", "b", "c"), itl_tenant=np.arange(gaps) % 3,
+    )  # fmt: skip
+    parts = trials._parts(batch)
+    assert [len(part.ttft_s) for part in parts] == [1_250, 1_250]
+    for part in parts:
+        assert part.tenant is not None
+        assert part.itl_tenant is not None
+        assert np.array_equal(part.tenant, part.ttft_s % 3)
+        assert np.array_equal(part.itl_tenant, part.itl_s % 3)
+    assert sum(len(part.itl_s) for part in parts) == gaps
 
 
 def test_a_queue_that_grows_from_batch_to_batch_is_not_taken_for_stable() -> None:

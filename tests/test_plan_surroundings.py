@@ -16,6 +16,7 @@ from mlsys_bench.errors import BadInput, Infeasible
 from mlsys_bench.journeys import deploying, planning
 from mlsys_bench.plan import around, candidates, plan, sizing
 from mlsys_bench.plan.growth import Growth
+from mlsys_bench.plan.reliability import Spot
 from mlsys_bench.plan.request import Request
 from mlsys_bench.pricing import Market, Reservation, pack
 from mlsys_bench.report import content
@@ -132,9 +133,17 @@ def _usd(market: Market, zones: tuple[int, ...]) -> float:
     return found.usd_per_h
 
 
-def test_spot_promises_no_availability() -> None:
-    with pytest.raises(BadInput, match="reclaimed together"):
-        plan(request(f"{LATENCY},availability>99.9%", term="spot"))
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"term": "on-demand", "spot": Spot()}, "give --term spot and an --availability"),
+        ({"zones": 3, "survive_zone": True}, "everybody wants the spot capacity"),
+        ({"growth": Growth(per_month=0.05)}, "leave out --autoscale, --growth, --mixed"),
+    ],
+)
+def test_what_spot_cannot_promise_is_refused(changes: dict[str, Any], says: str) -> None:
+    with pytest.raises(BadInput, match=says):
+        plan(request(f"{LATENCY},availability>99.9%", **{"term": "spot", **changes}))
 
 
 def test_growth_tells_the_month_and_keeps_spares() -> None:

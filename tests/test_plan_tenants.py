@@ -351,7 +351,8 @@ def test_the_shipped_scenario_has_two_tenants() -> None:
         ("share: 85%", "rate: 17/s", r"some give a share and some a rate"),
         ("share: 85%", "share: 85%\n    rate: 17/s", r"tenants.chat: needs a share or a rate, not both"),
         ("  chat:", "  my chat:", r"no name of a tenant"),
-        ("slo: {e2e_p95: 60s}", "priority: 1", r"unknown key tenants.batch.priority"),
+        ("slo: {e2e_p95: 60s}", "prio: 1", r"unknown key tenants.batch.prio; did you mean priority"),
+        ("slo: {e2e_p95: 60s}", "slo: {e2e_p95: 60s}\n    priority: 0", r"tenants.batch.priority: 0 where a whole number above zero"),
         ("    slo: {e2e_p95: 60s}\n", "", r"tenants.batch: has no slo"),
     ],
 )

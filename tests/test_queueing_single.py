@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 import itertools
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -327,3 +329,17 @@ def test_nobody_waits_where_every_service_is_shorter_than_every_gap() -> None:
     queue = gig1(Deterministic(1 / 0.9), TwoPoint(0.11, 1.0, 5.5).scaled(1.0))
     assert (queue.p_wait, queue.wait_s, queue.wait_quantile_s(0.999)) == (0.0, 0.0, 0.0)
     assert queue.sojourn_s == pytest.approx(1.0)
+
+
+def test_waits_on_a_lattice_hold_the_sojourn_between_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The proof's bounds, which refute a row of the table: M/M/1 by hand, uniform service by inversion."""
+    monkeypatch.syspath_prepend(str(Path(__file__).parent.parent / "proofs"))
+    lattice = importlib.import_module("_lattice")
+    exponential = lattice.Service(done=lambda t: -np.expm1(-np.maximum(t, 0.0)), left=lambda t: -np.expm1(-t))
+    low, high = lattice.sojourn_bounds(exponential, 0.5, 0.5, 1.5)
+    assert low < 2 * math.log(2) < high < low + 1e-3
+    queue = mg1(0.8, parse_law("unif"))
+    for p in (0.1, 0.5):
+        ours = queue.sojourn_quantile_s(p)
+        low, high = lattice.sojourn_bounds(lattice.SERVICES["unif"], 0.8, p, ours)
+        assert low < ours < high < low + 1e-3

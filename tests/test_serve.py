@@ -42,7 +42,7 @@ PATIENCE_S = 30.0
 # ---------------------------------------------------------------- the pipe
 
 MESSAGES: list[wire.Command | wire.Event] = [
-    wire.Add(1, (65, 66), 5, Sampling(seed=-3, stop=("a",), logit_bias=((3, 1.5),))),
+    wire.Add(1, (65, 66), 5, Sampling(seed=-3, stop=("a",), logit_bias=((3, 1.5),)), True, -7),
     wire.Embed(3, ((65, 66), (67,))),
     wire.Embedded(3, b"\x00\x01"),
     wire.Cancel(1),

@@ -85,6 +85,7 @@ def test_a_prompt_is_a_text_or_one_text_or_tokens(prompt: Any) -> None:
         ({"logit_bias": {"320": 1}}, "logit_bias"),
         ({"logit_bias": {"9" * 5000: 1}}, "logit_bias"),
         ({"best_of": 2}, "best_of"),
+        ({"priority": 2**31}, "priority"),
         ({"tempature": 1}, "tempature"),
         ({"prompt": ""}, "prompt"),
         ({"prompt": []}, "prompt"),
@@ -117,6 +118,10 @@ def test_messages_that_are_none_are_refused(messages: Any) -> None:
     with pytest.raises(api.ApiError) as caught:
         chat(messages=messages)
     assert str(caught.value.body["error"]["param"]).startswith("messages")
+
+
+def test_priority_is_a_whole_number_and_nothing_where_it_is_not_given() -> None:
+    assert [completion().priority, completion(priority=3).priority, chat(priority=-2).priority] == [0, 3, -2]
 
 
 def test_a_slip_of_the_pen_is_answered_with_the_right_name() -> None:

@@ -25,8 +25,10 @@ from mlsys_bench import plan, simulate, slo, workers, workload
 from mlsys_bench.batching import Limits
 from mlsys_bench.errors import BadInput, MeasurementFailed, Overload
 from mlsys_bench.journeys import backtest, comparing, progress, simulation
+from mlsys_bench.plan.graph import GraphRequest, plan_graph
 from mlsys_bench.workers.local import Processes
 from tests import sample_records
+from tests.stage_graphs import graph, law
 
 HERE = Path(__file__).parent
 sys.path.append(str(HERE))  # whose processes find it there, too
@@ -289,6 +291,8 @@ def test_commands_give_the_same_bits_on_a_cluster_on_processes_and_alone(address
         gpus=("l4", "a10g", "h100-sxm"), precisions=("bf16",),
     )  # fmt: skip
     assert comparing.planned(request, cluster=address) == plan.plan(request)
+    staged = GraphRequest(graph=graph(f"a: {{{law('10ms')}}}"))
+    assert comparing.planned(staged, cluster=address) == plan_graph(staged)
     with Processes(2) as crew:
         many = simulate.run_many(**RUNS, executor=crew)
     assert [s.requests for s in many] == [s.requests for s in simulate.run_many(**RUNS)]

@@ -56,7 +56,9 @@ def loadtest(
     ] = None,
     turns: Annotated[str | None, typer.Option(help="Sessions of so many turns, 5 or uniform:5:0.3; they carry the answers.")] = None,
     gap: Annotated[str | None, typer.Option(help="Mean pause in a session after an answer, e.g. 3s.")] = None,
-    tenant: Annotated[list[str] | None, typer.Option(help="NAME=SHARE@PROMPT/OUTPUT, e.g. chat=70%@512/200; repeatable.")] = None,
+    tenant: Annotated[
+        list[str] | None, typer.Option(help="NAME[:PRIORITY]=SHARE@PROMPT/OUTPUT, e.g. chat=70%@512/200; repeatable.")
+    ] = None,
     dataset: Annotated[
         Path | None, typer.Option(help="Prompts from a file: JSON lines, ShareGPT, OpenAI messages, Parquet, CSV, text.", dir_okay=False)
     ] = None,

@@ -53,6 +53,9 @@ def plan(
     availability: Annotated[str | None, typer.Option(help="Share of time with enough replicas up, e.g. 99.9%: adds spares.")] = None,
     zones: Annotated[int | None, typer.Option(help="Zones to spread replicas over; one when left out.", min=1)] = None,
     survive: Annotated[bool, typer.Option("--survive", help="Any one zone may go: the others hold the limits at peak.")] = False,
+    spot: Annotated[
+        str | None, typer.Option(help="life=6h,notice=2min,refill=30min: how spot goes and comes, with --term spot and an availability.")
+    ] = None,
     autoscale: Annotated[bool, typer.Option("--autoscale", help="Replicas by the hour, and limits that protect the fleet.")] = False,
     growth: Annotated[str | None, typer.Option(help="Growth of traffic a month, e.g. 5%: when is the fleet full?")] = None,
     disaggregate: Annotated[
@@ -93,7 +96,7 @@ def plan(
         scenario=scenario, qps=qps, measured=measured or [], model=model, gpu=gpu, precision=precision, slo=slo, arrivals=arrivals,
         prompt_tokens=prompt_tokens, output_tokens=output_tokens, max_batch=max_batch, headroom=headroom, term=term, seed=seed,
         trace=trace, speed=speed, routing=routing, prices=prices,
-        availability=availability, zones=zones, survive=survive, autoscale=autoscale, growth=growth, mixed=mixed,
+        availability=availability, zones=zones, survive=survive, spot=spot, autoscale=autoscale, growth=growth, mixed=mixed,
         disaggregate=disaggregate,
     )  # fmt: skip
     if export is not None or from_deployment is not None:

@@ -21,7 +21,7 @@ who gives way) and `prefix` (blocks that requests share): loops over integer arr
 
 from __future__ import annotations
 
-from mlsys_bench.batching.arrays import Arrays, Limits, Policy, StepFeatures, check_limits, check_policy, misfit
+from mlsys_bench.batching.arrays import Arrays, Limits, Policy, StepFeatures, check_limits, check_policy, check_ranks, misfit
 from mlsys_bench.batching.scheduler import (
     SchedulerState,
     StepPlan,
@@ -42,6 +42,7 @@ from mlsys_bench.batching.scheduler import (
 )
 
 __all__ = [
-    "Arrays", "Limits", "Policy", "SchedulerState", "StepFeatures", "StepPlan", "add", "check", "check_limits", "check_policy", "extend",
+    "Arrays", "Limits", "Policy", "SchedulerState", "StepFeatures", "StepPlan", "add", "check", "check_limits", "check_policy",
+    "check_ranks",     "extend",
     "features", "forget", "free_blocks", "hashed", "misfit", "new_state", "remove", "restart", "running", "schedule", "update", "waiting",
 ]  # fmt: skip

@@ -30,12 +30,13 @@ NOBODY = -1  # end of a linked list
     ROWS,  # free rows
     HIT_TOKENS, ASKED_TOKENS, PREEMPTIONS,  # totals: found in the cache and looked for, by admissions; preemptions
 ) = range(21)  # fmt: skip
-SEATS, OUT_ROW, OUT_START, OUT_TOKENS, VICTIMS, ENDED = range(6)  # of slots; SEATS in order of admission
+SEATS, OUT_ROW, OUT_START, OUT_TOKENS, VICTIMS, ENDED = range(6)  # of slots; SEATS by rank, within one in order of admission
 SLOTS = 6
 # of rows: tokens given; given and generated; given and to be generated; in the KV cache.  KV blocks; neighbours in the waiting list; where
-# its hashes begin and where those end that can be cached; how many of them are its own or shared.  Then two for simulators.
-STATUS, PROMPT, KNOWN, FINAL, COMPUTED, HELD, AFTER, BEFORE, HASH_AT, HASH_END, CACHED, FATE, TOKEN_AT = range(13)
-FIELDS = 13
+# its hashes begin and where those end that can be cached; how many of them are its own or shared.  Then two for simulators.  RANK: who
+# has a lower one goes first, 0 where nobody does
+STATUS, PROMPT, KNOWN, FINAL, COMPUTED, HELD, AFTER, BEFORE, HASH_AT, HASH_END, CACHED, FATE, TOKEN_AT, RANK = range(14)
+FIELDS = 14
 BLOCK, OWNED = range(2)  # of hashes: number of the prefix block; whether the request holds on to it
 # of prefix blocks: rows that hold on to it; where it is; neighbours in the list of idle ones or of the host; its physical block
 USERS, PLACE, NEWER, OLDER, HOME = range(5)
@@ -119,6 +120,15 @@ def check_policy(policy: Policy) -> None:
     for name in ("reserve_output", "move_s", "host_blocks", "drafts", "gather_s"):
         if not getattr(policy, name) >= 0:
             raise BadInput(f"{name} is {getattr(policy, name):g}: it cannot be negative")
+
+
+def check_ranks(policy: Policy, ranked: bool) -> None:
+    """Raise BadInput for a scheduler that knows no priorities, where requests have some."""
+    if ranked and (policy.prefill_first or policy.gather):
+        raise BadInput(
+            "requests have priorities, and a scheduler that gathers batches or lets prompts go first serves them as they come; "
+            "take the policy of vllm-v1, or give all tenants one priority"
+        )
 
 
 def misfit(limits: Limits, policy: Policy, prompt_tokens: int, output_limit: int) -> str | None:

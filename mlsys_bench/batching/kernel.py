@@ -1,6 +1,8 @@
 """The decisions of a scheduler, as loops over integer arrays: who computes how many tokens in the next step, and who gives way.
 
 Run by the engine as they stand, over memoryviews, and by the simulator over lists or compiled.  All that a request is, is a row.
+Where rows have ranks, lower ones go first: into a seat, into a step; and the last of the highest rank gives way when memory is full, as
+under vLLM's policy `priority`.  Nobody loses a seat to one that waits.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ from mlsys_bench.batching.arrays import (
     KNOWN,
     LAST,
     MOVED,
+    NOBODY,
     OUT_ROW,
     OUT_START,
     OUT_TOKENS,
@@ -26,6 +29,7 @@ from mlsys_bench.batching.arrays import (
     PREFIX_TOKENS,
     PROMPT,
     QUEUED,
+    RANK,
     ROWS,
     RUNNING,
     SEATED,
@@ -38,7 +42,7 @@ from mlsys_bench.batching.arrays import (
     Limits,
     Policy,
 )
-from mlsys_bench.batching.lists import append, remove
+from mlsys_bench.batching.lists import insert, remove
 from mlsys_bench.batching.prefix import adopt, evict, let_go, lookup, owns, publish
 
 ALL, PREFILLS, DECODES = range(3)  # which of those seated compute
@@ -119,8 +123,7 @@ def _admit(a: Arrays, limits: Limits, policy: Policy, n: int, budget: int) -> tu
         unlink(a, row)
         swapped = a.rows[STATUS][row] == SWAPPED
         a.rows[STATUS][row] = RUNNING
-        a.slots[SEATS][counts[SEATED]] = row
-        counts[SEATED] += 1
+        _seat(a, row)
         counts[GATE] -= policy.gather
         if counts[PREFIX_TOKENS] > 0 and policy.prefix_cache:
             adopt(a, row, start)
@@ -137,6 +140,16 @@ def _admit(a: Arrays, limits: Limits, policy: Policy, n: int, budget: int) -> tu
         budget -= tokens
         n += 1
     return n, budget
+
+
+def _seat(a: Arrays, row: int) -> None:
+    """Give a row the seat behind those of its rank."""
+    seats, rank, i = a.slots[SEATS], a.rows[RANK], a.counts[SEATED]
+    while i > 0 and rank[seats[i - 1]] > rank[row]:
+        seats[i] = seats[i - 1]
+        i -= 1
+    seats[i] = row
+    a.counts[SEATED] += 1
 
 
 def fit(a: Arrays, limits: Limits, policy: Policy, row: int, budget: int) -> tuple[bool, int]:
@@ -194,7 +207,7 @@ def _still_seated(a: Arrays, n: int) -> int:
 
 
 def preempt(a: Arrays, policy: Policy, row: int) -> None:
-    """Take the cache of a row that has lost its seat, and put it in front of those who wait."""
+    """Take the cache of a row that has lost its seat, and put it in front of those of its rank who wait."""
     counts = a.counts
     counts[PREEMPTIONS] += 1
     counts[MOVED] += a.rows[HELD][row] * policy.swap
@@ -204,7 +217,11 @@ def preempt(a: Arrays, policy: Policy, row: int) -> None:
     else:
         a.rows[COMPUTED][row] = 0
         a.rows[STATUS][row] = WAITING
-    append(counts, a.rows[AFTER], a.rows[BEFORE], LAST, FIRST, row)  # read from its end, the list goes on at its beginning
+    after, rank, earlier = a.rows[AFTER], a.rows[RANK], NOBODY
+    later = counts[FIRST]
+    while later != NOBODY and rank[later] < rank[row]:
+        earlier, later = later, after[later]
+    insert(counts, a.rows[BEFORE], after, FIRST, LAST, row, earlier)
     counts[QUEUED] += 1
 
 
@@ -212,7 +229,7 @@ def preempt(a: Arrays, policy: Policy, row: int) -> None:
 
 
 def enter(a: Arrays, row: int, prompt_tokens: int, output_tokens: int, cached_tokens: int) -> None:
-    """Put a request at the end of the waiting list; of what it knows, `cached_tokens` come with it."""
+    """Put a request behind those of its rank who wait; of what it knows, `cached_tokens` come with it."""
     counts = a.counts
     a.rows[STATUS][row] = WAITING
     a.rows[PROMPT][row] = prompt_tokens
@@ -220,7 +237,10 @@ def enter(a: Arrays, row: int, prompt_tokens: int, output_tokens: int, cached_to
     a.rows[FINAL][row] = prompt_tokens + output_tokens
     a.rows[COMPUTED][row] = cached_tokens
     a.rows[HELD][row] = 0
-    append(counts, a.rows[BEFORE], a.rows[AFTER], FIRST, LAST, row)
+    before, rank, earlier = a.rows[BEFORE], a.rows[RANK], counts[LAST]
+    while earlier != NOBODY and rank[earlier] > rank[row]:
+        earlier = before[earlier]
+    insert(counts, before, a.rows[AFTER], FIRST, LAST, row, earlier)
     counts[QUEUED] += 1
 
 

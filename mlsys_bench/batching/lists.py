@@ -12,13 +12,21 @@ from mlsys_bench.batching.arrays import NOBODY
 
 def append(counts: Any, before: Any, after: Any, first: int, last: int, item: int) -> None:
     """Put an item at the end of a list."""
-    end = counts[last]
-    before[item], after[item] = end, NOBODY
-    if end == NOBODY:
+    insert(counts, before, after, first, last, item, counts[last])
+
+
+def insert(counts: Any, before: Any, after: Any, first: int, last: int, item: int, earlier: int) -> None:
+    """Put an item behind `earlier`; at the beginning where that is NOBODY."""
+    later = counts[first] if earlier == NOBODY else after[earlier]
+    before[item], after[item] = earlier, later
+    if earlier == NOBODY:
         counts[first] = item
     else:
-        after[end] = item
-    counts[last] = item
+        after[earlier] = item
+    if later == NOBODY:
+        counts[last] = item
+    else:
+        before[later] = item
 
 
 def remove(counts: Any, before: Any, after: Any, first: int, last: int, item: int) -> None:

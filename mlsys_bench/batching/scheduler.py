@@ -45,6 +45,7 @@ from mlsys_bench.batching.arrays import (
     PREFIX_TOKENS,
     PROMPT,
     QUEUED,
+    RANK,
     ROWS,
     RUNNING,
     SEATED,
@@ -174,10 +175,10 @@ def new_state(limits: Limits, capacity: int = 64, *, policy: Policy = VLLM, shar
     )
 
 
-def add(state: SchedulerState, limits: Limits, prompt_tokens: int, output_limit: int, hashes: Sequence[int] = ()) -> int:
-    """Put a request at the end of the queue and return its row.  One that could never run is refused as BadInput.
+def add(state: SchedulerState, limits: Limits, prompt_tokens: int, output_limit: int, hashes: Sequence[int] = (), rank: int = 0) -> int:
+    """Put a request behind those of its rank who wait, and return its row.  One that could never run is refused as BadInput.
 
-    `hashes`: of the full blocks of its prompt, each of all tokens up to the block's end.
+    `hashes`: of the full blocks of its prompt, each of all tokens up to the block's end.  `rank`: lower ones go first.
     """
     refused = misfit(limits, state.policy, prompt_tokens, output_limit)
     if refused:
@@ -186,6 +187,7 @@ def add(state: SchedulerState, limits: Limits, prompt_tokens: int, output_limit:
     a = state.views
     a.counts[ROWS] -= 1
     row = int(a.free_rows[a.counts[ROWS]])
+    a.rows[RANK][row] = rank
     kernel.enter(a, row, prompt_tokens, output_limit, 0)
     a.rows[HASH_AT][row] = a.rows[HASH_END][row] = row * state.arrays.block_table.shape[1]
     a.rows[CACHED][row] = 0
@@ -417,6 +419,8 @@ def check(state: SchedulerState, limits: Limits) -> None:
     assert (a.rows[COMPUTED][seats] <= a.rows[HELD][seats] * limits.block_tokens).all(), "more tokens cached than its blocks hold"
     assert not counts[EVEN] or (a.rows[COMPUTED][a.slots[SEATS][:seated]] == a.rows[KNOWN][a.slots[SEATS][:seated]] - 1).all()
     assert ((a.rows[COMPUTED][queue] == 0) | (a.rows[STATUS][queue] == SWAPPED)).all()
+    assert (np.diff(a.rows[RANK][seats]) >= 0).all(), "a seat stands before one of a lower rank"
+    assert (np.diff(a.rows[RANK][queue]) >= 0).all(), "one who waits stands before one of a lower rank"
     assert (a.rows[HELD][queue] == 0).all(), "a waiting row holds blocks"
 
 

@@ -7,7 +7,7 @@
 
 The last three add up to the step, sample by sample.  `mlsys_bench.anatomy` holds them against operators that were timed alone; like these,
 they have no neighbour on the next core.  One operator is measured here: `engine.host`, a step whose model only reads as much memory as
-a real one, so that caches hold as little of Python; the time of that does not count.
+a real one, so that caches hold as little of Python; the time of that does not count, as the clock does not count a model's.
 
 Where the model does not tell its products apart (torch), `model` stands for the first two; on a GPU nothing is known before all of it ends,
 and there is only `step`.
@@ -16,6 +16,7 @@ and there is only `step`.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -24,10 +25,12 @@ import torch
 from torch import Tensor
 
 from mlsys_bench.anatomy import HOST, PART, WHOLE
+from mlsys_bench.bench.alone import kernels, products
 from mlsys_bench.bench.harness import COLD, Sampled, Spec, Task, cache_bytes
 from mlsys_bench.bench.stand_ins import absent
 from mlsys_bench.bench.steps import Bench, fits
-from mlsys_bench.types import Round, Scalar
+from mlsys_bench.engine.native.linears import NativeLinear
+from mlsys_bench.types import Scalar
 
 ALONE: dict[str, Scalar] = {"companion": False}
 MOST_READ_BYTES = 2**28
@@ -52,19 +55,37 @@ class Watched:
         return logits
 
 
-class Emptied:
-    """Reads through the caches when called, and knows how long that took the last time."""
+def reader(bench: Bench, batch: int, context: int) -> Callable[[], object]:
+    """Return what reads as a decode step of such sequences does, no more than caches hold several times.
 
-    def __init__(self, size: float) -> None:
-        """Take as much memory as a step reads, no more than caches hold several times."""
-        self._room, self.took_s = torch.ones(int(min(size, COLD * cache_bytes(), MOST_READ_BYTES)) // 4), 0.0
-        self()
+    A model in C multiplies with its own matrices, the last of a step, and its cache is read; for others it is as many bytes of anything.
+    """
+    engine, threads, c = bench.engine, int(bench.parameters.get("threads") or 1), kernels()
+    size = min(bench.work(batch, batch * context, 0, 0, batch).bytes, COLD * cache_bytes(), MOST_READ_BYTES)
+    weights = engine._model.weights
+    matrices = [*(linear for layer in weights.layers for linear in layer.linears()), weights.head]
+    packed = [linear for linear in matrices if isinstance(linear, NativeLinear)]
+    if c is None or len(packed) < len(matrices):
+        return torch.ones(int(size) // 4).sum
+    cached = engine._cache.raw.flatten()[: int(min(size, batch * context * bench.token_bytes))]
+    multiply = products(_last(packed, size - cached.numel()), batch, threads)
 
-    def __call__(self) -> None:
-        """Read all of it."""
-        begun_s = time.perf_counter()
-        self._room.sum()
-        self.took_s = time.perf_counter() - begun_s
+    def read() -> object:
+        multiply()
+        return c.alone_read(cached.data_ptr(), cached.numel() // 64 * 16, threads)
+
+    return read
+
+
+def _last(matrices: Sequence[NativeLinear], size: float) -> list[NativeLinear]:
+    """Return the last of these that have so many bytes together, at least one."""
+    found: list[NativeLinear] = []
+    for linear in reversed(matrices):
+        found.insert(0, linear)
+        size -= sum(t.numel() * t.element_size() for t in linear.tensors())
+        if size <= 0:
+            break
+    return found
 
 
 def products_s(model: Any) -> float:
@@ -86,7 +107,7 @@ def tasks(bench: Bench) -> list[Task]:
 
 def _tasks(bench: Bench) -> Iterator[Task]:
     limits, count = bench.engine.limits, bench.suite.decode_steps
-    extra, empty = count + WARM_STEPS + 2, Emptied(bench.work(1, 0, 0, 0, 1).bytes)
+    extra = count + WARM_STEPS + 2
     for batch, context in bench.suite.anatomy:
         if batch > limits.max_seqs or not fits(limits, [context + extra] * batch):
             continue
@@ -95,25 +116,22 @@ def _tasks(bench: Bench) -> Iterator[Task]:
         )
         cost_s = 1.5 * extra * bench.decode_s
         yield Task(specs=specs, visit=_visit(bench, batch, context, count), cost_s=cost_s)
-        yield _host(bench, batch, context, count, empty)
+        yield _host(bench, batch, context, count)
 
 
-def _host(bench: Bench, batch: int, context: int, count: int, empty: Emptied) -> Task:
+def _host(bench: Bench, batch: int, context: int, count: int) -> Task:
     parameters: dict[str, Scalar] = bench.parameters | ALONE | {"m": batch, "context_tokens": context}
-    spec, engine = Spec(name=HOST, unit="s", better="lower", parameters=parameters), bench.engine
+    spec, read = Spec(name=HOST, unit="s", better="lower", parameters=parameters), functools.cache(lambda: reader(bench, batch, context))
 
     def visit() -> list[Sampled]:
-        ids, took_s = bench.lay([max(1, context - count // 2)] * batch), list[float]()
-        with absent(engine, empty):
-            engine.step()  # from here on each step begins with caches that the one before has emptied
-            for _ in range(count):
-                begun_s = time.perf_counter()
-                engine.step()
-                took_s.append(time.perf_counter() - begun_s - empty.took_s)
+        ids = bench.lay([max(1, context - count // 2)] * batch)
+        with absent(bench.engine, read()):
+            bench.engine.step()  # from here on each step begins with caches that the one before has emptied
+            (_, whole), seen = _watched(bench, count)
         bench.drop(ids)
-        return [(spec, Round(values=tuple(took_s)))]
+        return [(spec, dataclasses.replace(whole, values=parts_of(whole.values, seen, ("host",))["host"], cpu_s=None))]
 
-    return Task(specs=(spec,), visit=visit, cost_s=(count + 1) * empty.took_s)
+    return Task(specs=(spec,), visit=visit, cost_s=(count + 1) * bench.decode_s)
 
 
 def _part(step: Spec, name: str) -> Spec:

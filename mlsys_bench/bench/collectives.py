@@ -40,6 +40,15 @@ def bus_factor(op: str, ranks: int) -> float:
     return {"all_reduce": 2 * (ranks - 1) / ranks, "all_gather": (ranks - 1) / ranks, "send_recv": 1.0}[op]
 
 
+def lonely(ranks: int, device: str) -> str | None:
+    """Return why so many processes cannot exchange tensors here, None where they can."""
+    import torch
+
+    if ranks < 2:
+        return f"there is one {'GPU' if device != 'cpu' else 'core'}, and so nobody to talk to"
+    return None if torch.distributed.is_available() else "this torch has no torch.distributed"
+
+
 class Ranks:
     """The processes, started when they are first asked."""
 

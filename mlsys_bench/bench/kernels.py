@@ -157,12 +157,8 @@ def _tokenize(options: Options, common: dict[str, Scalar]) -> Task | Lacking:
 def _links(options: Options, device: str, common: dict[str, Scalar], cores: Sequence[int]) -> Offers:
     """Yield the collectives between all GPUs, or between two processes of a CPU as the small case of the same."""
     ranks = torch.cuda.device_count() if device != "cpu" else min(2, len(cores))
-    if ranks < 2 or not torch.distributed.is_available():
-        why = (
-            "this torch has no torch.distributed"
-            if ranks >= 2
-            else f"there is one {'GPU' if device != 'cpu' else 'core'}, and so nobody to talk to"
-        )
+    why = collectives.lonely(ranks, device)
+    if why is not None:
         yield from ((Spec(name=f"collective.{op}", unit="B/s", better="higher", parameters=common), why) for op in collectives.OPS)
         return
     hidden, sizes = models.find(options.model).hidden, SIZES[options.suite]

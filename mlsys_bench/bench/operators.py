@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from mlsys_bench.bench.alone import Call, Computes
-from mlsys_bench.bench.harness import COLD, MEMORY_SHARE, Spec, Task, cache_bytes, free_bytes, timed
+from mlsys_bench.bench.harness import COLD, MEMORY_SHARE, Sampled, Spec, Task, cache_bytes, free_bytes, timed
 from mlsys_bench.bench.machine import several
 from mlsys_bench.bench.paged import RANDOM_BLOCKS, Pool, attended, decode_steps, prefill_steps
 from mlsys_bench.engine import formats, sampler
@@ -39,6 +39,7 @@ LAYERS = ("qkv", "out", "gate_up", "down", "head")
 RANDOM_ROWS = 256  # of a matrix that differ
 CHECKED_ROWS = 4  # tokens of an output that are held against float64
 CHUNK = 512  # tokens of a prompt that a step takes at most
+CONTEXT = 512  # tokens of each of the sequences that the rows of a matrix belong to: their cache is read between two reads of a matrix
 TEXT_BYTES = 2**16
 FIRST_POSITION = 100  # of tokens that are turned: at 0 nothing turns
 POLICIES = {"argmax": GREEDY, "top_p": Sampling(temperature=0.8, top_p=0.95)}
@@ -70,15 +71,27 @@ class Operators:
     ) -> None:  # fmt: skip
         self.d, self.who, self.precision, self.kv, self.device, self.threads = d, who, precision, kv, device, threads
         self.common = common | {"model": d.shape.id, "precision": precision, "backend": who.backend}
-        self.block_tokens, self.notes, self._matrices = block_tokens, list[str](), dict[str, tuple[list[Linear], Tensor, Tensor]]()
-        self._most_blocks = 0  # of an attention case
+        self.block_tokens, self.notes, self._matrices = block_tokens, list[str](), dict[str, tuple[list[Linear], Tensor, formats.Logical]]()
+        self._most_blocks = 0  # of an attention case and what it rotates through
         self._random = torch.Generator().manual_seed(0)
 
+    def cold_bytes(self, batch: int, context: int) -> float:
+        """Return through how many bytes an operator's weights or blocks rotate: what a step reads, so that caches keep as much as there.
+
+        No more than several last-level caches, beyond which they hold nothing, or what memory spares.
+        """
+        return min(self.step_bytes(batch, context), self._most_bytes)
+
+    def step_bytes(self, batch: int, context: int) -> float:
+        """Return what a decode step of such sequences reads: the matrices of all layers, the head, and the cache."""
+        a, (*layer, head) = self.d.shape, (self.weight_bytes(n, k) for n, k in self.shapes().values())
+        return a.layers * sum(layer) + head + batch * context * token_bytes(a, self.kv)
+
     @functools.cached_property
-    def cold_bytes(self) -> float:
-        """What rotates: several last-level caches, or as much as memory spares, which a note then says."""
+    def _most_bytes(self) -> float:
+        """What rotates at most; a note says where memory spares less than several caches."""
         wanted, spared = COLD * cache_bytes(self.device), MEMORY_SHARE * free_bytes(self.device)
-        if spared < wanted:
+        if spared < min(wanted, self.step_bytes(1, 0)):
             self.notes.append(f"op.*: memory spares {spared / 2**20:.0f} MiB for what rotates, not {wanted / 2**20:.0f}: caches may help")
         return min(wanted, spared)
 
@@ -96,7 +109,19 @@ class Operators:
             return error(call.once())
 
         inner = timed(what, lambda: made()[0].run(), device=self.device, check=check, tolerance=tolerance, threads=self.threads)
-        return dataclasses.replace(inner, visit=lambda: several(inner, made()[0].times).visit())
+
+        def visit() -> list[Sampled]:
+            call, _ = made()
+            for _ in range(call.before):
+                call.run()
+            return several(inner, call.times).visit()
+
+        return dataclasses.replace(inner, visit=visit)
+
+    def _as_warm(self, call: Call, copies: int, batch: int, context: int) -> Call:
+        """Return a call that goes through all copies ahead of each visit, where caches keep a part of them from step to step."""
+        keeps = self.cold_bytes(batch, context) < COLD * cache_bytes(self.device)
+        return dataclasses.replace(call, before=math.ceil(copies / call.times)) if keeps else call
 
     # ------------------------------------------------------------ matrices
 
@@ -119,25 +144,28 @@ class Operators:
     def linear(self, parameters: dict[str, Scalar], make: Callable[[], Made]) -> Task:
         """Return the task of one matrix: its bytes as this precision keeps them, by the format alone."""
         m, n, k = (int(parameters[name] or 0) for name in ("m", "n", "k"))
-        kept = formats.precision(self.precision)
-        weight_bytes = n * k * {"fp32": 4, "bf16": 2, "int8": 1, "int4": 0.5, "fp8": 1}[kept.weight]
-        scale_bytes = 2 * n * -(-k // kept.group) if kept.group else 0 if kept.weight in ("fp32", "bf16") else 4 * n
-        work = Work(bytes=weight_bytes + scale_bytes + m * (n + k) * self.who.act_bytes, flops=2.0 * m * n * k)
+        work = Work(bytes=self.weight_bytes(n, k) + m * (n + k) * self.who.act_bytes, flops=2.0 * m * n * k)
         return self.task("op.linear", parameters, work, FORMAT_TOLERANCE[_family(self.precision)], make)
 
-    def matrices(self, layer: str) -> tuple[list[Linear], Tensor, Tensor]:
-        """Return copies of a matrix that no cache holds together, the fp32 rows it repeats, and these as the format keeps them."""
+    def weight_bytes(self, n: int, k: int) -> float:
+        """Return what a matrix takes as it is stored."""
+        kept = formats.precision(self.precision)
+        scale_bytes = 2 * n * -(-k // kept.group) if kept.group else 0 if kept.weight in ("fp32", "bf16") else 4 * n
+        return n * k * {"fp32": 4, "bf16": 2, "int8": 1, "int4": 0.5, "fp8": 1}[kept.weight] + scale_bytes
+
+    def matrices(self, layer: str, m: int) -> tuple[list[Linear], Tensor, Tensor]:
+        """Return copies of a matrix, together what a step of m tokens reads, the fp32 rows it repeats, and these as they are kept."""
+        n, k = self.shapes()[layer]
         if layer not in self._matrices:
-            n, k = self.shapes()[layer]
             rows = self.gaussian(min(n, RANDOM_ROWS), k) / math.sqrt(k)
-            kept = formats.quantise(rows, self.precision)
-            copies = max(1, math.ceil(self.cold_bytes / (kept.nbytes * n / len(rows))))
-            held = [self.who.pack(tiled(kept, n)) for _ in range(copies)]
-            self._matrices[layer] = held, rows, kept.dequantise()
-        return self._matrices[layer]
+            self._matrices[layer] = [], rows, formats.quantise(rows, self.precision)
+        held, rows, kept = self._matrices[layer]
+        copies = math.ceil(self.cold_bytes(m, CONTEXT) / self.weight_bytes(n, k)) or 1
+        held.extend(self.who.pack(tiled(kept, n)) for _ in range(copies - len(held)))
+        return held[:copies], rows, kept.dequantise()
 
     def _linear(self, layer: str, m: int) -> Made:
-        held, rows, kept = self.matrices(layer)
+        held, rows, kept = self.matrices(layer, m)
         x = self.gaussian(m, rows.shape[1])
         at = picked(m)
         exact, own = (torch.tile(x[at].double() @ w.double().T, (1, -(-self.shapes()[layer][0] // len(w)))) for w in (rows, kept))
@@ -148,18 +176,17 @@ class Operators:
             by_kernel = relative_error(y, own[:, :n])
             return relative_error(y, exact[:, :n]) if by_kernel <= KERNEL_TOLERANCE[_family(self.precision)] else math.inf
 
-        return self.who.linear(held, x), error
+        return self._as_warm(self.who.linear(held, x), len(held), m, CONTEXT), error
 
     # ------------------------------------------------------------ attention
 
     @functools.cached_property
     def pool(self) -> Pool:
         """The cache that attention reads, filled."""
-        return self._pool(max(self._most_blocks, self._cold_blocks))
+        return self._pool(self._most_blocks)
 
-    @property
-    def _cold_blocks(self) -> int:
-        return math.ceil(self.cold_bytes / self.attention_bytes(self.block_tokens, 1))
+    def _blocks_of(self, size: float) -> int:
+        return math.ceil(size / self.attention_bytes(self.block_tokens, 1))
 
     def _pool(self, blocks: int) -> Pool:
         return Pool(self.d, self.who, self.gaussian, blocks=max(2 * RANDOM_BLOCKS, blocks), block_tokens=self.block_tokens)
@@ -182,7 +209,8 @@ class Operators:
 
     def _reserved(self, context: int, batch: int, chunk: int) -> Callable[[], Made]:
         """Return what makes a case, for which the cache will have room."""
-        self._most_blocks = max(self._most_blocks, batch * -(-context // self.block_tokens))
+        own = batch * -(-context // self.block_tokens)
+        self._most_blocks = max(self._most_blocks, own, self._blocks_of(self.cold_bytes(batch, context)))
         return functools.partial(self._attend, context, batch, chunk)
 
     def _attention_work(self, *, queries: int, keys: int, pairs: int) -> Work:
@@ -200,11 +228,13 @@ class Operators:
         if self.pool.blocks < self._most_blocks:
             del self.pool  # made for smaller cases than have come since
         pool = self.pool
-        steps = decode_steps(pool, context, batch) if chunk == 1 else prefill_steps(pool, context, chunk)
+        apart = math.ceil(self.cold_bytes(batch, context) / self.attention_bytes(context, batch)) or 1
+        steps = (decode_steps(pool, context, batch) if chunk == 1 else prefill_steps(pool, context, chunk))[:apart]
         qkv = self.gaussian(batch * chunk, (a.heads + 2 * a.kv_heads) * a.head_dim)
         at = picked(len(qkv))
         exact = torch.stack([attended(self.d, pool, steps[0], qkv, t) for t in at])
-        return self.who.attend(qkv, steps, pool.cache), lambda found: relative_error(found[at] + 0 * found.sum(), exact)
+        call = self._as_warm(self.who.attend(qkv, steps, pool.cache), len(steps), batch, context)
+        return call, lambda found: relative_error(found[at] + 0 * found.sum(), exact)
 
     def rope_append(self, m: int) -> Task:
         """Return the task of turning queries and keys of so many tokens, and storing keys and values."""
@@ -218,7 +248,7 @@ class Operators:
     @functools.cached_property
     def _scribbled(self) -> Pool:
         """A cache to be written to: what attention is checked against stays as it is."""
-        return self._pool(self._cold_blocks)
+        return self._pool(self._blocks_of(self._most_bytes))
 
     def _place(self, m: int) -> Made:
         a, pool = self.d.shape, self._scribbled

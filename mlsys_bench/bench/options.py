@@ -27,13 +27,14 @@ class Suite:
     gemm: int
     budget_s: float
     anatomy: tuple[tuple[int, int], ...] = ()  # (batch, context) of the decode steps that are taken apart
-    policy_requests: int = 0  # served in each way of batching
+    policy_requests: int = 0  # served in each way of batching,
+    policy_tokens: float = 16  # each with a prompt and an answer of so many on average
 
 
 SUITES = {
     "quick": Suite(
-        rounds=1000, decode_steps=8, prefill_steps=3, contexts=(64, 256, 640), chunks=(16, 64, 128, 256), gemm=1024, budget_s=55.0,
-        anatomy=((1, 512), (8, 512)), policy_requests=16,
+        rounds=1000, decode_steps=6, prefill_steps=2, contexts=(64, 256, 640), chunks=(16, 64, 128, 256), gemm=1024, budget_s=55.0,
+        anatomy=((1, 512), (8, 512)), policy_requests=16, policy_tokens=8,
     ),
     "full": Suite(
         rounds=1000, decode_steps=20, prefill_steps=6, contexts=(32, 64, 128, 256, 512, 768, 1536, 3072, 6144),

@@ -21,7 +21,7 @@ from mlsys_bench.bench.harness import Spec
 from mlsys_bench.bench.options import Options, checked
 from mlsys_bench.bench.telemetry import Seen, Telemeter
 from mlsys_bench.errors import MeasurementFailed
-from mlsys_bench.samples import blocks_of, drift, ended
+from mlsys_bench.samples import blocks_of, drift, ended, without_early
 from mlsys_bench.types import Bench, Launch, Measurement, Round
 
 _WORST = ("settled", "budget", "drifting")
@@ -188,7 +188,7 @@ def _cell(planned: dict[str, Any], cells: dict[str, _Cell]) -> _Cell:
 def _measurement(cell: _Cell, started: list[float]) -> Measurement:
     """Return a cell as it is kept: launches that drifted are put aside, for their median is of no time in particular."""
     courses = {number: ended(blocks_of(rounds)) if cell.is_planned else None for number, rounds in cell.launches.items()}
-    launches = {number: Launch(started_s=started[number], rounds=tuple(cell.launches[number])) for number in sorted(courses)}
+    launches = {number: Launch(started_s=started[number], rounds=tuple(without_early(cell.launches[number]))) for number in sorted(courses)}
     steady = tuple(launch for number, launch in launches.items() if courses[number] != "drifting")
     drifted = tuple(launch for number, launch in launches.items() if courses[number] == "drifting")
     spec, skipped = cell.spec, cell.skipped

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from mlsys_bench.engine import Engine
 
 POLICIES = ("static", "dynamic", "continuous")
-MEAN_PROMPT, MEAN_OUTPUT = 16, 16  # tokens
+MEAN_TOKENS = 16  # of a prompt, and of an answer
 
 
 class Request(NamedTuple):
@@ -36,10 +36,10 @@ class Request(NamedTuple):
     output: int
 
 
-def requests(count: int, *, vocab: int, longest: int, seed: int) -> list[Request]:
-    """Return requests of exponential lengths, prompt and answer together at most `longest`."""
+def requests(count: int, *, vocab: int, longest: int, seed: int, mean: float = MEAN_TOKENS) -> list[Request]:
+    """Return requests of exponential lengths around a mean, prompt and answer together at most `longest`."""
     rng = np.random.default_rng(seed)
-    prompts, outputs = (rng.permutation(_exponential(mean, count)).tolist() for mean in (MEAN_PROMPT, MEAN_OUTPUT))
+    prompts, outputs = (rng.permutation(_exponential(mean, count)).tolist() for _ in range(2))
     prompts = [min(tokens, longest // 2) for tokens in prompts]
     return [
         Request(tuple(rng.integers(0, min(256, vocab), prompt).tolist()), min(output, longest - prompt))
@@ -91,7 +91,7 @@ def tasks(bench: Bench, count: int, joules: Joules | None = None) -> list[Task]:
     longest = min(limits.max_context, limits.blocks // limits.max_seqs * limits.block_tokens)
     if count < 1 or longest < 2:
         return []
-    asked = requests(count, vocab=engine.shape.vocab, longest=longest, seed=bench.seed)
+    asked = requests(count, vocab=engine.shape.vocab, longest=longest, seed=bench.seed, mean=bench.suite.policy_tokens)
     return [_task(bench, policy, asked, joules) for policy in POLICIES]
 
 

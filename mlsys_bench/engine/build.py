@@ -45,10 +45,12 @@ def load(
     deterministic: bool = False,
     threads: int | None = None,
     quantise: weights.Quantise | None = None,
+    tokenizer: Tokenizer | None = None,
 ) -> Loaded:
     """Allocate a model and its cache.  Weights are those of a folder, of a Llama state dict, or random by `seed`.
 
-    quantise: how the matrices of a state dict are rounded, by default to the nearest.
+    quantise: how the matrices of a state dict are rounded, by default to the nearest.  tokenizer: says what a model that chooses tokens
+    itself may choose.
     """
     kept, where, many = kind_of(kv, precision), memory.device_of(device), threads or threads_at_start()
     opened = None if checkpoint is None else checkpoints.open_folder(checkpoint)
@@ -71,7 +73,8 @@ def load(
     if chosen == "native" and misfit(decoder, loaded) is None:
         return _native(decoder, loaded, limits, kept, many)
     if chosen == "triton":
-        return _triton(decoder, loaded, limits, kept, precision=precision, device=where, deterministic=deterministic)
+        may = None if tokenizer is None else allowed(tokenizer, shape.vocab, where)
+        return _triton(decoder, loaded, limits, kept, precision=precision, device=where, deterministic=deterministic, allowed=may)
     compute = formats.precision(precision).activations
     model = Model(decoder, loaded, precision=precision, max_context=limits.max_context, device=where)
     cache = KVCache(shape, blocks=limits.blocks, block_tokens=limits.block_tokens, dtype=kept, device=where, compute=compute)
@@ -86,14 +89,19 @@ def _native(decoder: Decoder, loaded: weights.Weights, limits: Limits, kv: torch
 
 
 def _triton(
-    decoder: Decoder, loaded: weights.Weights, limits: Limits, kv: torch.dtype, *, precision: str, device: torch.device, deterministic: bool
-) -> Loaded:
+    decoder: Decoder, loaded: weights.Weights, limits: Limits, kv: torch.dtype, *,
+    precision: str, device: torch.device, deterministic: bool, allowed: torch.Tensor | None,
+) -> Loaded:  # fmt: skip
     """Return the model whose steps are Triton kernels, its decode steps captured as graphs."""
     from mlsys_bench.engine.gpu.kv import GpuKV
     from mlsys_bench.engine.gpu.model import GpuModel
 
     cache = GpuKV(decoder.shape, blocks=limits.blocks, block_tokens=limits.block_tokens, dtype=kv, device=device)
-    model = GpuModel(decoder, loaded, precision=precision, max_context=limits.max_context, max_batch=limits.max_seqs, device=device)
+    model = GpuModel(
+        decoder, loaded, precision=precision, max_context=limits.max_context, max_batch=limits.max_seqs, device=device, allowed=allowed
+    )
+    if device.type == "cuda":
+        model.warm_up(cache)
     return Loaded(OneByOne(model) if deterministic else model, cache)
 
 
@@ -127,6 +135,16 @@ def only_text(logits: torch.Tensor, tokenizer: Tokenizer) -> torch.Tensor:
     for token in tokenizer.silent:
         logits[:, token].fill_(-torch.inf)
     return logits[:, : tokenizer.generated]
+
+
+def allowed(tokenizer: Tokenizer, vocab: int, device: torch.device) -> torch.Tensor | None:
+    """Return a 1 for each token that may be generated, [vocab] uint8; None where that is all of them.  See `only_text`."""
+    if tokenizer.generated >= vocab and not tokenizer.silent:
+        return None
+    may = torch.zeros(vocab, dtype=torch.uint8)
+    may[: tokenizer.generated] = 1
+    may[list(tokenizer.silent)] = 0
+    return may.to(device)
 
 
 def default_limits(

@@ -6,7 +6,10 @@ is given up and computed anew.  So a step may be tried again, and gives what it 
 
 from __future__ import annotations
 
+import contextlib
 import time
+from collections import deque
+from collections.abc import Iterator
 from collections.abc import Sequence as Tokens
 from pathlib import Path
 from typing import Any, Literal
@@ -18,8 +21,10 @@ from mlsys_bench import batching
 from mlsys_bench.batching import Limits, StepPlan
 from mlsys_bench.engine import build, prefix, runner, speculate
 from mlsys_bench.engine.build import default_limits, only_text
+from mlsys_bench.engine.flight import Flight, Planned, is_simple, launches, picks
 from mlsys_bench.engine.kv import name_of
 from mlsys_bench.engine.requests import Reason, Sequence, StepReport
+from mlsys_bench.engine.runner import Int32, Step
 from mlsys_bench.engine.sampler import GREEDY, Logprobs, Sampling, logprobs, sample
 from mlsys_bench.engine.sampling import SEEDS
 from mlsys_bench.engine.speculate import Drafts, Speculation
@@ -57,6 +62,7 @@ class Engine:
         backend: str = "auto",
         kv: str = "auto",
         deterministic: bool = False,
+        ahead: bool = False,
     ) -> None:
         """Allocate everything.  Weights are random by `seed`, or those of a Llama state dict; `threads` holds for the whole process.
 
@@ -68,6 +74,7 @@ class Engine:
         `speculative`: how to guess tokens that are then verified together.  `static_batches`: nobody joins a batch that has begun.
         `backend`: who computes (`auto`, `native`, `torch`, `triton`); `kv`: what the cache is kept in (`auto`, `fp32`, `bf16`, `int8`,
         `fp8`); `deterministic`: a request's tokens depend on nothing but itself, bit for bit.
+        `ahead`: a model that launches (on a GPU) starts each step before the tokens of the one before are read.
         """
         self.tokenizer = open_tokenizer(checkpoint, shape.vocab) if tokenizer is None else tokenizer
         build.refuse_shape(shape, limits, self.tokenizer, has_config=checkpoint is not None)
@@ -81,8 +88,9 @@ class Engine:
             "device": device, "limits": limits, "backend": backend, "kv": kv, "deterministic": deterministic, "threads": threads,
         }  # fmt: skip
         self._model, self._cache = build.load(
-            shape, precision=precision, seed=seed, state_dict=state_dict, checkpoint=checkpoint, host_blocks=host_blocks, **on
-        )
+            shape, precision=precision, seed=seed, state_dict=state_dict, checkpoint=checkpoint, host_blocks=host_blocks,
+            tokenizer=self.tokenizer, **on,
+        )  # fmt: skip
         self._drafter = build.drafter(how, self.tokenizer, precision, shape.vocab, **on)
         caches = (self._cache, *(self._drafter.caches if self._drafter else ()))
         self._host = Host(caches, host_blocks)
@@ -92,11 +100,14 @@ class Engine:
         self._by_row: dict[int, Sequence] = {}
         self._tokens: dict[int, list[int]] = {}  # by row: the lists of the sequences themselves
         self._next_id = 0
+        self._ahead = ahead
+        self._choosy: set[int] = set()  # ids whose tokens only the host can choose
+        self._flights: deque[Flight] = deque()  # the oldest first
 
     # ------------------------------------------------------------ requests
 
-    def add(self, prompt: Tokens[int], *, max_tokens: int, sampling: Sampling = GREEDY, ignore_eos: bool = False) -> int:
-        """Queue a request and return its id.  Raises BadInput for one that could never run.
+    def add(self, prompt: Tokens[int], *, max_tokens: int, sampling: Sampling = GREEDY, ignore_eos: bool = False, priority: int = 0) -> int:
+        """Queue a request behind those of its priority, the lower first, and return its id.  Raises BadInput for one that could never run.
 
         It ends with reason "stop" at a token that ends answers (unless `ignore_eos`) or when one of `sampling.stop` is in its text, and
         with "length" after `max_tokens`.  The token that ended it is among its tokens.
@@ -107,7 +118,7 @@ class Engine:
             raise BadInput(f"prompt: token {wrong} is outside the vocabulary of {self.shape.vocab}")
         text = TextStream(self.tokenizer.stream(tokens), sampling.stop) if sampling.stop else None
         hashes = None if self._world is None else prefix.Hashes(self._world, self.limits.block_tokens)
-        row = batching.add(self._state, self.limits, len(tokens), max_tokens, hashes.more(tokens) if hashes else ())
+        row = batching.add(self._state, self.limits, len(tokens), max_tokens, hashes.more(tokens) if hashes else (), priority)
         sequence = Sequence(
             id=self._next_id, row=row, tokens=tokens, given=len(tokens), sampling=sampling, ignore_eos=ignore_eos, hashes=hashes,
             seed=(self.seed + self._next_id if sampling.seed is None else sampling.seed) % SEEDS, text=text,
@@ -115,6 +126,8 @@ class Engine:
         self._next_id += 1
         self._by_id[sequence.id] = self._by_row[row] = sequence
         self._tokens[row] = tokens
+        if not is_simple(sampling):
+            self._choosy.add(sequence.id)
         return sequence.id
 
     def cancel(self, request: int) -> None:
@@ -124,35 +137,145 @@ class Engine:
             self._remove(sequence)
 
     def _remove(self, sequence: Sequence) -> None:
-        batching.remove(self._state, sequence.row)
-        self._host.drop(sequence.row)
-        self._forget_guesses(sequence.row)
-        del self._by_id[sequence.id], self._by_row[sequence.row], self._tokens[sequence.row]
+        self._leave(sequence)
+        del self._by_id[sequence.id]
+        self._choosy.discard(sequence.id)
+
+    def _leave(self, sequence: Sequence) -> None:
+        """Give back a sequence's seat and blocks, unless it has; its last token may still be under way."""
+        if self._by_row.get(sequence.row) is sequence:
+            batching.remove(self._state, sequence.row)
+            self._host.drop(sequence.row)
+            self._forget_guesses(sequence.row)
+            del self._by_row[sequence.row], self._tokens[sequence.row]
 
     # ------------------------------------------------------------ the loop
 
     @torch.inference_mode()
     def step(self) -> StepReport:
-        """Compute one step for as many sequences as the limits allow."""
-        began, state = time.perf_counter(), self._state
+        """Compute one step for as many sequences as the limits allow.
+
+        Of a model that launches, the next step is on its way before this one's tokens are read, where nothing depends on them.
+        """
+        began = time.perf_counter()
+        if self._flights and not any(self._by_id.get(s.id) is s for s in self._flights[0].sequences):
+            self._flights.popleft()  # all it computes for have ended meanwhile
+        return self._fly(began) if self._flights or self._may_launch() else self._compute_now(began)
+
+    def _compute_now(self, began: float) -> StepReport:
+        """Plan a step, compute it, and read its logits."""
+        with self._anew_if_it_fails():
+            planned, drafts = self._planned()
+            plan = planned.plan
+            sequences = [self._by_row[row] for row in plan.rows[plan.samples].tolist()]
+            chosen = self._choose(self._compute(plan, drafts), sequences, drafts) if len(plan.rows) else []
+        tokens, finished, logs = self._grow(plan, sequences, chosen)
+        drafted, accepted = sum(len(d.tokens) for d in drafts.values()), sum(len(new) - 1 for new, _ in chosen)
+        return planned.report(began, tokens, finished, logprobs=logs, drafted=drafted, accepted=accepted)
+
+    def _planned(self) -> tuple[Planned, dict[int, Drafts]]:
+        """Schedule a step, move caches as it wants them, and guess."""
+        state = self._state
         asked, hit = state.asked_tokens, state.hit_tokens
         plan = batching.schedule(state, self.limits)
         preempted = tuple(self._by_row[row].id for row in plan.preempted.tolist())
+        swapped = self._swap(plan)
+        plan, drafts = self._guess(plan)
+        found = state.asked_tokens - asked, state.hit_tokens - hit
+        return Planned(plan, batching.features(state, plan), preempted, swapped, *found), drafts
+
+    @contextlib.contextmanager
+    def _anew_if_it_fails(self) -> Iterator[None]:
+        """Give up all caches when what is inside raises: everybody waits, in order, and is computed anew."""
         try:
-            swapped = self._swap(plan)
-            plan, drafts = self._guess(plan)
-            features = batching.features(self._state, plan)
-            sequences = [self._by_row[row] for row in plan.rows[plan.samples].tolist()]
-            chosen = self._choose(self._compute(plan, drafts), sequences, drafts) if len(plan.rows) else []
+            yield
         except BaseException:
-            self._begin_anew()
+            batching.restart(self._state)
+            self._host.clear()
+            for row in self._by_row:
+                self._forget_guesses(row)
             raise
-        tokens, finished, logs = self._grow(plan, sequences, chosen)
-        return StepReport(
-            features=features, step_s=time.perf_counter() - began, tokens=tokens, finished=finished, preempted=preempted, logprobs=logs,
-            drafted=sum(len(d.tokens) for d in drafts.values()), accepted=sum(len(new) - 1 for new, _ in chosen), swapped=swapped,
-            prefix_queries=state.asked_tokens - asked, prefix_hits=state.hit_tokens - hit,
-        )  # fmt: skip
+
+    # ------------------------------------------------------------ steps under way
+
+    def _may_launch(self) -> bool:
+        """Whether a step may start before the tokens of the one before are known: nobody's choice depends on more than the last one."""
+        return bool(self._by_id) and not self._choosy and self._drafter is None and launches(self._model)
+
+    def _fly(self, began: float) -> StepReport:
+        """Launch a step if none is under way, then the one after it, and read the tokens of the first."""
+        if not self._flights:
+            self._launch(None)
+        flight = self._flights[0]
+        if self._ahead and len(self._flights) == 1 and not flight.is_last and self._may_launch():
+            self._launch(flight)
+        chosen = flight.handle.tokens()  # what is raised here leaves both steps under way
+        self._flights.popleft()
+        tokens, finished = self._land(flight, chosen)
+        return flight.planned.report(began, tokens, finished)
+
+    def _launch(self, before: Flight | None) -> None:
+        """Schedule a step and start it.  before: the one under way, whose tokens it continues with."""
+        assert launches(self._model), "only a model that launches gets here"
+        if before is not None:
+            self._settle(before)
+            before.is_last = True  # until this one is under way: should it fail, tokens come first
+        with self._anew_if_it_fails():
+            planned, _ = self._planned()
+            if not len(planned.plan.rows):
+                return
+            sequences = [self._by_row[row] for row in planned.plan.rows.tolist()]
+            step, feed = self._fed(planned.plan, sequences, before)
+            rows = [s for s, samples in zip(sequences, planned.plan.samples.tolist(), strict=True) if samples]
+            places = (self._state.known[planned.plan.rows] - self._state.prompt[planned.plan.rows])[planned.plan.samples]
+            handle = self._model.launch(step, self._cache, picks(rows, places), feed)
+        self._flights.append(Flight(planned=planned, sequences=sequences, handle=handle))
+
+    def _fed(self, plan: StepPlan, sequences: list[Sequence], before: Flight | None) -> tuple[Step, Int32 | None]:
+        """Return a step, and by token, which token of the step before stands there, -1 for one that is known."""
+        source = {s.id: i for i, s in enumerate(before.sampled)} if before else {}
+        unread = [len(s.tokens) < end for s, end in zip(sequences, (plan.start + plan.tokens).tolist(), strict=True)]
+        waiting = [s for s, is_unread in zip(sequences, unread, strict=True) if is_unread]
+        for s in waiting:
+            s.tokens.append(0)
+        step = runner.step_input(plan, self._tokens, self._state.block_table, self._cache)
+        for s in waiting:
+            s.tokens.pop()
+        if not waiting:
+            return step, None
+        feed = np.full(len(step.tokens), -1, dtype=np.int32)
+        feed[step.first[1:][unread] - 1] = [source[s.id] for s in waiting]
+        return step, feed
+
+    def _settle(self, flight: Flight) -> None:
+        """Tell the scheduler that a step is computed; those who get their last token in it give back seat and blocks."""
+        if flight.ended is None:
+            full = set(batching.update(self._state, self.limits, flight.plan).tolist())
+            over = [s for s in flight.sequences if s.row in full and self._by_row.get(s.row) is s]
+            flight.ended = {s.id for s in over}
+            for sequence in over:
+                self._leave(sequence)
+
+    def _land(self, flight: Flight, chosen: list[int]) -> tuple[tuple[tuple[int, int], ...], tuple[tuple[int, Reason], ...]]:
+        """Give sequences their tokens, but those that have ended since; return (id, token) and (id, reason)."""
+        self._settle(flight)
+        assert flight.ended is not None, "it is settled"
+        tokens: list[tuple[int, int]] = []
+        finished: list[tuple[int, Reason]] = []
+        for sequence, token in zip(flight.sampled, chosen, strict=True):
+            if self._by_id.get(sequence.id) is not sequence:
+                continue
+            _, stops = sequence.until_end([token], self.tokenizer.ends)
+            sequence.tokens.append(token)
+            tokens.append((sequence.id, token))
+            if stops or sequence.id in flight.ended:
+                finished.append((sequence.id, "stop" if stops else "length"))
+                self._remove(sequence)
+            elif sequence.hashes:
+                batching.extend(self._state, sequence.row, sequence.hashes.more(sequence.tokens))
+        return tuple(tokens), tuple(finished)
+
+    # ------------------------------------------------------------ the parts of a step
 
     def _swap(self, plan: StepPlan) -> int:
         """Move the cache of those who gave way to host memory, as long as there is room, and that of those who are back to the device."""
@@ -200,6 +323,7 @@ class Engine:
             return []
         if not drafts:
             tokens, logs = sample(logits, sequences)
+            self._redraw(tokens, logits, sequences)
             return [([token], logs[i : i + 1]) for i, token in enumerate(tokens)]
         guesses = [drafts.get(s.row, speculate.NOTHING) for s in sequences]
         chosen, at = speculate.verify(logits, sequences, guesses), 0
@@ -209,6 +333,15 @@ class Engine:
             result.append((new, logprobs(logits[at : at + len(new)], speculate.places(sequence, new)[:-1], new) if wants else ()))
             at += len(guess.tokens) + 1
         return result
+
+    def _redraw(self, tokens: list[int], logits: torch.Tensor, sequences: list[Sequence]) -> None:
+        """Draw by the rule of a model that launches what it would have drawn: a request's tokens depend not on who is beside it."""
+        if self._drafter is None and launches(self._model):
+            drawn = [i for i, s in enumerate(sequences) if s.sampling.temperature and is_simple(s.sampling)]
+            own = [sequences[i] for i in drawn]
+            how = picks(own, [len(s.tokens) - s.given for s in own])
+            for i, token in zip(drawn, self._model.choose(logits[drawn], how) if drawn else (), strict=True):
+                tokens[i] = token
 
     def _grow(
         self, plan: StepPlan, sequences: list[Sequence], chosen: Chosen
@@ -238,13 +371,6 @@ class Engine:
             elif sequence.hashes:
                 batching.extend(self._state, sequence.row, sequence.hashes.more(sequence.tokens))
         return tuple(tokens), finished, tuple(logs) if any(logs) else ()
-
-    def _begin_anew(self) -> None:
-        """Give up all caches: everybody waits, in order, and is computed anew."""
-        batching.restart(self._state)
-        self._host.clear()
-        for row in self._by_row:
-            self._forget_guesses(row)
 
     def _forget_guesses(self, row: int) -> None:
         if self._drafter:

@@ -6,6 +6,7 @@ Kept in fp32, bf16, int8 or fp8 (e4m3); the last two with an fp32 scale for each
 from __future__ import annotations
 
 import math
+import mmap
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -20,6 +21,7 @@ from mlsys_bench.models import Architecture
 KINDS = {"fp32": torch.float32, "bf16": torch.bfloat16, "int8": torch.int8, "fp8": torch.float8_e4m3fn}
 _LARGEST = {torch.int8: 127.0, torch.float8_e4m3fn: formats.FP8_MAX}  # of the types that need a scale
 _SCALE_BYTES = 4
+_LARGE_PAGE = 1 << 21
 
 
 def kind_of(name: str, precision: str) -> torch.dtype:
@@ -55,7 +57,7 @@ class Blocks:
         )  # fmt: skip
         # zeros, not empty: torch lets a masked slot go through its products, and NaN * 0 is NaN
         block_bytes = block_tokens * token_bytes(shape, dtype) // shape.layers
-        self.raw = torch.zeros(shape.layers, blocks, block_bytes, dtype=torch.uint8, device=device)
+        self.raw = _zeros((shape.layers, blocks, block_bytes), device)
 
     @property
     def allocated_bytes(self) -> int:
@@ -76,6 +78,18 @@ class Blocks:
 
     def _index(self, blocks: Sequence[int]) -> Tensor:
         return torch.tensor(blocks, dtype=torch.int64, device=self.device)
+
+
+def _zeros(sizes: tuple[int, ...], device: torch.device) -> Tensor:
+    """Return bytes of 0, on a CPU on large pages where the system has them: blocks lie anywhere, and each would miss the TLB."""
+    size = math.prod(sizes)
+    if device.type != "cpu" or size < _LARGE_PAGE or not hasattr(mmap, "MADV_HUGEPAGE"):
+        return torch.zeros(sizes, dtype=torch.uint8, device=device)
+    memory = mmap.mmap(-1, size + _LARGE_PAGE)
+    memory.madvise(mmap.MADV_HUGEPAGE)
+    raw = torch.frombuffer(memory, dtype=torch.uint8)
+    first = -raw.data_ptr() % _LARGE_PAGE
+    return raw[first : first + size].zero_().view(sizes)
 
 
 class Room(NamedTuple):

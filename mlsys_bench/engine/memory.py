@@ -50,7 +50,7 @@ def device_of(name: str) -> torch.device:
         raise BadInput(f"device {name!r}: the engine runs on cpu or cuda:0")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise MlsysError(f"device {name!r}: torch {torch.__version__} sees {torch.cuda.device_count()} CUDA devices here; use --device cpu")
-    return device
+    return torch.device("cuda", device.index or 0) if device.type == "cuda" else device  # as tensors name it
 
 
 def available_bytes(device: torch.device) -> int | None:

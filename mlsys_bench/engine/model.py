@@ -81,15 +81,25 @@ class Model:
         return (functional.silu(gate) if self.decoder.activation == "silu" else functional.gelu(gate, approximate="tanh")).mul_(up)
 
     def _mixture(self, experts: Experts, x: Tensor) -> Tensor:
-        """Send each token to the experts its router likes best; they add up in the order of their numbers.  x: [T, hidden]."""
-        share, chosen = functional.linear(x.float(), experts.router).softmax(dim=-1).topk(self.shape.experts_per_token, dim=-1)
+        """Send each token to the experts its router likes best; they add up in the order of their numbers.  x: [T, hidden].
+
+        Tokens are sorted by expert, so that each matrix that is hit is read once, others never, and a GPU is waited for once a layer.
+        """
+        each = self.shape.experts_per_token
+        share, chosen = functional.linear(x.float(), experts.router).softmax(dim=-1).topk(each, dim=-1)
         if self.decoder.norm_topk:
             share /= share.sum(dim=-1, keepdim=True)
-        out = torch.zeros(x.shape, dtype=torch.float32, device=x.device)
-        for e in sorted(set(chosen.flatten().tolist())):
-            token, place = (chosen == e).nonzero(as_tuple=True)
-            given = experts.down[e](self._gated(experts.gate_up[e](x[token]))).float()
-            out.index_add_(0, token, given * share[token, place, None])
+        chosen, order = chosen.sort(dim=-1)
+        share = share.gather(1, order)
+        by_expert = chosen.flatten().argsort(stable=True)
+        sent = x.index_select(0, by_expert // each)
+        counts = torch.bincount(chosen.flatten(), minlength=len(experts.down)).tolist()
+        hit = [(e, rows) for e, rows in enumerate(sent.split_with_sizes(counts)) if len(rows)]
+        given = torch.cat([experts.down[e](self._gated(experts.gate_up[e](rows))) for e, rows in hit]).float()
+        back = torch.empty_like(given).index_copy_(0, by_expert, given).view(len(x), each, -1)
+        out = back[:, 0] * share[:, :1]
+        for i in range(1, each):
+            out += back[:, i] * share[:, i, None]
         return out
 
     def _attention(self, i: int, layer: Layer, x: Tensor, turn: Tables, step: Grouped, cache: KVCache) -> Tensor:

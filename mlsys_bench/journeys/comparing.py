@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from mlsys_bench import models, pricing, record, workers
 from mlsys_bench import plan as planner
-from mlsys_bench.billing import Beside, Cause
+from mlsys_bench.billing import Beside, Cause, Sensitivity
 from mlsys_bench.errors import BadInput
 from mlsys_bench.fleets import FleetPlan
 from mlsys_bench.journeys import planning
@@ -50,9 +50,20 @@ def planned(
                 first = sensitivity.smaller(made.model) if small is None else models.find(small).id
                 rows = sensitivity.sensitivity(given, made, planning.plan, first, crew, line.counted("changes planned"))
                 made = dataclasses.replace(made, sensitivity=rows)
+            elif changes and isinstance(made, Plan):
+                made = dataclasses.replace(made, sensitivity=_staged(asked, made, crew, line))
     finally:
         line.clear()
     return made
+
+
+def _staged(asked: object, made: Plan, crew: Executor | workers.Local | None, line: Line) -> tuple[Sensitivity, ...]:
+    """Return what changes make of the plan of a stage graph."""
+    from mlsys_bench.plan import sensitivity
+    from mlsys_bench.plan.graph import GraphRequest, changes
+
+    assert isinstance(asked, GraphRequest)
+    return sensitivity.rows(list(changes.variants(asked, made)), made, planning.plan, crew, line.counted("changes planned"))
 
 
 def _check(asked: object, options: dict[str, object], small: str | None) -> None:
@@ -61,11 +72,11 @@ def _check(asked: object, options: dict[str, object], small: str | None) -> None
     if given and not isinstance(asked, planner.Request):
         from mlsys_bench.plan.graph import GraphRequest
 
-        staged = isinstance(asked, GraphRequest)
-        refused = [name for name in given if name != "--baseline" or not staged]
-        what = "several stages are" if staged else "several scenarios on one pool are"
-        if refused:
-            raise BadInput(f"{refused[0]} is for the plan of one model; {what} planned without it: plan one of them alone, or leave it out")
+        if not isinstance(asked, GraphRequest):
+            what = "several scenarios on one pool are planned without it: plan one of them alone, or leave it out"
+            raise BadInput(f"{given[0]} is for the plan of one scenario; {what}")
+        if small is not None:
+            raise BadInput(f"--small {small} is for the plan of one model; a graph says in its escalations which model answers first")
     if small is not None and not options["--sensitivity"]:
         raise BadInput(f"--small {small} answers first in a cascade of --sensitivity; give that, too")
     if small is not None:

@@ -7,8 +7,12 @@ import importlib.util
 from collections.abc import Mapping
 
 from mlsys_bench import __version__, hardware, units
+from mlsys_bench.bench import telemetry
 from mlsys_bench.engine import choices
 from mlsys_bench.engine.native import build, library
+from mlsys_bench.hardware import proc
+from mlsys_bench.hardware.devices import MissedError, Nvml, Rapl
+from mlsys_bench.journeys.gating import perf
 from mlsys_bench.types import Ability, Doctor, Scalar
 
 EXTRAS = (
@@ -23,7 +27,16 @@ EXTRAS = (
 def examine() -> Doctor:
     """Return what works here and what would make the rest work."""
     machine = hardware.machine()
-    abilities = (_processor(machine.hard), _memory(machine.hard), _layout(), _gpus(), *map(_extra, EXTRAS), _kernels(), _products())
+    abilities = (
+        _processor(machine.hard),
+        _memory(machine.hard),
+        _layout(),
+        _gpus(),
+        *map(_extra, EXTRAS),
+        _kernels(),
+        _products(),
+        _bench(),
+    )
     return Doctor(abilities=(Ability(name="mlsys", works=True, detail=f"version {__version__}"), *abilities))
 
 
@@ -86,3 +99,35 @@ def _products() -> Ability:
     rows = ", ".join(map(str, choices.ROWS))
     detail = f"the faster of C and torch here, at {rows} rows: {choices.told(found)}" if found else "torch's own: there are no C kernels"
     return Ability(name=name, works=True, detail=detail)
+
+
+def _bench() -> Ability:
+    """Say in one line what `mlsys bench gpu` can measure here and what not, and with which suite to begin."""
+    name = "microbenchmarks"
+    if importlib.util.find_spec("torch") is None:
+        return Ability(name=name, works=False, detail="operators are torch's or the engine's", cure="pip install 'mlsys-bench[engine]'")
+    from mlsys_bench.bench import collectives
+
+    why = {
+        "GPU (NVML)": _untold(Nvml()),
+        "energy (RAPL)": _untold(Rapl()),
+        "links between processes (gloo)": collectives.lonely(hardware.cpu_layout(), "cpu"),
+        "stolen time": None if telemetry.cpu_times(proc.PROC) else "/proc/stat cannot be read",
+        "instructions, for the gate (perf)": perf.missing(),
+    }
+    here = ["memory", "products", "operators", "engine steps", *(what for what, missing in why.items() if missing is None)]
+    lacking = [f"{what}: {missing}" for what, missing in why.items() if missing is not None]
+    return Ability(
+        name=name, works=True, detail="; ".join([", ".join(here), *(["not here " + " · ".join(lacking)] if lacking else [])]),
+        cure="start with `mlsys bench gpu --suite quick`, a minute; `--suite full` takes ten and covers every shape",
+    )  # fmt: skip
+
+
+def _untold(device: Nvml | Rapl) -> str | None:
+    """Return why a device tells nothing, None where it does."""
+    try:
+        device.look(1.0)
+    except MissedError as missed:
+        return str(missed)
+    device.release()
+    return None

@@ -13,20 +13,19 @@ from mlsys_bench.journeys import planning, surroundings
 from mlsys_bench.plan.graph import GraphRequest
 from mlsys_bench.scenario import checks
 from mlsys_bench.stages import StageGraph
-from mlsys_bench.types import Bench, LatencyProfile
+from mlsys_bench.types import Bench, LatencyProfile, Workload
+from mlsys_bench.workload.schedule import Floats, starts_s
 
 # what a graph takes from the command line; every other option that is given is refused, so that none is ever passed over in silence
 _TAKEN = (
     "scenario", "qps", "measured", "slo", "arrivals", "headroom", "term", "seed", "prices", "availability", "zones", "survive", "autoscale",
-    "growth",
+    "growth", "trace", "speed",
 )  # fmt: skip
 _LEFT_OUT = {"speed": (1.0,), "routing": ("random",), "disaggregate": ("auto", "never")}  # said where nobody gave the option
 _WHY = {
-    "trace": "a trace has the lengths of one model's requests, and bursts that stages see one by one; say --qps and --arrivals, "
-    "or plan the language model's stage alone with --trace",
-    "speed": "it plays a trace faster, and a graph takes none",
     "routing": "the replicas of a stage share one queue, and engines are routed to at random",
     "disaggregate": "the engine of a stage is planned as whole replicas; plan that stage alone with --disaggregate",
+    "spot": "no stage stands on spot capacity for an availability; plan one model on it, or leave both out",
     "mixed": "kinds are mixed by prompt length for one model; plan that stage alone with --mixed",
 }
 
@@ -41,8 +40,10 @@ def asked(options: Mapping[str, Any]) -> GraphRequest | None:
             why = _WHY.get(name, "say it in the scenario, at the stage that is meant")
             raise BadInput(f"--{name.replace('_', '-')}: {found.name} has several stages; {why}")
     around = surroundings.asked(options.get("zones"), bool(options.get("survive")), bool(options.get("autoscale")), options.get("growth"))
+    due_s, traffic = _replayed(options)
     return GraphRequest(
-        graph=_changed(found, options),
+        graph=_changed(found, options, traffic),
+        due_s=due_s,
         profiles=profiles(options.get("measured") or (), found),
         term=options["term"],
         seed=options["seed"],
@@ -51,22 +52,44 @@ def asked(options: Mapping[str, Any]) -> GraphRequest | None:
     )
 
 
-def _changed(graph: StageGraph, options: Mapping[str, Any]) -> StageGraph:
-    """Return the graph with the traffic, limits and headroom that flags name."""
-    qps, arrivals = options.get("qps"), options.get("arrivals")
-    traffic = dataclasses.replace(
-        graph.workload,
-        rate_per_s=graph.workload.rate_per_s if qps is None else workload.checked_rate(qps),
-        arrivals=arrivals or graph.workload.arrivals,
-    )
+def _replayed(options: Mapping[str, Any]) -> tuple[Floats | None, Workload | None]:
+    """Return when the requests of `--trace` come, and the law that stands for them; nothing without one."""
+    trace, qps, speed = options.get("trace"), options.get("qps"), options.get("speed") or 1.0
+    seen, _ = planning.traffic_files((), trace)
+    played = planning.replays(trace, seen, qps, speed)
+    if played is None or seen is None:
+        return None, None
+    if options.get("arrivals"):
+        raise BadInput("--arrivals is a law, and --trace has times of its own; give one of them")
+    due_s = starts_s(played)
+    return due_s - due_s[0], dataclasses.replace(seen, rate_per_s=qps or seen.rate_per_s * speed, observed=None)
+
+
+def _changed(graph: StageGraph, options: Mapping[str, Any], seen: Workload | None) -> StageGraph:
+    """Return the graph with the traffic, limits and headroom that flags name, or with that of a trace."""
+    traffic = _flagged(graph.workload, options) if seen is None else _of_trace(graph.workload, seen)
     workload.parse_arrivals(traffic.arrivals)
     limits = surroundings.promised(slo.parse(options["slo"]) if options.get("slo") else graph.slo, options.get("availability"))
-    free = units.fraction(options["headroom"], "--headroom") if options.get("headroom") else graph.headroom
+    usual = 0.0 if seen is not None else graph.headroom  # the peaks of a trace are in it
+    free = units.fraction(options["headroom"], "--headroom") if options.get("headroom") else usual
     if not 0 <= free < 1:
         raise BadInput(f"headroom is {free:g}: it is the share of capacity kept free, from 0 to below 1, e.g. 20%")
     changed = dataclasses.replace(graph, workload=traffic, slo=limits, headroom=free)
     checks.check_promises(changed, "--slo" if options.get("slo") else graph.name)
     return changed
+
+
+def _flagged(traffic: Workload, options: Mapping[str, Any]) -> Workload:
+    qps, arrivals = options.get("qps"), options.get("arrivals")
+    rate_per_s = traffic.rate_per_s if qps is None else workload.checked_rate(qps)
+    return dataclasses.replace(traffic, rate_per_s=rate_per_s, arrivals=arrivals or traffic.arrivals)
+
+
+def _of_trace(traffic: Workload, seen: Workload) -> Workload:
+    """Return the law of a trace; the lengths are those of the scenario where its requests carry no tokens."""
+    if traffic.prompt_tokens.mean:
+        return seen
+    return dataclasses.replace(seen, prompt_tokens=traffic.prompt_tokens, output_tokens=traffic.output_tokens)
 
 
 def profiles(files: Sequence[Path], graph: StageGraph) -> dict[str, LatencyProfile]:

@@ -78,11 +78,12 @@ def ask(
     growth: str | None = None,
     mixed: bool = False,
     disaggregate: str = "never",
+    spot: str | None = None,
 ) -> planner.Request:
     """Return what a plan is asked for: the scenario's values, overridden by measured ones and by flags, completed by defaults."""
     base = _scenario(scenario)
-    seen, files = _traffic_files(measured, trace)
-    replayed = _replayed(trace, seen, qps, speed)
+    seen, files = traffic_files(measured, trace)
+    replayed = replays(trace, seen, qps, speed)
     own = profiles(files)
     return planner.Request(
         model=_model(model, base, own),
@@ -100,7 +101,7 @@ def ask(
         market=None if prices is None else market(prices),
         mixed=mixed,
         **surroundings.pools_apart(disaggregate),
-        **surroundings.asked(zones, survive, autoscale, growth),
+        **surroundings.asked(zones, survive, autoscale, growth, spot),
     )
 
 
@@ -133,7 +134,7 @@ def _model(model: str | None, base: Scenario | None, own: Sequence[LatencyProfil
     raise BadInput("no model: give --model NAME, a scenario, or --from a measured profile (`mlsys catalog models` lists names)")
 
 
-def _replayed(trace: Path | None, seen: Workload | None, qps: float | None, speed: float) -> workload.Schedule | None:
+def replays(trace: Path | None, seen: Workload | None, qps: float | None, speed: float) -> workload.Schedule | None:
     """Return the requests of a trace as the fleet will get them, faster by `speed` or at the rate asked for."""
     if trace is None:
         if speed != 1:
@@ -171,7 +172,7 @@ def _limits(text: str | None, base: Scenario | None) -> SLO:
     return base.slo if base else slo.parse(DEFAULT_SLO)
 
 
-def _traffic_files(measured: Sequence[Path], trace: Path | None) -> tuple[Workload | None, list[Path]]:
+def traffic_files(measured: Sequence[Path], trace: Path | None) -> tuple[Workload | None, list[Path]]:
     """Return the traffic that a trace or a workload record among the `--from` files brings, and the files that are left."""
     found = [(path, value) for path in measured if (value := _workload(path)) is not None]
     if len(found) + (trace is not None) > 1:
@@ -255,7 +256,7 @@ def answer(request: planner.Request | GraphRequest | FleetRequest, executor: Exe
         return plan(request, executor)
     from mlsys_bench.plan.fleets import FleetRequest, plan_fleet
 
-    return plan_fleet(request, executor) if isinstance(request, FleetRequest) else plan(request)
+    return plan_fleet(request, executor) if isinstance(request, FleetRequest) else plan(request, executor)
 
 
 def exit_status(made: Plan | FleetPlan) -> int:
@@ -268,7 +269,7 @@ def plan(request: planner.Request | GraphRequest, executor: Executor | None = No
     if not isinstance(request, planner.Request):
         from mlsys_bench.plan.graph import plan_graph
 
-        return plan_graph(request)
+        return plan_graph(request, executor)
     peak = request.workload if request.trace is not None else workload.at_peak(request.workload)
     made = planner.plan(dataclasses.replace(request, workload=peak, day=None if peak is request.workload else request.workload), executor)
     more = _traffic_assumptions(request.workload, peak, request.trace is not None)

@@ -9,7 +9,7 @@ from mlsys_bench.errors import BadInput
 from mlsys_bench.journeys import settings
 from mlsys_bench.types import SLO, Limit
 
-OPTIONS = ("availability", "zones", "survive", "autoscale", "growth", "mixed")
+OPTIONS = ("availability", "zones", "survive", "spot", "autoscale", "growth", "mixed")
 
 
 def promised(limits: SLO, availability: str | None) -> SLO:
@@ -31,11 +31,15 @@ def pools_apart(text: str) -> dict[str, Any]:
     return {"disaggregate": found.get("way", "auto"), "link_bytes_per_s": found.get("link")}
 
 
-def asked(zones: int | None, survive: bool, autoscale: bool, growth: str | None) -> dict[str, Any]:
+def asked(zones: int | None, survive: bool, autoscale: bool, growth: str | None, spot: str | None = None) -> dict[str, Any]:
     """Return the fields of a request that these options fill."""
     found: dict[str, Any] = {"zones": zones or 1, "survive_zone": survive, "around": autoscale}
     if growth:
         from mlsys_bench.plan.growth import Growth
 
         found["growth"] = Growth(per_month=units.fraction(growth, "--growth"))
+    if spot:
+        from mlsys_bench.plan.spot import parse
+
+        found["spot"] = parse(spot)
     return found

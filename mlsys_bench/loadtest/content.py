@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from mlsys_bench.workload import Schedule, Sessions
 
 _PREFIX_FORM = "TOKENS[:GROUPS[:SHARE]], e.g. 1000, or 1000:4:80% for four prefixes that 80 % of the requests have"
-_TENANT_FORM = "NAME=SHARE@PROMPT/OUTPUT, e.g. chat=70%@lognormal:300:1/200"
+_TENANT_FORM = "NAME[:PRIORITY]=SHARE@PROMPT/OUTPUT, e.g. chat:1=70%@lognormal:300:1/200; priority 1 goes before 2"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,7 +63,7 @@ def parse_shared_prefix(text: str) -> SharedPrefix:
 
 
 def parse_tenants(texts: Sequence[str]) -> tuple[Tenant, ...]:
-    """Return the tenants of e.g. 'chat=70%@lognormal:300:1/200' and 'batch=30%@4000/50'.  Raises BadInput."""
+    """Return the tenants of e.g. 'chat=70%@lognormal:300:1/200' and 'batch:2=30%@4000/50', of priority 1 and 2.  Raises BadInput."""
     tenants = tuple(_tenant(text) for text in texts)
     names = [tenant.name for tenant in tenants]
     if len(set(names)) < len(names):
@@ -74,17 +74,25 @@ def parse_tenants(texts: Sequence[str]) -> tuple[Tenant, ...]:
 def _tenant(text: str) -> Tenant:
     from mlsys_bench import workload
 
-    name, is_given, rest = text.partition("=")
+    who, is_given, rest = text.partition("=")
+    name, ranked, priority = who.partition(":")
     share, at, lengths = rest.partition("@")
     prompt, slash, output = lengths.partition("/")
     if not (name.strip() and is_given and at and slash):
         raise BadInput(f"--tenant {text}: write {_TENANT_FORM}")
     return Tenant(
         name=name.strip(),
+        priority=_priority(priority, text) if ranked else 1,
         share=units.fraction(share, f"--tenant {text}"),
         prompt_tokens=workload.parse_lengths(prompt),
         output_tokens=workload.parse_lengths(output),
     )
+
+
+def _priority(text: str, where: str) -> int:
+    if not text.strip().isdigit() or not int(text):
+        raise BadInput(f"--tenant {where}: {text!r} is no priority; a whole number from 1, which goes first")
+    return int(text)
 
 
 def _whole(text: str, where: str) -> int:

@@ -21,6 +21,8 @@ The wait, given that all slots are taken, is the rest of the shortest of B servi
 chance, B times as fast (the law of M/G/c of Tijms, van Hoorn and Federgruen 1981, Adv. Appl. Prob. 13, 186-206).  Service is the time
 that a request takes of the replica: long answers hold more KV too.
 
+Where requests have ranks, lower ones wait less and others more (`plan.priority`), for a slot and for the step that reads their prompt.
+
 Of a replica whose memory is full `plan.crowded` tells how many are seated, and how much is read again: that is in its capacity.
 
 Approximate: arrivals are taken as Poisson and preemption below saturation as absent.  Where `binds` is not "slots", simulate, as plans do.
@@ -38,7 +40,7 @@ import numpy.typing as npt
 
 from mlsys_bench import latency
 from mlsys_bench.batching import Limits
-from mlsys_bench.plan import crowded
+from mlsys_bench.plan import crowded, priority
 from mlsys_bench.plan.demand import SAMPLES, Demand, Floats
 from mlsys_bench.plan.latencies import Latencies
 from mlsys_bench.queueing.backlog import Parcels, flooded, settled
@@ -118,7 +120,9 @@ class Replica:
         by_slots, by_budget = self.admitted_per_step / self.full_s, self._full_budget_per_s()
         self.capacity_per_s = min(by_slots, by_budget)
         self.binds: Binding = self._binding(by_slots, by_budget)
-        self.rest_mean, self.rest_scv = self._rest_of_service()
+        work_s = self._work_s()
+        self.rest_mean, self.rest_scv = _rest(work_s)
+        self.order = None if demand.rank is None else priority.of(demand.rank, work_s, demand.prompt)
 
     @cached_property
     def step_s(self) -> Floats:
@@ -184,11 +188,8 @@ class Replica:
             return "budget"
         return "memory" if self.memory_slots < self.limits.max_seqs else "slots"
 
-    def _rest_of_service(self) -> tuple[float, float]:
-        """Return mean, in services, and SCV of the rest of a service met by chance: E[S^2] / (2 E[S]^2), 4 E[S] E[S^3] / (3 E[S^2]^2) - 1.
-
-        The service of a request is the time it takes of a full replica: its share of each step, its KV, its prefill.
-        """
+    def _work_s(self) -> Floats:
+        """Return the service of each request, the time it takes of a full replica: its share of each step, its KV, its prefill."""
         seats = np.full(len(self.demand.prompt), float(self.slots))
         none, p, gaps = 0 * seats, self.demand.prompt, self.demand.output - 1
         without_kv, usual = (
@@ -196,10 +197,7 @@ class Replica:
         )
         per_kv_token = (usual - without_kv) / (self.slots * self.context_tokens)
         prefill = self._time_s(seats, p, p**2 / 2, seats + 1) - self._time_s(seats, none, none, seats)
-        work_s = gaps * without_kv / self.slots + per_kv_token * gaps * (p + gaps / 2) + prefill
-        first, second, third = (float((work_s**k).mean()) for k in (1, 2, 3))
-        # among several servers one very long service holds up nobody else: its rest counts as exponential at most
-        return second / (2 * first**2), min(4 * first * third / (3 * second**2) - 1, 1.0)
+        return np.asarray(gaps * without_kv / self.slots + per_kv_token * gaps * (p + gaps / 2) + prefill)
 
     # ------------------------------------------------------------ what users see
 
@@ -218,7 +216,8 @@ class Replica:
         decodes = seats if rough else self._chain(rate_per_s, rises, step_s, decode_s)
         rows = np.arange(len(self.randoms.batch)) % len(self.demand.prompt)  # there are fewer pairs where some can never be served
         prompt, output = self.demand.prompt[rows], self.demand.output[rows]
-        ttft = self._first_token(rate_per_s, seats, decodes, steps, prompt)
+        order = None if self.order is None else self.order.rows(rows)
+        ttft = self._first_token(rate_per_s, seats, decodes, steps, prompt, order)
         tpot = self._per_token(decodes, steps, output)
         itl, weights = self._gaps(decodes, steps)
         e2e = ttft + np.where(output > 1, (output - 1) * np.nan_to_num(tpot), 0.0)
@@ -249,7 +248,9 @@ class Replica:
         place = np.interp(seated, self.nodes, np.arange(len(self.nodes)))
         return np.asarray((place + u).astype(np.int64).clip(0, len(self.nodes) - 1))
 
-    def _first_token(self, rate: float, seats: Clustered, found: Clustered, steps: Steps, prompt: Floats) -> Floats:
+    def _first_token(
+        self, rate: float, seats: Clustered, found: Clustered, steps: Steps, prompt: Floats, order: priority.Order | None
+    ) -> Floats:
         """Return TTFT by request.  seats: the law of seats taken; found: that of decodes."""
         u, slots = self.randoms, self.slots
         decoding = np.minimum(np.searchsorted(np.cumsum(found.batch_law), u.batch), slots - 1).astype(np.float64)
@@ -262,16 +263,23 @@ class Replica:
         met_s = np.where(idle | waits, 0.0, steps.step_s[node, cell])
         rest_s = (1 - u.phase) * met_s
         together = np.where(waits, self.admitted_per_step / 2, 0.0)  # admitted in the same step, before it and after it
-        ahead = self._arrived(together + rate * (met_s - rest_s), u.ahead)
-        behind = self._arrived(together + rate * rest_s, u.behind)
+        before, after = together + rate * (met_s - rest_s), together + rate * rest_s
         left = np.where(idle | waits, 0.0, np.maximum(self.parcels.at[cell] - steps.room[node, cell], 0.0))
+        if order is not None:
+            before, after = order.prompts_upto * before + order.prompts_before * after, before + after
+            after = after - before
+        ahead, behind = self._arrived(before, u.ahead), self._arrived(after, u.behind)
+        if order is not None:  # who is being read has a seat already
+            under_way = np.minimum(left, float((self.demand.prompt**2).mean()) / (2 * self.demand.mean_prompt))
+            passed = (1 - order.prompts_upto) * (left - under_way)
+            left, behind = left - passed, behind + passed
         decodes = np.where(idle, 0.0, np.where(waits, slots - 1.0, steps.decodes[node, cell]))
-        mine_s = self._prefill_s(rate, decodes, left + ahead, prompt, behind)
+        mine_s = self._prefill_s(rate, decodes, left + ahead, prompt, behind, 0.0 if order is None else order.prompts_before)
         usual_s = (steps.law * steps.step_s).sum(axis=1)[node]
         planned_s = self._overhead.planned_steps * np.where(idle, 0.0, np.where(waits, self.full_s, usual_s))
-        return np.asarray(self._waited_s(seats) + rest_s + planned_s + mine_s + self._overhead.seconds(prompt))
+        return np.asarray(self._waited_s(seats, order) + rest_s + planned_s + mine_s + self._overhead.seconds(prompt))
 
-    def _waited_s(self, chain: Clustered) -> Floats:
+    def _waited_s(self, chain: Clustered, order: priority.Order | None) -> Floats:
         """Return the wait for a slot: until the first completion, and for each request ahead until one more."""
         u = self.randoms
         late = (u.batch - (1 - chain.p_wait)) / max(chain.p_wait, 1e-300)  # uniform among those that wait
@@ -280,7 +288,11 @@ class Replica:
             ahead = chain.queued(late[waits]) / self.rest_scv
             others = _gamma(np.maximum(ahead, 1e-9), u.service[waits], u.between[waits]) * self.rest_scv * self.rest_mean
             found[waits] = (-np.log(u.phase[waits]) + others) / self.capacity_per_s
-        return found
+        if order is None:
+            return found
+        ratio, scv = priority.stretched(chain.utilisation, order)
+        shape = 1 / np.maximum(scv, 1e-6)
+        return np.asarray(found * ratio * _gamma(shape, u.met, u.life) / shape)
 
     def _arrived(self, mu: Floats, u: Floats) -> Floats:
         """Return the tokens of Poisson(mu) prompts at each probability, mu being rounded at random to one of a few."""
@@ -288,28 +300,33 @@ class Replica:
         row = (np.interp(mu, grid, np.arange(len(grid))) + self.randoms.between).astype(np.int64).clip(0, len(grid) - 1)
         return np.asarray(self.parcels.at[_inverse(np.cumsum(self.parcels.total(grid), axis=1), row, u)])
 
-    def _prefill_s(self, rate: float, decodes: Floats, ahead: Floats, prompt: Floats, behind: Floats) -> Floats:
-        """Return the time of the steps until a prompt is read, those ahead of it first; whoever comes behind it fills up its last step."""
+    def _prefill_s(self, rate: float, decodes: Floats, ahead: Floats, prompt: Floats, behind: Floats, jumps: Floats | float) -> Floats:
+        """Return the time of the steps until a prompt is read, those ahead of it first; whoever comes behind it fills up its last step.
+
+        Of the tokens that come before it is begun, the share `jumps` goes before it.
+        """
         mean, squares = self.demand.mean_prompt, float((self.demand.prompt**2).mean()) / 2
         others = ahead + behind
         backlog, todo = ahead + prompt + behind, ahead + prompt
         pairs = prompt**2 / 2 + np.minimum(others / mean * squares, others**2 / 2)
         requests = 1 + others / mean
         room = np.maximum(self.limits.max_step_tokens - decodes, 1.0)
-        total_s, rows = np.zeros(len(prompt)), np.flatnonzero(todo > 0)
+        total_s, rows, share_jumps = np.zeros(len(prompt)), np.flatnonzero(todo > 0), np.broadcast_to(jumps, prompt.shape)
         for _ in range(_STAGES):
             share = np.minimum(room / backlog, 1.0)
             step_s = self._time_s(decodes, backlog * share, pairs * share, decodes + requests * share)
             total_s[rows] += step_s
+            came = rate * step_s
             todo = todo - room
+            todo = np.where(todo > prompt, todo + came * mean * share_jumps, todo)
             if not (left := todo > 0).any():
                 break
-            came = rate * step_s
             backlog, pairs = np.maximum(backlog - room, 0.0) + came * mean + 1e-9, pairs * (1 - share) + came * squares
             requests = requests * (1 - share) + came
             if not left.all():  # few prompts take many steps
                 rows = rows[left]
                 decodes, todo, room, backlog, pairs, requests = (x[left] for x in (decodes, todo, room, backlog, pairs, requests))
+                prompt, share_jumps = prompt[left], share_jumps[left]
         return total_s
 
     def _per_token(self, chain: Clustered, steps: Steps, output: Floats) -> Floats:
@@ -351,6 +368,13 @@ class Replica:
         weight = np.concatenate([(nodes[:-1, None] * steps.law).ravel(), full])
         kept = weight > 1e-9 * weight.max()
         return every[kept], weight[kept]
+
+
+def _rest(work_s: Floats) -> tuple[float, float]:
+    """Return mean, in services, and SCV of the rest of a service met by chance: E[S^2] / (2 E[S]^2), 4 E[S] E[S^3] / (3 E[S^2]^2) - 1."""
+    first, second, third = (float((work_s**k).mean()) for k in (1, 2, 3))
+    # among several servers one very long service holds up nobody else: its rest counts as exponential at most
+    return second / (2 * first**2), min(4 * first * third / (3 * second**2) - 1, 1.0)
 
 
 def _reach(limits: Limits, demand: Demand, per_step: float) -> float:

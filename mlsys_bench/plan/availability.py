@@ -101,16 +101,16 @@ def secured(
     needs = _needs(peak_per_s, fewest, course_per_s)
     needed = max(need for need, _ in needs)
     check_reachable(objective, area)
-    case = _Case(needs=needs, objective=objective, gpus=gpus, reliability=reliability, zones=area, crews=crews)
-    if spot is None or spot.floor == 1:
-        return _result(case, needed, case.fewest(needed), (), None)
+    case = Case(needs=needs, objective=objective, gpus=gpus, reliability=reliability, zones=area, crews=crews)
+    if spot is None or spot.floor is None or spot.floor == 1:
+        return of(case, needed, case.fewest(needed), ())
     floor_needs = _needs(spot.floor * peak_per_s, fewest, [min(r, spot.floor * peak_per_s) for r in course_per_s])
     steady = replace(case, needs=floor_needs).fewest(max(need for need, _ in floor_needs))
-    return _result(case, needed, steady, _spot(needed, steady, area), replace(case, needs=floor_needs), spot)
+    return of(case, needed, steady, _spot(needed, steady, area), spot, replace(case, needs=floor_needs))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Case:
+class Case:
     """What is asked: needs with the share of time they last, and all that fails."""
 
     needs: tuple[tuple[int, float], ...]
@@ -170,7 +170,10 @@ def _spot(needed: int, steady: int, zones: Zones) -> tuple[int, ...]:
     return spread(missing + (math.ceil(missing / (pools - 1)) if pools > 1 else 0), pools)
 
 
-def _result(case: _Case, needed: int, steady: int, spot: tuple[int, ...], floor: _Case | None, market: Spot | None = None) -> Secured:
+def of(
+    case: Case, needed: int, steady: int, spot: tuple[int, ...], market: Spot | None = None, floor: Case | None = None
+) -> Secured:  # fmt: skip
+    """Return what so many replicas keep, with spot ones by zone beside them; `floor` is what those on demand were chosen for."""
     reliability, gpus = case.reliability, case.gpus
     availability, low, high = (_held(case, steady, spot, market, end) for end in (None, "low", "high"))
     mtbf_s, repair_s = reliability.mtbf_s(gpus), reliability.repair_s(gpus)
@@ -197,7 +200,7 @@ def _result(case: _Case, needed: int, steady: int, spot: tuple[int, ...], floor:
     )
 
 
-def _binds(case: _Case, needed: int, steady: int, floor: _Case | None) -> str:
+def _binds(case: Case, needed: int, steady: int, floor: Case | None) -> str:
     if floor is not None:
         return "floor"
     if steady == needed:
@@ -205,7 +208,7 @@ def _binds(case: _Case, needed: int, steady: int, floor: _Case | None) -> str:
     return "objective" if case.held(steady - 1) < case.objective else "zone"
 
 
-def _held(case: _Case, steady: int, spot: tuple[int, ...], market: Spot | None, end: str | None) -> float:
+def _held(case: Case, steady: int, spot: tuple[int, ...], market: Spot | None, end: str | None) -> float:
     """Return the share of time held, with every figure at the end of its interval where fleets fail more ('low') or less ('high')."""
     if end is None:
         return case.held(steady, spot, market.up if market else 1.0)
@@ -214,7 +217,7 @@ def _held(case: _Case, steady: int, spot: tuple[int, ...], market: Spot | None, 
     return there.held(steady, spot, rented.up if rented else 1.0)
 
 
-def _assumptions(case: _Case, market: Spot | None) -> Iterator[str]:
+def _assumptions(case: Case, market: Spot | None) -> Iterator[str]:
     for name, given in case.reliability.figures():
         yield f"{name} {units.show_s(given.value)} ({given.provenance}): {given.source}"
     if case.zones.count > 1 or case.zones.up < 1:
@@ -222,5 +225,5 @@ def _assumptions(case: _Case, market: Spot | None) -> Iterator[str]:
     if case.crews is not None:
         yield f"{case.crews} repair(s) at a time, the others wait; while a zone is away, as if the rest were in balance"
     if market is not None:
-        life, refill = units.show_s(market.life.value), units.show_s(market.refill.value)
-        yield f"spot pools live {life} and are back after {refill}: {market.life.source}"
+        life, away = units.show_s(market.life.value), units.show_s(market.away_s)
+        yield f"spot pools, one in each zone, live {life} and are back after {away}, each as a whole: {market.life.source}"

@@ -37,6 +37,7 @@ class Deployment:
     max_context: int | None = None
     memory_share: float | None = None
     block_tokens: int | None = None
+    scheduling: str | None = None  # fcfs or priority
     prefix_cache: bool | None = None
     chunked: bool | None = None
     port: int | None = None
@@ -101,12 +102,18 @@ def of_plan(plan: Plan, engine: Engine = "vllm", *, kv_dtype: str | None = None,
         max_seqs=plan.max_batch,
         max_step_tokens=plan.max_step_tokens,
         max_context=most if arch.max_context is None or most < arch.max_context else None,
+        scheduling="priority" if engine == "vllm" and _order(plan) else None,
         memory_share=memory_share or presets.preset(PRESETS[engine], device=item.gpu).memory_share,
         replicas=plan.replicas,
         gpus=plan.devices_per_replica,
         gpu=item.gpu,
         image=IMAGES[engine],
     )
+
+
+def _order(plan: Plan) -> tuple[tuple[str, ...], ...]:
+    """Return the tenants by priority, nothing where all are served as they come."""
+    return plan.tenancy.precedence.classes if plan.tenancy and plan.tenancy.precedence else ()
 
 
 def notes(plan: Plan, deployment: Deployment) -> Iterator[str]:
@@ -120,6 +127,10 @@ def notes(plan: Plan, deployment: Deployment) -> Iterator[str]:
         yield "SGLang's share of memory holds weights and cache, activations come on top: the KV cache may differ from the plan's"
     if "--kv-transfer-config" in deployment.other or "--disaggregation-mode" in deployment.other:
         yield f"{plan.fleet[0].stage} only: a router in front sends each prompt to a prefill replica first, and then to one that decodes"
+    if order := _order(plan):
+        sent = ", ".join(f"priority {i} of {' and '.join(names)}" for i, names in enumerate(order))
+        asks = "" if deployment.engine == "vllm" else f"; {deployment.engine} schedules by priority in a way of its own, if at all"
+        yield f"each request says how urgent it is, a lower number goes first: {sent}{asks}"
     if len(plan.fleet) > 1:
         yield f"the plan has {len(plan.fleet)} kinds of replicas; this is the first"
 
@@ -249,6 +260,7 @@ _TOLD = {
     "engine": "engine", "model": "model", "replicas": "replicas", "gpu": "GPU", "tp": "tensor parallel", "pp": "pipeline parallel",
     "dp": "data parallel", "ep": "experts over devices", "precision": "weights", "kv_dtype": "KV cache", "max_seqs": "sequences at once",
     "max_step_tokens": "tokens a step", "max_context": "longest context", "memory_share": "share of memory", "block_tokens": "KV block",
+    "scheduling": "who goes first",
     "prefix_cache": "prefix cache", "chunked": "chunked prefill",
 }  # fmt: skip
 
@@ -283,6 +295,7 @@ def effective(deployment: Deployment) -> dict[str, Scalar]:
         "max_step_tokens": deployment.max_step_tokens or preset.max_step_tokens,
         "memory_share": deployment.memory_share or preset.memory_share,
         "block_tokens": deployment.block_tokens or preset.block_tokens,
+        "scheduling": deployment.scheduling or "fcfs",
         "prefix_cache": bool(preset.policy.prefix_cache) if deployment.prefix_cache is None else deployment.prefix_cache,
         "chunked": bool(preset.policy.chunked) if deployment.chunked is None else deployment.chunked,
     }

@@ -27,7 +27,7 @@ _SEED = 20_240_229  # fixed: one workload has one analytic answer, whatever the 
 class Demand:
     """Pairs of prompt and output lengths, equally likely.  `share` of all requests are of this kind, the others can never be served.
 
-    Where there are several tenants, `tenants[tenant[i]]` is the one whose pair i is.
+    Where there are several tenants, `tenants[tenant[i]]` is the one whose pair i is; where they have priorities, lower ranks go first.
     """
 
     prompt: Floats
@@ -35,6 +35,7 @@ class Demand:
     share: float = 1.0
     tenant: Ints | None = None
     tenants: tuple[str, ...] = ()
+    rank: Ints | None = None
 
     @cached_property
     def mean_prompt(self) -> float:
@@ -66,9 +67,9 @@ class Demand:
 
     def where(self, kept: npt.NDArray[np.bool_]) -> Demand:
         """Return the demand of these requests alone."""
-        tenant = None if self.tenant is None else self.tenant[kept]
+        tenant, rank = (None if column is None else column[kept] for column in (self.tenant, self.rank))
         share = self.share * float(kept.mean())
-        return Demand(prompt=self.prompt[kept], output=self.output[kept], share=share, tenant=tenant, tenants=self.tenants)
+        return Demand(prompt=self.prompt[kept], output=self.output[kept], share=share, tenant=tenant, tenants=self.tenants, rank=rank)
 
     def of_tenant(self, name: str | None) -> Demand:
         """Return the demand of one tenant; of all where none is named."""
@@ -105,11 +106,13 @@ def _of_tenants(traffic: Workload) -> Demand:
         for i, (t, n) in enumerate(zip(tenants, counts, strict=True))
     ]
     order = np.argsort(np.concatenate([(np.arange(n) + 0.5) / n for n in counts]), kind="stable")
+    label, ranks = np.repeat(np.arange(len(tenants)), counts)[order], workload.ranks(tenants)
     return Demand(
         prompt=np.concatenate([each.prompt for each in own])[order],
         output=np.concatenate([each.output for each in own])[order],
-        tenant=np.repeat(np.arange(len(tenants)), counts)[order],
+        tenant=label,
         tenants=tuple(tenant.name for tenant in tenants),
+        rank=None if ranks is None else np.array(ranks)[label],
     )
 
 

@@ -21,7 +21,7 @@ from mlsys_bench.types import LatencyProfile
 Floats = npt.NDArray[np.float64]
 TAILS = (0.05, 0.95)
 POOL = 1024
-COMMON = 0.5  # of the residual's variance: what is left of it in the mean of the many kinds of steps of a replica (ADR 0014)
+COMMON = 0.4  # of the residual's variance: what is left of it in the mean of the many kinds of steps of a replica (ADR 0035)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -53,6 +53,7 @@ FLAGS: dict[Engine, tuple[Flag, ...]] = {
         _flag("max_context", "whole", "--max-model-len"),
         _flag("memory_share", "number", "--gpu-memory-utilization"),
         _flag("block_tokens", "whole", "--block-size"),
+        _flag("scheduling", "text", "--scheduling-policy"),
         _flag("prefix_cache", "on", "--enable-prefix-caching"),
         _flag("prefix_cache", "off", "--no-enable-prefix-caching"),
         _flag("chunked", "on", "--enable-chunked-prefill"),

@@ -39,7 +39,6 @@ DRAWS = 12  # where profiles are drawn at random
 SHARES = (0.05, 0.18, 0.31, 0.44, 0.56, 0.69, 0.82, 0.95)  # of engines that are faster than each of those worked out here
 # sd of the log of theory over a long simulation, at p50, p95 and p99
 THEORY = {"ttft": (0.03, 0.07, 0.10), "tpot": (0.02, 0.07, 0.14), "itl": (0.03, 0.05, 0.05), "e2e": (0.02, 0.03, 0.04)}
-_SAMPLES = 256  # requests per draw: only ratios to the same sample with the central profile are used
 _SENSIBLE = 10  # times the replicas planned; a draw that asks for more says no rather than a number
 _RATES = ("throughput_tokens_per_s", "request_rate_per_s")  # set by the traffic while the replicas are stable
 _Z = 1.645
@@ -139,14 +138,17 @@ def _applies(design: Design, request: Request) -> bool:
 
 
 def _with(profile: LatencyProfile, design: Design, request: Request, scaling: Mapping[str, float]) -> _Drawn:
-    replica = _rough(profile, design)
+    replica = _replica(profile, design)
     rate = min(design.each_per_s, MOST * replica.capacity_per_s)
     most_per_s = _carried(replica, request, scaling, _HALVINGS)
     return _Drawn(keys=replica.predict(rate).keys(request.slo), capacity_per_s=replica.capacity_per_s, most_per_s=most_per_s)
 
 
-def _rough(profile: LatencyProfile, design: Design) -> Replica:
-    return Replica(profile, design.replica.limits, design.replica.demand, samples=_SAMPLES)
+def _replica(profile: LatencyProfile, design: Design) -> Replica:
+    """Return a replica with another profile, as closely looked at as the plan's own: a p99 of fewer requests jumps from rate to rate."""
+    if profile is design.candidate.profile:
+        return design.replica
+    return Replica(profile, design.replica.limits, design.replica.demand)
 
 
 # ---------------------------------------------------------------- two witnesses
@@ -192,7 +194,7 @@ def _of_crowds(design: Design, central: _Drawn, limits: SLO) -> dict[str, float]
         return {}
     mean, sd = replica.demand.held_tokens
     rate = min(design.each_per_s * (1 + sd / mean / math.sqrt(replica.slots)), MOST * replica.capacity_per_s)
-    seen = _rough(design.candidate.profile, design).predict(rate).keys(limits)
+    seen = replica.predict(rate).keys(limits)
     late = {key: central.keys[key] for key in seen if key.rpartition(":")[2].startswith("ttft") and central.keys.get(key, 0.0) > 0}
     return {key: max(math.log(seen[key] / value), 0.0) for key, value in late.items() if seen[key] > 0}
 
@@ -241,9 +243,8 @@ def _replicas(
     carried = _carried(design.replica, request, scaling)
     if carried <= 0:
         return at, at * _SENSIBLE
-    rough = _rough(design.candidate.profile, design)
-    ends = (_carried(rough, request, _moved(scaling, centres, way)) for way in (-_Z, _Z))
-    less, more = (abs(math.log(usual / end)) if end > 0 else math.log(_SENSIBLE) for end in ends)
+    ends = (_carried(design.replica, request, _moved(scaling, centres, way)) for way in (-_Z, _Z))
+    less, more = (abs(math.log(carried / end)) if end > 0 else math.log(_SENSIBLE) for end in ends)
     band = [found.average * end for end in found.band([math.log(usual / d.most_per_s) for d in drawn])]
     needed = math.log(design.rate_per_s / carried)
     low, high = needed - math.hypot(less, min(band[0], 0.0)), needed + math.hypot(more, max(band[1], 0.0))

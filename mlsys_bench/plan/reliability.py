@@ -37,6 +37,7 @@ ZONE_MTBF = guessed(730 * DAY_S, "a default: a zone is away once in two years; p
 ZONE_MTTR = guessed(4 * HOUR_S, "a default: four hours; providers do not publish it")
 SPOT_LIFE = guessed(6 * HOUR_S, "a default: a spot pool is reclaimed every six hours")
 SPOT_REFILL = guessed(0.5 * HOUR_S, "a default: half an hour until other capacity is found and started")
+SPOT_NOTICE = assumed(0.0, "a default: no notice is relied on")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -121,16 +122,20 @@ class Zones:
 class Spot:
     """Replicas that may be reclaimed, all of one pool (zone and type) together, and are replaced `refill` later.
 
-    They never carry the floor: `floor` of the peak is held by others when every spot replica is gone.  A spot pool lives `life` on average.
+    A pool lives `life` on average, and `notice` before its end the search for another begins.  They never carry the floor: `floor` of the
+    peak is held by others when every spot replica is gone; None where the cheapest way to keep an availability is looked for.
     """
 
-    floor: float
+    floor: float | None = None
     life: Given = SPOT_LIFE
     refill: Given = SPOT_REFILL
+    notice: Given = SPOT_NOTICE
 
     def __post_init__(self) -> None:
         """Refuse what makes no sense."""
-        if not 0 < self.floor <= 1:
+        if not self.life.value > 0:
+            raise BadInput("spot pools that live no time at all serve nobody; give how long they last, e.g. life=6h")
+        if self.floor is not None and not 0 < self.floor <= 1:
             raise BadInput(f"a spot floor of {self.floor:g}: the share of peak traffic held without spot lies above 0 and at most at 1")
 
     def at(self, end: str) -> Spot:
@@ -140,4 +145,9 @@ class Spot:
     @property
     def up(self) -> float:
         """The share of time that a pool is there."""
-        return self.life.value / (self.life.value + self.refill.value)
+        return self.life.value / (self.life.value + self.away_s)
+
+    @property
+    def away_s(self) -> float:
+        """How long a pool is away: what of the refill the notice does not cover."""
+        return max(self.refill.value - self.notice.value, 0.0)

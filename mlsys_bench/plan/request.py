@@ -14,7 +14,9 @@ from mlsys_bench.workload import Schedule
 
 if TYPE_CHECKING:
     from mlsys_bench.plan.growth import Growth
+    from mlsys_bench.plan.reliability import Spot
     from mlsys_bench.plan.spare import Spares
+    from mlsys_bench.plan.spot import Rent
 
 MAX_BATCH = 256  # sequences at once, as engines set it by default: the first that is tried
 MAX_STEP_TOKENS = 2048  # tokens a step, likewise
@@ -55,6 +57,7 @@ class Request:
     trace: Schedule | None = None
     zones: int = 1
     survive_zone: bool = False
+    spot: Spot | None = None  # how spot goes and comes, where the term is spot and an availability is asked for; None: as assumed
     day: Workload | None = None
     around: bool = False
     growth: Growth | None = None
@@ -67,7 +70,18 @@ class Request:
         """Where the plan buys, on which term, and what is rented to spare."""
         spares = self.spares
         rented = spares.rented if spares else None
-        return Shelf(market=self.market or published(), term=self.term, rented=rented, zones=self.zones)
+        return Shelf(market=self.market or published(), term=self.term, rented=rented, zones=self.zones, mix=self.rent)
+
+    @property
+    def rent(self) -> Rent | None:
+        """How spot keeps a part of the availability; None where it is not asked to."""
+        spares = self.spares
+        if spares is None or self.term != "spot":
+            return None
+        from mlsys_bench.plan.reliability import Spot
+        from mlsys_bench.plan.spot import Rent
+
+        return Rent(objective=spares.objective, zones=spares.zones, spot=self.spot or Spot(), market=self.market or published())
 
     @property
     def spares(self) -> Spares | None:
@@ -135,10 +149,17 @@ def whole_only(request: Request) -> str | None:
 
 def _check_spares(request: Request) -> None:
     """Raise BadInput for zones without an availability, and Infeasible for an availability that zones alone rule out."""
-    if request.spares is not None and request.term == "spot":
+    rents = request.spares is not None and request.term == "spot"
+    if request.spot is not None and not rents:
+        raise BadInput("--spot says how spot replicas go and come; give --term spot and an --availability with it, or leave it out")
+    if rents and request.survive_zone:
         raise BadInput(
-            "spot replicas of a pool are reclaimed together, so none of those that hold the peak may be one, and the peak counts all day; "
-            "plan with --term on-demand (`mlsys cost PLAN --hours … --floor … --spot …` sets spot above a floor that must hold)"
+            "when a zone is lost everybody wants the spot capacity of the others, so none can be counted on; leave --survive out, or plan "
+            "with --term on-demand"
+        )
+    if rents and (request.around or request.growth is not None or request.mixed):
+        raise BadInput(
+            "spot and on-demand replicas together are planned for one rate and one kind: leave out --autoscale, --growth, --mixed"
         )
     if request.spares is not None:
         request.spares.rented(1, 0.0, 1)

@@ -13,6 +13,7 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -28,7 +29,7 @@ CACHED_SHARE = 0.3  # of requests that a cache answers, or of each prompt that i
 ESCALATED_SHARE = 0.3  # of a cascade's requests that its small model passes on
 SMALLER = 0.45  # of a model's parameters, at most, has a small one that may answer first
 AGAIN = "planned again and simulated"
-Replan = Callable[[Request], Plan]
+Replan = Callable[[Any], Plan]
 _MAKERS = re.compile("[a-z]+")
 
 
@@ -37,7 +38,7 @@ class Variant:
     """A change of what is asked for.  Fleets of all its requests together do the work."""
 
     what: str
-    requests: tuple[Request, ...]
+    requests: tuple[Any, ...]  # of one model, or of a stage graph
     leaves_out: str = ""  # what planning it so does not see
 
 
@@ -50,7 +51,17 @@ def sensitivity(
     told: workers.Told | None = None,
 ) -> tuple[Sensitivity, ...]:
     """Return what each change makes of a plan; `replan` plans a request as this one was."""
-    changes = list(variants(request, small_model))
+    return rows(list(variants(request, small_model)), plan, replan, executor, told)
+
+
+def rows(
+    changes: Sequence[Variant],
+    plan: Plan,
+    replan: Replan,
+    executor: Executor | workers.Local | None = None,
+    told: workers.Told | None = None,
+) -> tuple[Sensitivity, ...]:
+    """Return what each of these changes makes of a plan."""
     return tuple(workers.each(_row, changes, shared=(plan, replan), executor=executor, told=told))
 
 

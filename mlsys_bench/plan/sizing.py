@@ -75,6 +75,8 @@ def order(candidate: Candidate, replicas: int, shelf: Shelf) -> Fleet | None:
     Raises Infeasible, naming the quota, where too few may be rented.
     """
     stages = candidate.layout.pp
+    if shelf.mix is not None:
+        return shelf.mix(candidate.gpu, candidate.devices, stages, candidate.weights_bytes, replicas)
     fleet = rented(candidate, replicas, shelf)
     zones = [n * stages for n in pricing.spread(fleet, shelf.zones) if n] if shelf.zones > 1 else []
     return pricing.pack(candidate.gpu, candidate.devices // stages, fleet * stages, shelf.term, shelf.market, shelf.within, zones)
@@ -82,6 +84,9 @@ def order(candidate: Candidate, replicas: int, shelf: Shelf) -> Fleet | None:
 
 def rented(candidate: Candidate, replicas: int, shelf: Shelf) -> int:
     """Return how many replicas are rented where so many are needed: those to spare included."""
+    if shelf.mix is not None:
+        mixed = order(candidate, replicas, shelf)
+        return mixed.replicas // candidate.layout.pp if mixed else replicas
     return replicas if shelf.rented is None else shelf.rented(candidate.devices, candidate.weights_bytes, replicas)
 
 

@@ -62,7 +62,7 @@ def with_spares(plan: Plan, request: Request, design: Design) -> Plan:
     asked = request.spares
     assert asked is not None
     candidate = design.candidate
-    found = asked.secured(candidate.devices, candidate.weights_bytes, design.replicas)
+    found, told, taken = _found(asked, request, design)
     counts = plan.intervals["replicas"]
     low, high = (float(sizing.rented(candidate, int(n), request.shelf)) for n in counts)
     made = replace(
@@ -71,10 +71,25 @@ def with_spares(plan: Plan, request: Request, design: Design) -> Plan:
         survivors=plan.predicted,
         predicted=plan.predicted | {"availability": found.availability},
         intervals=plan.intervals | {"replicas": (low, high), "availability": found.interval},
-        assumptions=(*plan.assumptions, asked.words(found), *found.assumptions),
-        notes=(*plan.notes, *_shared(plan, found)),
+        assumptions=(*plan.assumptions, asked.words(found), *found.assumptions, *taken),
+        notes=(*plan.notes, *told, *_shared(plan, found)),
     )
-    return _all_up(made, request, design, found, asked) if found.spare else made
+    return _all_up(made, request, design, found, (asked.words(found), *found.assumptions, *taken)) if found.spare else made
+
+
+def _found(asked: Spares, request: Request, design: Design) -> tuple[Secured, tuple[str, ...], tuple[str, ...]]:
+    """Return the fleet with its spares; what is to be told of it, and what is taken for granted, where some of them are spot."""
+    candidate, rent = design.candidate, request.rent
+    found = (
+        None
+        if rent is None
+        else rent.split(candidate.gpu, candidate.devices, candidate.layout.pp, candidate.weights_bytes, design.replicas)
+    )
+    if rent is None or found is None:
+        return asked.secured(candidate.devices, candidate.weights_bytes, design.replicas), (), ()
+    from mlsys_bench.plan import spot
+
+    return rent.secured(candidate.devices, candidate.weights_bytes, found), (spot.compared(found),), tuple(spot.words(rent, found))
 
 
 def _shared(plan: Plan, found: Secured) -> Iterator[str]:
@@ -84,7 +99,7 @@ def _shared(plan: Plan, found: Secured) -> Iterator[str]:
         yield f"{found.replicas} replicas stand on {item.instances} instances and go with them; failures are counted replica by replica"
 
 
-def _all_up(plan: Plan, request: Request, design: Design, found: Secured, asked: Spares) -> Plan:
+def _all_up(plan: Plan, request: Request, design: Design, found: Secured, taken: tuple[str, ...]) -> Plan:
     """Return the plan with the figures of a fleet whose spares are up and share the traffic."""
     whole = replace(design, replicas=found.replicas)
     trial = confirm.once(whole, request)
@@ -103,7 +118,7 @@ def _all_up(plan: Plan, request: Request, design: Design, found: Secured, asked:
         utilisation=whole.replica.utilisation(whole.each_per_s),
         binding_constraint=_binding(request, found),
         predicted=trial.keys(request.slo) | {"availability": found.availability},
-        assumptions=(*words.assumptions(request, whole), asked.words(found), *found.assumptions),
+        assumptions=(*words.assumptions(request, whole), *taken),
         analytic=analytic,
         intervals={key: value for key, value in spread.items() if key not in kept} | {k: v for k, v in plan.intervals.items() if k in kept},
     )

@@ -1,8 +1,9 @@
 """Tenants: one fleet that keeps the limits of each of them, beside what fleets of their own would cost.
 
-In one fleet all wait in the same queues, and the scheduler knows no tenants: the demand is the mixture, steps and queues are those of the
-mixture, and a tenant's TTFT, TPOT and E2E are those of requests with its own lengths in them.  Theory and simulation are judged alike: a
-limit that names a tenant is held against its requests alone.
+In one fleet all wait in the same queues: the demand is the mixture, steps and queues are those of the mixture, and a tenant's TTFT, TPOT
+and E2E are those of requests with its own lengths in them.  Where tenants have priorities, those of the first wait behind nobody else's
+(`plan.priority`), and what that saves is told (`plan.precedence`).  Theory and simulation are judged alike: a limit that names a tenant
+is held against its requests alone.
 
 A fleet for all needs fewer spare replicas; but it keeps the tightest limit for everybody's requests, and the prompts of one tenant stand
 in the way of the other's tokens.  So a class with a tight limit and few requests may be cheaper apart.  Looked at are one fleet for all,
@@ -17,7 +18,7 @@ from dataclasses import dataclass
 
 from mlsys_bench import slo, units, workload
 from mlsys_bench.errors import BadInput, Infeasible, unknown
-from mlsys_bench.plan import candidates, demand, floors, search
+from mlsys_bench.plan import candidates, demand, floors, precedence, search
 from mlsys_bench.plan.divided import Part, joined, summed
 from mlsys_bench.plan.request import Request
 from mlsys_bench.plan.sizing import Design
@@ -65,8 +66,14 @@ def plan(request: Request, plan_one: PlanOne) -> Plan:
     asked = dataclasses.replace(request, slo=resolved(request.slo, names))
     alike = _uncomparable(request)
     if alike is None and len(names) > 1:
-        return _cheapest(asked, names, plan_one)
-    made = joined(asked, [_planned(asked, names, plan_one)], ())
+        parts, divisions = _cheapest(asked, names, plan_one)
+    else:
+        parts, divisions = [_planned(asked, names, plan_one)], ()
+    made = joined(asked, parts, divisions)
+    assert made.tenancy is not None
+    made = dataclasses.replace(made, tenancy=dataclasses.replace(made.tenancy, precedence=precedence.worth(asked, parts)))
+    if len(parts) > 1:
+        return dataclasses.replace(made, alternatives=_alternatives(divisions[1:]))
     return made if alike is None else dataclasses.replace(made, notes=(*made.notes, f"fleets of their own were not compared: {alike}"))
 
 
@@ -109,8 +116,8 @@ class Way:
         return summed([design.price.usd_per_h if design and design.price else None for design in self.designs])
 
 
-def _cheapest(request: Request, names: Names, plan_one: PlanOne) -> Plan:
-    """Return the cheapest division as simulation confirms it, one fleet for all among equals.  Raises Infeasible where there is none.
+def _cheapest(request: Request, names: Names, plan_one: PlanOne) -> tuple[list[Part], tuple[Division, ...]]:
+    """Return the cheapest fleets as simulation confirms them, one for all among equals, and all divisions.  Raises Infeasible.
 
     Divisions are simulated in the order of what they cost by theory, until no other could cost less than the best.
     """
@@ -122,10 +129,8 @@ def _cheapest(request: Request, names: Names, plan_one: PlanOne) -> Plan:
             parts = tried[way.groups] = _confirmed(request, way.groups, plan_one)
             best = parts if parts and (not best or _is_cheaper(_cost(parts), _cost(best))) else best
     if not best:
-        return joined(request, [_planned(request, names, plan_one)], ())  # which says what is in the way
-    divisions = tuple(_divisions(best, sorted(ways, key=lambda way: len(way.groups) > 1), tried))
-    made = joined(request, best, divisions)
-    return made if len(best) == 1 else dataclasses.replace(made, alternatives=_alternatives(divisions[1:]))
+        return [_planned(request, names, plan_one)], ()  # which says what is in the way
+    return best, tuple(_divisions(best, sorted(ways, key=lambda way: len(way.groups) > 1), tried))
 
 
 def _ways(request: Request, names: Names) -> list[Way]:

@@ -16,7 +16,8 @@ from mlsys_bench.types import SLO
 from mlsys_bench.workload import Schedule
 
 BATCHES = 4
-STUDENT = 2.3533634  # its 95 % point at BATCHES - 1 degrees of freedom; `stats.mean_interval` would cost 0.3 s to import scipy
+STUDENT = {4: 2.3533634, 8: 1.8945786, 12: 1.7958848, 16: 1.7530504}  # its 95 % point, by batches; scipy would cost 0.3 s to import
+_PARTS, _PART = 4, 1000  # most parts of a batch, and requests of each: ten are beyond their p99
 ANSWERED = 200  # the fate of a request in `Tracks`
 
 
@@ -50,12 +51,26 @@ class Trial:
     def spread(self, limits: SLO) -> dict[str, float]:
         """Return half the 90 % interval of each key, relative to its value: Student's, over the batches.
 
-        Batches of few requests have few in the tail, and agree on it for want of them: see `_tail`.
+        Long batches are cut in parts, for sixteen know their spread better than four.  Batches of few requests have few in the tail, and
+        agree on it for want of them: see `_tail`.
         """
-        each, whole = [batch.keys(limits) for batch in self.batches], self.all
+        each, whole = [part.keys(limits) for batch in self.batches for part in _parts(batch)], self.all
         values = {key: [found[key] for found in each] for key in each[0] if all(key in found for found in each)}
         values |= {"throughput_tokens_per_s": list(self.tokens_per_s), "request_rate_per_s": list(self.requests_per_s)}
         return {key: max(relative_half_width(samples), _tail(whole, key)) for key, samples in values.items()}
+
+
+def _parts(batch: Latencies) -> list[Latencies]:
+    """Return a batch cut in neighbouring parts, as many as leave each enough requests."""
+    n = max(1, min(_PARTS, len(batch.ttft_s) // _PART))
+    if n == 1:
+        return [batch]
+    cut = [np.array_split(values, n) for values in (batch.ttft_s, batch.tpot_s, batch.e2e_s, batch.itl_s)]
+    whose = [[None] * n if values is None else np.array_split(values, n) for values in (batch.tenant, batch.itl_tenant)]
+    return [
+        Latencies(ttft_s=ttft, tpot_s=tpot, e2e_s=e2e, itl_s=itl, tenant=tenant, tenants=batch.tenants, itl_tenant=of_gaps)
+        for ttft, tpot, e2e, itl, tenant, of_gaps in zip(*cut, *whose, strict=True)
+    ]
 
 
 def _tail(seen: Latencies, key: str) -> float:
@@ -140,7 +155,7 @@ def _gaps(tracks: Tracks, rows: npt.NDArray[np.int64]) -> Floats:
 def relative_half_width(samples: list[float]) -> float:
     """Return half the 90 % interval of the mean over the batches, as a share of it."""
     mean = float(np.mean(samples))
-    return STUDENT * float(np.std(samples, ddof=1)) / math.sqrt(len(samples)) / mean if mean > 0 else 0.0
+    return STUDENT[len(samples)] * float(np.std(samples, ddof=1)) / math.sqrt(len(samples)) / mean if mean > 0 else 0.0
 
 
 def corrections(simulated: dict[str, float], analytic: dict[str, float], limits: SLO) -> dict[str, float]:

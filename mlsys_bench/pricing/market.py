@@ -10,10 +10,14 @@ import functools
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from mlsys_bench.errors import BadInput
 from mlsys_bench.pricing import catalogue
 from mlsys_bench.types import Offer
+
+if TYPE_CHECKING:
+    from mlsys_bench.pricing.packing import Fleet
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,7 +99,8 @@ class Market:
 class Shelf:
     """Where a plan buys: a market, the term it rents on, and how far a fleet may spread (see `packing.pack`).
 
-    `rented(devices of a replica, bytes of its weights, replicas needed)` adds the replicas to spare; None: there are none.
+    `rented(devices of a replica, bytes of its weights, replicas needed)` adds the replicas to spare; None: there are none.  `mix(device,
+    devices of a replica, its nodes, bytes of its weights, replicas needed)` orders them on several terms together.
     """
 
     market: Market
@@ -103,6 +108,7 @@ class Shelf:
     within: str = "region"
     rented: Callable[[int, float, int], int] | None = None
     zones: int = 1  # of one region, that replicas are spread over evenly
+    mix: Callable[[str, int, int, float, int], Fleet | None] | None = None
 
     def sells(self, device_id: str) -> bool:
         """Say whether a device has a price here, or is paid for already."""

@@ -79,8 +79,10 @@ class Fleet:
         return f"{self.offer.provider} {self.offer.instance}" if len(self.lots) == 1 else str(self)
 
     def __str__(self) -> str:
-        """Print it as on an order: '2 x aws p5.48xlarge + 1 x aws p5.4xlarge'."""
-        return " + ".join(f"{lot.instances} x {lot.offer.provider} {lot.offer.instance}" for lot in self.lots)
+        """Print it as on an order: '2 x aws p5.48xlarge + 1 x aws p5.4xlarge'; spot is named beside other terms."""
+        several = len({lot.offer.term for lot in self.lots}) > 1
+        named = [" spot" if several and lot.offer.term == "spot" else "" for lot in self.lots]
+        return " + ".join(f"{n.instances} x {n.offer.provider} {n.offer.instance}{term}" for n, term in zip(self.lots, named, strict=True))
 
 
 def pack(
@@ -107,6 +109,18 @@ def pack(
     if not fleets:
         raise Infeasible(too_few(usable, device_id, devices_per_replica, replicas, term, market))
     return min(fleets, key=lambda f: (f.new_usd_per_h, f.devices, f.instances, str(f)))
+
+
+def merged(fleets: Sequence[Fleet]) -> Fleet:
+    """Return what is rented for parts of one fleet, on different terms, as one order."""
+    return Fleet(
+        lots=tuple(lot for fleet in fleets for lot in fleet.lots),
+        replicas=sum(fleet.replicas for fleet in fleets),
+        devices_per_replica=fleets[0].devices_per_replica,
+        usd_per_h=_exact(fleet.usd_per_h for fleet in fleets),
+        new_usd_per_h=_exact(fleet.new_usd_per_h for fleet in fleets),
+        unused_usd_per_h=_exact(fleet.unused_usd_per_h for fleet in fleets),
+    )
 
 
 def spread(replicas: int, zones: int) -> tuple[int, ...]:

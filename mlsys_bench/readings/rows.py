@@ -191,11 +191,12 @@ def what(m: Measurement) -> str:
 
 
 def step_words(p: Mapping[str, Scalar]) -> str:
-    """Return the features of a step as people say them: 'decode 4 x 512 + prefill 256 after 0'."""
+    """Return the features of a step as people say them: 'decode 4 x 512 + prefill 256', 'prefill 256 after 512'."""
     d, kv, prefill, pairs, _ = (float(p.get(name) or 0) for name in FEATURES)
     parts = [f"decode {d:.0f} x {kv / d:.0f}"] if d else []
     if prefill:
-        parts.append(f"prefill {prefill:.0f} after {max(0.0, pairs / prefill - prefill / 2):.0f}")
+        after = round(max(0.0, pairs / prefill - prefill / 2))
+        parts.append(f"prefill {prefill:.0f}" + f" after {after}" * bool(after))
     return " + ".join(parts)
 
 

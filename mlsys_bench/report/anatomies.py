@@ -36,7 +36,7 @@ def _row(row: Row) -> tuple[Cell, ...]:
     rate = Cell(quantity(row.bytes_per_s, "B/s")[0]) if row.bytes_per_s else Cell(NONE, "muted")
     reads = Cell(percent(100 * row.of_read)) if row.of_read else Cell(NONE, "muted")
     name = Cell(row.operator, "strong", "" if row.is_measured else "between neighbours")
-    times = Cell(f"{row.count:,} x {time(row.each_s)}")
+    times = Cell(f"{row.count:,}x {time(row.each_s)}")  # all columns in 80
     return name, times, *_part(row.total_s, row.share), rate, reads, Cell(bar(row.share), "muted")
 
 

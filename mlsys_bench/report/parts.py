@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 from mlsys_bench import units
+from mlsys_bench.stage_fleets import NO_END_S
 from mlsys_bench.types import Provenance, Scalar
 
 Tone = Literal["", "good", "bad", "unsure", "muted", "strong"]
@@ -104,6 +105,8 @@ def time_span(interval: Interval | None, like: float | None = None) -> str:
     """Print an interval of durations in one unit: '45.0–60.2 ms'; nothing when there is none."""
     if interval is None:
         return ""
+    if interval[1] >= NO_END_S:
+        return f"{time(interval[0])} and more"
     length, unit = time_unit(max(interval) if like is None else like)
     return f"{digits(interval[0] / length)}–{digits(interval[1] / length)} {unit}"
 

@@ -13,6 +13,7 @@ from mlsys_bench.loadtests import LoadTests
 from mlsys_bench.productions import Production
 from mlsys_bench.record import Envelope, Record
 from mlsys_bench.report import drawing, productions, stacks
+from mlsys_bench.stage_fleets import NO_END_S
 from mlsys_bench.stages import StageGraph
 from mlsys_bench.types import Bench, Check, Demo, LatencyProfile, LoadTest, Plan, Requests, Verification
 from mlsys_bench.verdicts import GateCalibration, GateRun, Verdict
@@ -186,7 +187,8 @@ def _runs(requests: Requests, plan: Plan | None) -> Iterator[tuple[str, str, Fig
 
     where = "simulated" if "simulated" in {r.token_source for r in requests.requests} else "measured"
     beside = f"{where}; predicted: {plan.profile.provenance}" if plan else where
-    predicted, intervals = (plan.predicted, plan.intervals) if plan else ({}, {})
+    predicted = plan.predicted if plan else {}
+    intervals = {key: ends for key, ends in plan.intervals.items() if ends[1] < NO_END_S} if plan else {}
     yield "requests", "Latency of every request, counted from when it was due.", figures.timeline(requests, where)
     yield "requests", "Share of requests answered within a time.", figures.distribution(requests, predicted, intervals, beside)
     yield "requests", "Tokens per second, and requests that had been sent and not yet answered.", figures.load(requests, where)

@@ -34,12 +34,13 @@ def sections(record: Plan) -> Iterator[Section]:
 
 def _secured(plan: Plan, found: Secured) -> Section:
     tag = found.provenance.value
-    zones = " + ".join(map(str, found.zones))
+    zones = " + ".join(map(str, found.zones)) + (" on-demand" if found.spot else "")
     survives = "any one may go and the others hold the limits at peak" if found.survives_zone else "the loss of a zone is not survived"
     where = joined(f"{zones} replicas" if len(found.zones) > 1 else "all replicas in one; --zones spreads them", survives)
     facts = (
         Fact("Replicas", f"{found.replicas} = {found.needed} needed + {found.spare} to spare", _asked_by(found), tag),
         Fact("Zones", count(len(found.zones), "zone"), where, tag),
+        *([_reclaimed(found, tag)] if found.spot else []),
         Fact("Promised", share(found.objective), f"{digits((1 - found.objective) * 525_600)} min a year without enough", tag),
         Fact("Downtime", f"{digits(found.downtime_min_per_year)} min a year", f"{span(found.downtime_interval)} min", tag),
         Fact("One replica", share(found.replica_availability), _failures(found), tag),
@@ -55,6 +56,12 @@ def _secured(plan: Plan, found: Secured) -> Section:
         facts=facts,
         tables=() if table is None else (table,),
     )
+
+
+def _reclaimed(found: Secured, tag: str) -> Fact:
+    spot, steady = " + ".join(map(str, found.spot)), sum(found.zones)
+    alone = f"the {steady} on demand alone are enough {share(found.floor_availability)} of the time" if steady else "none is on demand"
+    return Fact("Spot", f"{sum(found.spot)} of {found.replicas} replicas", f"{spot} by zone, reclaimed together; {alone}", tag)
 
 
 def _asked_by(found: Secured) -> str:

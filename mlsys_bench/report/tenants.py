@@ -7,7 +7,7 @@ from dataclasses import replace
 from mlsys_bench import slo, units
 from mlsys_bench.report import latencies
 from mlsys_bench.report.parts import NONE, Cell, Column, Fact, Table, digits, mark, percent
-from mlsys_bench.tenancy import Division, TenantFleet, TenantPlan
+from mlsys_bench.tenancy import Division, Precedence, Tenancy, TenantFleet, TenantPlan
 from mlsys_bench.types import Limit, Plan, Tenant
 
 
@@ -16,18 +16,63 @@ def tables(plan: Plan) -> tuple[Table, ...]:
     if plan.tenancy is None:
         return ()
     found = [seen(plan)]
+    if plan.tenancy.precedence is not None and plan.tenancy.precedence.surges:
+        found.append(_surges(plan.tenancy.precedence))
     return (*found, _divisions(plan.tenancy.divisions)) if plan.tenancy.divisions else tuple(found)
 
 
 def facts(plan: Plan) -> tuple[Fact, ...]:
-    """Return in a line whether the tenants share a fleet, and what the other way would cost."""
-    if plan.tenancy is None or len(plan.tenancy.divisions) < 2:
+    """Return in a line whether the tenants share a fleet, what the other way would cost, and likewise of priorities."""
+    if plan.tenancy is None:
         return ()
-    first, other = plan.tenancy.divisions[0], plan.tenancy.divisions[1]
+    return (*_shared(plan, plan.tenancy), *_first(plan, plan.tenancy.precedence))
+
+
+def _shared(plan: Plan, tenancy: Tenancy) -> tuple[Fact, ...]:
+    if len(tenancy.divisions) < 2:
+        return ()
+    first, other = tenancy.divisions[0], tenancy.divisions[1]
     who = " | ".join(map(_who, first.fleets))
     what = f"{who} on one fleet" if len(first.fleets) == 1 else f"{who}, each on a fleet of its own"
     instead = " | ".join(map(_who, other.fleets)) or "the other way"
     return (Fact("Tenants", what, f"{instead}: {other.why}", plan.provenance.value),)
+
+
+def _first(plan: Plan, order: Precedence | None) -> tuple[Fact, ...]:
+    if order is None:
+        return ()
+    who = ", then ".join(" and ".join(names) for names in order.classes)
+    count = f" ({order.fifo_replicas} replicas for {order.replicas})" if order.fifo_replicas not in (None, order.replicas) else ""
+    return (Fact("Priorities", who, f"first come, first served: {order.why}{count}", plan.provenance.value),)
+
+
+def _surges(order: Precedence) -> Table:
+    """Return who keeps its limits when more comes than was planned for."""
+    columns = (
+        Column("traffic", right=True), Column("busy", right=True),
+        *(Column(name, right=True) for names in order.classes for name in names), Column("first come, first served", flexible=True),
+    )  # fmt: skip
+    rows = tuple(
+        (
+            Cell(f"{surge.times:g} x", "strong"),
+            Cell(percent(100 * surge.utilisation)),
+            *(_kept(surge.excess[name]) for names in order.classes for name in names),
+            Cell(_together(surge.fifo_excess), "muted"),
+        )
+        for surge in order.surges
+    )
+    note = "the planned fleet simulated with more traffic: the figure that is farthest from its limit, below 1 x all are kept"
+    return Table(title="When more comes: who keeps its limits", columns=columns, rows=rows, note=note)
+
+
+def _kept(excess: float | None) -> Cell:
+    return Cell("waits without end", "bad") if excess is None else Cell(f"{digits(excess)} x its limit", "good" if excess < 1 else "bad")
+
+
+def _together(excess: dict[str, float | None]) -> str:
+    if all(value is None for value in excess.values()):
+        return "all wait without end"
+    return "; ".join(f"{name} {_kept(value).text}" for name, value in excess.items())
 
 
 def value_of(limit: Limit, plan: Plan) -> float | None:
@@ -94,11 +139,13 @@ def _what(fleet: TenantFleet) -> str:
 
 
 def lengths(tenants: tuple[Tenant, ...]) -> Table | None:
-    """Return the tenants of a traffic, None where there are none."""
+    """Return the tenants of a traffic, None where there are none; their priorities where they differ."""
+    ranked = len({tenant.priority for tenant in tenants}) > 1
     rows = tuple(
         (
             Cell(tenant.name, "strong"),
             Cell(percent(100 * tenant.share)),
+            *([Cell(f"{tenant.priority}")] if ranked else []),
             *(
                 Cell(f"{law.mean:,.0f} tokens", "", f"{law.dist}{f', cv {law.cv:g}' if law.cv else ''}")
                 for law in (tenant.prompt_tokens, tenant.output_tokens)
@@ -106,5 +153,6 @@ def lengths(tenants: tuple[Tenant, ...]) -> Table | None:
         )
         for tenant in tenants
     )
-    columns = (Column("tenant"), Column("share", right=True), Column("prompt", right=True), Column("output", right=True))
+    titles = ("share", *(("priority",) if ranked else ()), "prompt", "output")
+    columns = (Column("tenant"), *(Column(title, right=True) for title in titles))
     return Table(title="Tenants", columns=columns, rows=rows) if rows else None

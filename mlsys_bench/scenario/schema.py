@@ -81,6 +81,7 @@ def _tenant() -> Schema:
     own, all_ = _traffic(), set(traffic.TENANT_KEYS)
     found = _object(traffic.TENANT_KEYS, all_, {
         "share": SHARE, "rate": own["rate"], "prompt": own["prompt"], "output": own["output"], "slo": {"$ref": "#/$defs/Promises"},
+        "priority": _quantity("count"),
     })  # fmt: skip
     return found | {"oneOf": [{"required": ["share"]}, {"required": ["rate"]}]}
 

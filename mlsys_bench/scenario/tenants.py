@@ -5,6 +5,7 @@
       batch: {share: 10%, prompt: 6000, output: 300, slo: {e2e_p95: 60s}}
 
 Lengths that a tenant leaves out are those of `traffic`, limits that it leaves out those of `slo`; naming one limit it names all of its own.
+Requests of `priority: 1` go before those of 2, and so on; 1 where it is left out.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import Any
 from mlsys_bench import slo, units, workload
 from mlsys_bench.errors import ScenarioError
 from mlsys_bench.scenario.traffic import NO_TOKENS, TENANT_KEYS, lengths
-from mlsys_bench.scenario.values import mapping, named, section
+from mlsys_bench.scenario.values import mapping, named, section, whole
 from mlsys_bench.types import SLO, Lengths, Tenant, Workload
 
 CLOSE = 1e-3  # how far rates of tenants may add up beside that of the traffic: people round
@@ -36,6 +37,7 @@ def tenants(value: object, traffic: Workload, limits: SLO, where: str) -> tuple[
             share=shares[name],
             prompt_tokens=_lengths(each, "prompt", traffic.prompt_tokens, where, name),
             output_tokens=_lengths(each, "output", traffic.output_tokens, where, name),
+            priority=whole(each["priority"], f"{here}.{name}.priority") if "priority" in each else 1,
         )
         for name, each in given.items()
     ]

@@ -11,7 +11,7 @@ from mlsys_bench.types import SLO, Lengths, Workload
 
 KEYS = ("rate", "arrivals", "prompt", "output", "source")
 LENGTH_KEYS = ("dist", "mean", "cv", "max")
-TENANT_KEYS = ("share", "rate", "prompt", "output", "slo")
+TENANT_KEYS = ("share", "rate", "prompt", "output", "slo", "priority")
 DISTS = ("constant", "lognormal", "uniform")
 NO_TOKENS = Lengths(mean=0)
 

@@ -88,7 +88,9 @@ class Handlers:
         call = parse(await _body(request), model=served.layout.model, context=served.context, tokenizer=served.tokenizer)
         self.metrics.received.inc()
         self._check_room()
-        generation = self.link.submit(call.prompt, max_tokens=call.max_tokens, choices=call.choices, ignore_eos=call.ignore_eos)
+        generation = self.link.submit(
+            call.prompt, max_tokens=call.max_tokens, choices=call.choices, ignore_eos=call.ignore_eos, priority=call.priority
+        )
         self.metrics.prompt_tokens.inc(len(call.prompt))
         name = f"{'chatcmpl' if call.is_chat else 'cmpl'}-{next(self._ids)}"
         made = Bodies(id=name, created=int(time.time()), model=served.layout.model, call=call, piece=served.tokenizer.piece)

@@ -93,8 +93,9 @@ class Core:
     def _add(self, command: wire.Add) -> None:
         try:
             engine_id = self._engine.add(
-                command.prompt, max_tokens=command.max_tokens, sampling=command.sampling, ignore_eos=command.ignore_eos
-            )
+                command.prompt, max_tokens=command.max_tokens, sampling=command.sampling, ignore_eos=command.ignore_eos,
+                priority=command.priority,
+            )  # fmt: skip
         except errors.BadInput as error:
             self._send(wire.Refused(id=command.id, message=str(error)))
             return
@@ -139,7 +140,7 @@ def build(options: serve_options.Options) -> Engine:
     engine = Engine(
         shape, precision=options.precision, device=options.device, limits=limits, seed=options.seed, threads=place.threads,
         checkpoint=schemes.checkpoint_of(options.model), backend=options.backend, kv=options.kv, deterministic=options.deterministic,
-        prefix_cache=options.prefix_cache, preempt=options.preempt, speculative=options.speculate,
+        prefix_cache=options.prefix_cache, preempt=options.preempt, speculative=options.speculate, ahead=True,
     )  # fmt: skip
     room = min(limits.max_context, limits.blocks * limits.block_tokens)
     prompt = max(min(limits.max_step_tokens, room - 2), 1)

@@ -103,7 +103,9 @@ class Link(asyncio.Protocol):
         """Sequences given to the engine and not finished: one for each choice of a request."""
         return len(self._requests)
 
-    def submit(self, prompt: tuple[int, ...], *, max_tokens: int, choices: Sequence[Sampling], ignore_eos: bool) -> Generation:
+    def submit(
+        self, prompt: tuple[int, ...], *, max_tokens: int, choices: Sequence[Sampling], ignore_eos: bool, priority: int = 0
+    ) -> Generation:
         """Give the engine a request, one sequence for each of its choices."""
         generation = Generation(tuple(next(self._ids) for _ in choices))
         if self.dead is not None:
@@ -111,7 +113,7 @@ class Link(asyncio.Protocol):
             return generation
         for choice, (request_id, sampling) in enumerate(zip(generation.ids, choices, strict=True)):
             self._requests[request_id] = (generation, choice)
-            self._send(wire.Add(request_id, prompt, max_tokens, sampling, ignore_eos))
+            self._send(wire.Add(request_id, prompt, max_tokens, sampling, ignore_eos, priority))
         return generation
 
     def embed(self, texts: tuple[tuple[int, ...], ...]) -> Generation:

@@ -3,7 +3,8 @@
 Every field is checked by type and range, and an error names it.  A field that asks for something this server does not do is refused
 unless it asks for nothing (`best_of: 1`, `tools: []`); a field nobody knows is refused as well, so that a slip of the pen is not silently
 ignored.  Some fields go beyond OpenAI, with the names vLLM gives them: `top_k`, `min_p`, `repetition_penalty`, `ignore_eos`,
-`include_stop_str_in_output`, `return_token_ids`, and in chats `add_generation_prompt` and `chat_template_kwargs`.
+`include_stop_str_in_output`, `return_token_ids`, `priority` (lower goes first, 0 where none is given), and in chats
+`add_generation_prompt` and `chat_template_kwargs`.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ _MAX_STOPS, _MAX_LOGPROBS, _MAX_CHOICES = 4, 20, 128
 # Fields that change nothing here, whatever they say.
 _IGNORED = {
     *("user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key", "parallel_tool_calls", "reasoning_effort"),
-    *("verbosity", "request_id", "priority", "skip_special_tokens", "spaces_between_special_tokens"),
+    *("verbosity", "request_id", "skip_special_tokens", "spaces_between_special_tokens"),
 }
 # Fields that ask for something this server does not do, and the values with which they do not ask for it (null always is one).
 _NEUTRAL: dict[str, tuple[Any, ...]] = {
@@ -52,6 +53,7 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
 Count = Annotated[int, Meta(ge=1)]
 Seed = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
 Penalty = Annotated[float, Meta(ge=-2, le=2)]
+Priority = Annotated[int, Meta(ge=-(2**31), le=2**31 - 1)]
 Bias = Annotated[float, Meta(ge=-100, le=100)]
 Choices = Annotated[int, Meta(ge=1, le=_MAX_CHOICES)]
 Top = Annotated[int, Meta(ge=0, le=_MAX_LOGPROBS)]
@@ -109,6 +111,7 @@ class Body(Asked, frozen=True, kw_only=True):
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     ignore_eos: bool | None = None
+    priority: Priority | None = None
     return_token_ids: bool | None = None
 
 
@@ -156,6 +159,7 @@ class Call:
     sampling: Sampling
     n: int
     ignore_eos: bool
+    priority: int
     include_stop: bool
     echo: str  # what goes before the answer: the prompt, or nothing
     stream: bool
@@ -320,6 +324,7 @@ def _call(body: Body, prompt: tuple[int, ...], max_tokens: int, context: int, to
         sampling=_sampling(body, tokenizer, logprobs),
         n=body.n or 1,
         ignore_eos=bool(body.ignore_eos),
+        priority=body.priority or 0,
         include_stop=bool(body.include_stop_str_in_output),
         echo="",
         stream=bool(body.stream),

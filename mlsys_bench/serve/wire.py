@@ -23,6 +23,7 @@ class Add(msgspec.Struct, frozen=True, array_like=True, tag="add"):
     max_tokens: int
     sampling: Sampling
     ignore_eos: bool = False
+    priority: int = 0
 
 
 class Cancel(msgspec.Struct, frozen=True, array_like=True, tag="cancel"):

@@ -185,7 +185,8 @@ class Coordinator:
             self._fail(attempt, "rejected", 400)
             return
         output = 1 if self.conditions.disaggregation else output
-        member.engine.offer(self._job(attempt, self.now_s), prompt, output, hashes=self.requests.hashes(attempt.request))
+        rank, hashes = self.requests.rank(attempt.request), self.requests.hashes(attempt.request)
+        member.engine.offer(self._job(attempt, self.now_s), prompt, output, hashes=hashes, rank=rank)
         attempt.member = member
         self._watch(member)
         if self.conditions.timeout_s is not None:
@@ -245,7 +246,9 @@ class Coordinator:
         attempt.handed_s = self.now_s
         member = self._route(self.pools[DECODE], attempt)
         prompt, output = self.requests.prompt_tokens[attempt.request], self.requests.output_tokens[attempt.request]
-        member.engine.offer(self._job(attempt, self.now_s), prompt, output, cached_tokens=prompt, known_tokens=1)
+        member.engine.offer(
+            self._job(attempt, self.now_s), prompt, output, cached_tokens=prompt, known_tokens=1, rank=self.requests.rank(attempt.request)
+        )
         attempt.member = member
         self._watch(member)
 

@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mlsys_bench import jit, latency
-from mlsys_bench.batching import Limits, Policy, StepFeatures, check_limits, check_policy, misfit
+from mlsys_bench.batching import Limits, Policy, StepFeatures, check_limits, check_policy, check_ranks, misfit
 from mlsys_bench.batching.arrays import (
     ASKED_TOKENS,
     FATE,
@@ -31,6 +31,7 @@ from mlsys_bench.batching.arrays import (
     LUCK,
     PREEMPTIONS,
     PROMPT,
+    RANK,
     TOKEN_AT,
     Arrays,
     fresh,
@@ -305,6 +306,7 @@ class _Fleet:
     ) -> None:
         check_limits(limits)
         check_policy(policy)
+        check_ranks(policy, schedule.rank is not None)
         self.limits, self.replicas, self.lists, self.keep = limits, replicas, lists, keep
         n = len(arrived_s)
         hashed = schedule.prefix_offsets is not None and policy.prefix_cache
@@ -319,6 +321,7 @@ class _Fleet:
         rows[HASH_AT], rows[HASH_END] = hash_at, hash_end
         rows[FATE] = self._refused(policy, prompts, outputs)
         rows[TOKEN_AT] = self.offsets[:-1]
+        rows[RANK] = 0 if schedule.rank is None else schedule.rank
         books = np.zeros((kernel.BOOKS, n))
         books[kernel.ARRIVED], books[kernel.STARTED] = arrived_s, -1.0
         for r, a in enumerate(made):

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mlsys_bench import jit
-from mlsys_bench.batching import Limits, Policy, check_limits, check_policy, misfit
+from mlsys_bench.batching import Limits, Policy, check_limits, check_policy, check_ranks, misfit
 from mlsys_bench.batching.arrays import (
     ASKED_TOKENS,
     BLOCKS,
@@ -25,6 +25,7 @@ from mlsys_bench.batching.arrays import (
     PREFIX_TOKENS,
     PROMPT,
     QUEUED,
+    RANK,
     TOKEN_AT,
     fresh,
 )
@@ -143,8 +144,9 @@ class Replica:
         return int(self._s.a.counts[ASKED_TOKENS])
 
     def offer(
-        self, job: Job, prompt_tokens: int, output_tokens: int, *, hashes: Sequence[int] = (), cached_tokens: int = 0, known_tokens: int = 0
-    ) -> None:
+        self, job: Job, prompt_tokens: int, output_tokens: int, *, hashes: Sequence[int] = (), cached_tokens: int = 0,
+        known_tokens: int = 0, rank: int = 0,
+    ) -> None:  # fmt: skip
         """Take in a request at `job.arrived_s`, to which `advance` has brought this replica.  It joins the next step.
 
         `hashes` are of its prefix blocks.  One that was begun elsewhere brings `known_tokens` of its answer and `cached_tokens` of KV.
@@ -152,11 +154,12 @@ class Replica:
         refused = misfit(self.limits, self.policy, prompt_tokens, output_tokens)
         if refused:
             raise BadInput(refused)
+        check_ranks(self.policy, rank > 0)
         s, row = self._s, len(self._all)
         for values in (*s.a.rows, *s.books):
             values.append(0)
         s.books[kernel.STARTED][row] = -1.0
-        s.a.rows[TOKEN_AT][row] = len(s.token_s)
+        s.a.rows[TOKEN_AT][row], s.a.rows[RANK][row] = len(s.token_s), rank
         s.token_s.extend([0.0] * output_tokens)
         self._bring(row, hashes, prompt_tokens, output_tokens)
         kernel.offer(s, row, job.arrived_s, prompt_tokens, output_tokens, cached_tokens)

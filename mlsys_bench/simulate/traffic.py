@@ -22,6 +22,10 @@ class Requests(NamedTuple):
     tenant: list[str | None]
     schedule: Schedule
 
+    def rank(self, request: int) -> int:
+        """Return how many classes go before the request's own."""
+        return 0 if self.schedule.rank is None else int(self.schedule.rank[request])
+
     def hashes(self, request: int) -> tuple[int, ...]:
         """Return the hashes of a prompt's blocks."""
         offsets, hashes = self.schedule.prefix_offsets, self.schedule.prefix_hashes

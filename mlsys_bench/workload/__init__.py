@@ -15,7 +15,7 @@ from mlsys_bench.workload.laws import (
 from mlsys_bench.workload.moments import mean_tokens, scv
 from mlsys_bench.workload.schedule import Schedule, merged, rate_per_s, scaled_to_rate, sliced, sped_up, spread, starts_s, take
 from mlsys_bench.workload.sessions import Sessions, sessions
-from mlsys_bench.workload.tenants import only, with_tenants
+from mlsys_bench.workload.tenants import first_come, only, ranks, with_tenants
 from mlsys_bench.workload.trace import Trace, from_trace, resolution_s
 
 __all__ = [
@@ -31,6 +31,7 @@ __all__ = [
     "checked_lengths",
     "checked_rate",
     "draw_lengths",
+    "first_come",
     "from_trace",
     "in_words",
     "mean_tokens",
@@ -38,6 +39,7 @@ __all__ = [
     "only",
     "parse_arrivals",
     "parse_lengths",
+    "ranks",
     "rate_per_s",
     "resampled",
     "resolution_s",

@@ -9,10 +9,11 @@ from pathlib import Path
 import numpy as np
 
 from mlsys_bench.errors import BadInput
-from mlsys_bench.types import Lengths, Workload
+from mlsys_bench.types import Lengths, Tenant, Workload
 from mlsys_bench.workload.arrivals import ArrivalLaw, level_steps, parse_arrivals
 from mlsys_bench.workload.laws import cap, checked_rate, lognormal, parts_of, uniform
-from mlsys_bench.workload.schedule import Floats, Ints, Schedule, nominal_s
+from mlsys_bench.workload.schedule import Floats, Ints, Labels, Schedule, nominal_s
+from mlsys_bench.workload.tenants import ranks
 
 Seed = int | np.random.SeedSequence
 
@@ -70,9 +71,14 @@ def _of_tenants(
         own = replace(workload, prompt_tokens=tenant.prompt_tokens, output_tokens=tenant.output_tokens)
         rows = np.flatnonzero(label == i)
         prompt[rows], output[rows] = _lengths(own, len(rows), np.random.default_rng(one), np.random.default_rng(other))
-    return Schedule(
-        scheduled_s=times, prompt_tokens=prompt, output_tokens=output, tenant=label, tenants=tuple(tenant.name for tenant in tenants)
-    )
+    return _labelled(Schedule(scheduled_s=times, prompt_tokens=prompt, output_tokens=output), tenants, label)
+
+
+def _labelled(plan: Schedule, tenants: tuple[Tenant, ...], label: Labels) -> Schedule:
+    """Return the requests as those of their tenants, ranked where these have priorities."""
+    order = ranks(tenants)
+    rank = None if order is None else np.array(order, dtype=np.int32)[label]
+    return replace(plan, tenant=label, tenants=tuple(tenant.name for tenant in tenants), rank=rank)
 
 
 def resampled(plan: Schedule, workload: Workload, *, n: int | None = None, duration_s: float | None = None, seed: int = 0) -> Schedule:
@@ -114,8 +120,7 @@ def _typical_of_tenants(workload: Workload, times_s: Floats, rng: np.random.Gene
         own = replace(workload, prompt_tokens=tenant.prompt_tokens, output_tokens=tenant.output_tokens)
         scores = (shuffle.permutation(_strata(m, rng)) for _ in range(2))
         prompt[label == i], output[label == i] = _by_normals(own, *scores)
-    names = tuple(tenant.name for tenant in tenants)
-    return Schedule(scheduled_s=times_s, prompt_tokens=prompt, output_tokens=output, tenant=label, tenants=names)
+    return _labelled(Schedule(scheduled_s=times_s, prompt_tokens=prompt, output_tokens=output), tenants, label)
 
 
 def _strata(n: int, rng: np.random.Generator) -> Floats:

@@ -24,9 +24,9 @@ class Schedule:
 
     What a request shares: the blocks of `prefix_block_tokens` tokens of its prompt, of which the last may be part-filled, have the hashes
     `prefix_hashes[prefix_offsets[r]:prefix_offsets[r + 1]]`; a hash covers its block and all before it, so equal hashes mean equal
-    beginnings.  Whose it is: `tenants[tenant[r]]`.  Sessions: a row with `turn` > 0 follows the row of the same `session` and the turn
-    before, which stands above it.  Where `gap_s` is given such a row is sent `gap_s` after that answer is complete and its `scheduled_s`
-    is nan; where it is None all times are kept as they are.
+    beginnings.  Whose it is: `tenants[tenant[r]]`; who has a lower `rank` goes first.  Without one it is first come, first served.
+    Sessions: a row with `turn` > 0 follows the row of the same `session` and the turn before, which stands above it.  Where `gap_s` is
+    given such a row is sent `gap_s` after that answer is complete and its `scheduled_s` is nan; where it is None all times are kept.
     """
 
     scheduled_s: Floats
@@ -37,6 +37,7 @@ class Schedule:
     prefix_block_tokens: int = 0
     tenant: Labels | None = None
     tenants: tuple[str, ...] = ()
+    rank: Labels | None = None
     session: Labels | None = None
     turn: Labels | None = None
     gap_s: Floats | None = None
@@ -46,7 +47,7 @@ class Schedule:
         return len(self.scheduled_s)
 
 
-_PER_REQUEST = ("scheduled_s", "prompt_tokens", "output_tokens", "tenant", "session", "turn", "gap_s")
+_PER_REQUEST = ("scheduled_s", "prompt_tokens", "output_tokens", "tenant", "rank", "session", "turn", "gap_s")
 
 
 def take(plan: Schedule, rows: npt.ArrayLike) -> Schedule:

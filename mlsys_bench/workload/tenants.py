@@ -26,6 +26,17 @@ def with_tenants(traffic: Workload, tenants: Sequence[Tenant]) -> Workload:
     )
 
 
+def ranks(tenants: Sequence[Tenant]) -> tuple[int, ...] | None:
+    """Return by tenant how many priorities go before its own; None where all have the same, and nobody goes first."""
+    classes = sorted({tenant.priority for tenant in tenants})
+    return tuple(classes.index(tenant.priority) for tenant in tenants) if len(classes) > 1 else None
+
+
+def first_come(traffic: Workload) -> Workload:
+    """Return the traffic without priorities: first come, first served."""
+    return dataclasses.replace(traffic, tenants=tuple(dataclasses.replace(tenant, priority=1) for tenant in traffic.tenants))
+
+
 def only(traffic: Workload, names: Sequence[str]) -> Workload:
     """Return the traffic of some of the tenants alone; one that is left alone is the whole traffic, and no tenant any more."""
     kept = [tenant for tenant in traffic.tenants if tenant.name in names]

@@ -84,7 +84,7 @@ def test_scenarios_are_listed_and_shown(mlsys: Cli) -> None:
     listed = mlsys("scenario", "list")
     assert (listed.returncode, listed.stderr) == (0, "")
     assert [line.split()[0] for line in listed.stdout.splitlines()] == [
-        "chat-and-batch", "chat-fleet", "demo", "embed-service", "llm-cascade", "llm-chat", "rag-support-bot", "recsys-feed",
+        "chat-and-batch", "chat-first", "chat-fleet", "demo", "embed-service", "llm-cascade", "llm-chat", "rag-support-bot", "recsys-feed",
     ]  # fmt: skip
     shown = printed(mlsys("scenario", "show", "llm-chat", "--json"), Scenario)
     assert isinstance(shown, Scenario)

@@ -49,10 +49,24 @@ def rope_write(
     )  # fmt: skip
 
 
+def table_width(blocks: int) -> int:
+    """Return how wide a block table is made: a multiple of 16, for which all kernels are the same."""
+    return 16 * tri.cdiv(max(blocks, 1), 16)
+
+
+def padded(table: Int32) -> Int32:
+    """Return a block table in such a width."""
+    return np.pad(table, ((0, 0), (0, table_width(table.shape[1]) - table.shape[1])))
+
+
 def splits_of(sequences: int, kv_heads: int, longest: int, device: torch.device) -> int:
-    """Return among how many programs a head's keys are divided: so many that each multiprocessor has two, while each has a tile."""
+    """Return among how many programs a head's keys are divided: so many that each multiprocessor has about two, while each has a tile.
+
+    A power of two, as every other number would be a kernel of its own, compiled in the middle of serving.
+    """
     wanted = tri.cdiv(2 * linears.multiprocessors(device), sequences * kv_heads)
-    return max(1, min(wanted, tri.cdiv(longest, TILE), MOST_SPLITS))
+    most = max(1, min(wanted, tri.cdiv(longest, TILE), MOST_SPLITS))
+    return 1 << (most.bit_length() - 1)
 
 
 def decode(
@@ -72,8 +86,13 @@ def decode(
         qkv, a.width, cache.data[layer], cache.layer_scale(layer), cache.block_stride, cache.scale_stride, table, table.shape[1], lengths,
         out, space, peaks, sums, arrived, math.log2(math.e) / math.sqrt(a.head_dim), window,
         HEADS=a.heads, KV_HEADS=a.kv_heads, D=a.head_dim, DP=dp, R=per, BLOCK_TOKENS=cache.block_tokens, BT=TILE, SPLITS=splits,
-        num_warps=4, num_stages=3,
+        num_warps=4, num_stages=_stages(dp, qkv.dtype),
     )  # fmt: skip
+
+
+def _stages(dp: int, dtype: torch.dtype) -> int:
+    """Return how many tiles of keys and values are on their way at a time: three, where shared memory (227 KiB of an H200) holds them."""
+    return 3 if 2 * TILE * dp * dtype.itemsize * 3 <= 128 * 1024 else 2
 
 
 def tiles_of(first: Int32, positions: Int32, since: int = 0) -> Int32:
@@ -88,9 +107,10 @@ def tiles_of(first: Int32, positions: Int32, since: int = 0) -> Int32:
 
 def prefill(a: Heads, qkv: Tensor, table: Tensor, tiles: Tensor, cache: GpuKV, layer: int, out: Tensor, *, window: int = 0) -> None:
     """Write what the queries of tiles see, causally, to their rows of out [T, heads head_dim].  qkv: [T, width]; tiles: of `tiles_of`."""
+    dp = max(16, tri.power_of_2(a.head_dim))
     kernels_attention.paged_prefill[(len(tiles), a.heads)](
         qkv, a.width, cache.data[layer], cache.layer_scale(layer), cache.block_stride, cache.scale_stride, table, table.shape[1], tiles,
         out, math.log2(math.e) / math.sqrt(a.head_dim), window,
-        HEADS=a.heads, KV_HEADS=a.kv_heads, D=a.head_dim, DP=max(16, tri.power_of_2(a.head_dim)), BQ=QUERIES,
-        BLOCK_TOKENS=cache.block_tokens, BT=TILE, num_warps=4, num_stages=3,
+        HEADS=a.heads, KV_HEADS=a.kv_heads, D=a.head_dim, DP=dp, BQ=QUERIES, BLOCK_TOKENS=cache.block_tokens,
+        BT=TILE, num_warps=4, num_stages=_stages(dp, qkv.dtype),
     )  # fmt: skip

@@ -15,12 +15,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mlsys_bench.engine.flight import Picks
 from mlsys_bench.engine.gpu import attention, linears, small, tri
 from mlsys_bench.engine.gpu.kv import GpuKV
 from mlsys_bench.engine.runner import Int32, Step
 
 if TYPE_CHECKING:
-    from mlsys_bench.engine.gpu.model import GpuModel, Picks
+    from mlsys_bench.engine.gpu.model import GpuModel
 
 Attend = Callable[[int, Tensor, Tensor], None]
 COLUMNS = ("tokens", "feed", "positions", "slots", "lengths", "places", "temperature")  # of int32 size, one value per row
@@ -42,16 +43,36 @@ class Handle:
         return taken
 
 
+def handle_of(tokens: Tensor) -> Handle:
+    """Have tokens [rows] int32 copied back, after all that was started before."""
+    if tokens.device.type != "cuda":
+        return Handle(tokens.clone(), None)
+    chosen = torch.empty(len(tokens), dtype=torch.int32, pin_memory=True)
+    chosen.copy_(tokens, non_blocking=True)
+    return Handle(chosen, _mark(tokens.device))
+
+
+def _mark(device: torch.device) -> torch.cuda.Event:
+    """Return an event of this moment in the device's work."""
+    done = torch.cuda.Event()  # type: ignore[no-untyped-call]
+    done.record(torch.cuda.current_stream(device))
+    return done
+
+
 class Inputs:
-    """The inputs of a bucket as one piece of int32 memory: seeds (two words each), the columns, the block table."""
+    """The inputs of a bucket as one piece of int32 memory: seeds (two words each), the columns, the block table.
+
+    All of them begin at multiples of 16 bytes: Triton compiles a kernel anew for pointers that do not.
+    """
 
     def __init__(self, rows: int, width: int, device: torch.device, *, pinned: bool = False) -> None:
         """Allocate."""
-        self.all = torch.zeros(rows * (2 + len(COLUMNS) + width), dtype=torch.int32, device=device, pin_memory=pinned)
+        room = 4 * tri.cdiv(rows, 4)
+        self.all = torch.zeros(room * (2 + len(COLUMNS)) + rows * width, dtype=torch.int32, device=device, pin_memory=pinned)
         self.seeds = self.all[: 2 * rows].view(torch.int64)
-        self.column = {name: self.all[(2 + i) * rows : (3 + i) * rows] for i, name in enumerate(COLUMNS)}
+        self.column = {name: self.all[(2 + i) * room :][:rows] for i, name in enumerate(COLUMNS)}
         self.temperature = self.column["temperature"].view(torch.float32)
-        self.table = self.all[(2 + len(COLUMNS)) * rows :].view(rows, width)
+        self.table = self.all[(2 + len(COLUMNS)) * room :].view(rows, width)
 
     def fill(self, step: Step, how: Picks, feed: Int32 | None) -> None:
         """Write a step; host memory only."""
@@ -71,7 +92,7 @@ class Bucket:
 
     def __init__(self, model: GpuModel, cache: GpuKV, rows: int) -> None:
         """Allocate its inputs; `capture` makes the graph."""
-        width = tri.cdiv(model.max_context, cache.block_tokens)
+        width = attention.table_width(tri.cdiv(model.max_context, cache.block_tokens))
         self.model, self.cache, self.rows = model, cache, rows
         self.inputs = Inputs(rows, width, model.device)
         self.inputs.column["slots"].fill_(-1)
@@ -158,11 +179,7 @@ class Graphs:
         bucket.inputs.all.copy_(host.all, non_blocking=True)
         bucket.run()
         chosen.copy_(self.model.last[: bucket.rows], non_blocking=True)
-        done = None
-        if self.model.device.type == "cuda":
-            done = torch.cuda.Event()  # type: ignore[no-untyped-call]
-            done.record(torch.cuda.current_stream(self.model.device))
-        self.done[self.turn] = done
+        done = self.done[self.turn] = _mark(self.model.device) if self.model.device.type == "cuda" else None
         return Handle(chosen[:rows], done)
 
     def logits(self, rows: int) -> Tensor:

@@ -99,10 +99,22 @@ def rope_write(
 
 
 @jit
+def gumbel(bits):
+    """Return -log(-log(1 - v)) of 32 random bits, v = (bits + 1/2) / 2^32: Gumbel noise.
+
+    Its large values come of small v, which fp32 resolves; of u = 1 - v near 1 it does not, and one token in 2^24 would win whatever its
+    logit, in nearly one of a hundred draws from a vocabulary of 128,000.
+    """
+    v = (bits.to(tl.float32) + 0.5) * 2.3283064365386963e-10
+    e = tl.where(v < 0.001, v + v * v * 0.5 + v * v * v * 0.3333333333333333, -tl.log(tl.maximum(1.0 - v, 2.9802322387695312e-08)))
+    return -tl.log(e)
+
+
+@jit
 def best_of_part(logits, allowed, temperature, seeds, places, values, indices, V, stride, PARTS: tl.constexpr, BV: tl.constexpr):
     """Find the best token of one part of a row.  Grid: (rows, PARTS).
 
-    Above temperature 0 every logit / temperature gets Gumbel noise -log(-log u), u by Philox from the row's seed, its place in the answer
+    Above temperature 0 every logit / temperature gets Gumbel noise, its bits by Philox from the row's seed, its place in the answer
     and the token: the largest is then a draw from the softmax (Gumbel, 1954).
     """
     row, part = tl.program_id(0), tl.program_id(1)
@@ -119,8 +131,7 @@ def best_of_part(logits, allowed, temperature, seeds, places, values, indices, V
         x = tl.load(logits + row.to(tl.int64) * stride + v, mask=ok, other=float("-inf")).to(tl.float32)
         if heat > 0.0:
             bits, _, _, _ = tl.philox(seed, v, v * 0 + place, v * 0, v * 0)
-            u = ((bits >> 8).to(tl.float32) + 0.5) * 5.9604644775390625e-08
-            x = x / heat - tl.log(-tl.log(u))
+            x = x / heat + gumbel(bits.to(tl.uint32, bitcast=True))
         token = tl.where(x > best, v, token)
         best = tl.maximum(x, best)
     top = tl.max(best, axis=0)
@@ -129,10 +140,14 @@ def best_of_part(logits, allowed, temperature, seeds, places, values, indices, V
 
 
 @jit
-def best_of_row(values, indices, tokens, PARTS: tl.constexpr):
-    """Find the best of a row's parts; of equals the first token.  Grid: (rows,)."""
+def best_of_row(values, indices, tokens, V, PARTS: tl.constexpr):
+    """Find the best of a row's parts; of equals the first token.  Grid: (rows,).
+
+    Of logits that are all NaN nothing is best; the token is then the last one, for the next step reads a row of the table at it.
+    """
     row = tl.program_id(0)
     part = tl.arange(0, PARTS)
     best = tl.load(values + row * PARTS + part)
     token = tl.load(indices + row * PARTS + part)
-    tl.store(tokens + row, tl.min(tl.where(best == tl.max(best, axis=0), token, 2147483647), axis=0))
+    first = tl.min(tl.where(best == tl.max(best, axis=0), token, 2147483647), axis=0)
+    tl.store(tokens + row, tl.minimum(first, V - 1))

@@ -1,14 +1,12 @@
 """The decoder on one GPU: six kernels a layer in decode, whole decode steps replayed as CUDA graphs, tokens chosen on the device.
 
-`forward` gives logits, as every backend does.  `launch` starts a decode step and returns at once: its tokens may feed the next launch
-before anyone has read them, so that the host plans step k + 1 while the device computes step k.
+`forward` gives logits, as every backend does.  `launch` starts a step and returns at once: its tokens may feed the next launch before
+anyone has read them, so that the host plans step k + 1 while the device computes step k.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +14,7 @@ import torch
 from torch import Tensor
 
 from mlsys_bench.engine import formats
+from mlsys_bench.engine.flight import Picks, greedy
 from mlsys_bench.engine.gpu import attention, graphs, small, tri
 from mlsys_bench.engine.gpu.attention import Heads
 from mlsys_bench.engine.gpu.kv import GpuKV
@@ -23,7 +22,6 @@ from mlsys_bench.engine.gpu.linears import GpuLinear, Norm, Plain
 from mlsys_bench.engine.kv import Blocks
 from mlsys_bench.engine.quant import Linear
 from mlsys_bench.engine.runner import Int32, Step
-from mlsys_bench.engine.sampling import Sampling
 from mlsys_bench.engine.spec import Decoder
 from mlsys_bench.engine.weights import Layer, Weights
 
@@ -41,33 +39,6 @@ class GpuLayer:
     qkv_bias: Tensor | None
     gains: tuple[Tensor, Tensor] | None  # of q and k norms
     window: int
-
-
-class Picks(NamedTuple):
-    """How the tokens of a decode step are chosen, row by row; all zeros is greedy."""
-
-    temperature: npt.NDArray[np.float32]
-    seeds: npt.NDArray[np.int64]
-    places: Int32  # of the token in its answer
-
-
-def greedy(rows: int) -> Picks:
-    """Return picks of the likeliest tokens."""
-    return Picks(np.zeros(rows, dtype=np.float32), np.zeros(rows, dtype=np.int64), np.zeros(rows, dtype=np.int32))
-
-
-def picks(samplings: Sequence[Sampling], seeds: Sequence[int], places: Sequence[int]) -> Picks:
-    """Return picks of requests for which `is_simple` holds."""
-    return Picks(
-        np.array([s.temperature for s in samplings], dtype=np.float32),
-        np.array(seeds, dtype=np.uint64).astype(np.int64),
-        np.array(places, dtype=np.int32),
-    )
-
-
-def is_simple(s: Sampling) -> bool:
-    """Whether a request's tokens can be chosen on the device: the likeliest, or by temperature alone, from the model's own logits."""
-    return s.logprobs is None and not s.changes_logits and (s.top_p, s.top_k, s.min_p) == (1.0, 0, 0.0)
 
 
 def misfit(d: Decoder, device: torch.device) -> str | None:
@@ -118,18 +89,42 @@ class GpuModel:
 
     @torch.inference_mode()
     def launch(self, step: Step, cache: GpuKV, how: Picks | None = None, feed: Int32 | None = None) -> graphs.Handle:
-        """Start a decode step, every row of which computes and samples one token, and return what will hold its tokens.
+        """Start a step and return what will hold the tokens it chooses, see `flight.Launches`.
 
-        feed: by row, the row of the launch before whose token it continues with, -1 where `step.tokens` has it.  Logits stay in
-        `graphs.logits`.  At most two launches may be unread.
+        Decode steps are replayed, and their logits stay in `graphs.logits` until the next step.
         """
-        assert _is_decode(step), "only steps of single tokens are launched"
-        return self.graphs.start(step, cache, how or greedy(len(step.tokens)), feed)
+        if _is_decode(step) and len(step.tokens) <= len(self.last):
+            return self.graphs.start(step, cache, how or greedy(len(step.tokens)), feed)
+        rows = len(step.sampled)
+        logits = self._mixed(step, cache, feed)
+        if rows:
+            self._choose(logits, how or greedy(rows), self.last[:rows])
+        return graphs.handle_of(self.last[:rows])
 
-    def _mixed(self, step: Step, cache: GpuKV) -> Tensor:
+    @torch.inference_mode()
+    def warm_up(self, cache: GpuKV) -> None:
+        """Capture all decode steps and compile what chunks need, of every number of rows that has kernels of its own.  Writes no cache."""
+        self.graphs.warm_up(cache)
+        for rows in (1, 2, 3, 16, 17, 33, 65):
+            for singles in (0, 1) if rows <= self.max_context else ():
+                self.launch(nobody(rows, singles, tri.cdiv(self.max_context, cache.block_tokens)), cache).tokens()
+
+    @torch.inference_mode()
+    def choose(self, logits: Tensor, how: Picks) -> list[int]:
+        """Return the tokens that a launch would choose from these logits [S, vocab]."""
+        tokens = torch.empty(len(logits), dtype=torch.int32, device=self.device)
+        self._choose(logits, how, tokens)
+        return tokens.tolist()
+
+    def _choose(self, logits: Tensor, how: Picks, tokens: Tensor) -> None:
+        temperature, seeds, places = (torch.from_numpy(np.ascontiguousarray(v)).to(self.device) for v in how)
+        small.choose(logits, temperature, seeds, places, tokens, allowed=self.allowed)
+
+    def _mixed(self, step: Step, cache: GpuKV, feed: Int32 | None = None) -> Tensor:
         """Compute chunks of prompts, and single tokens beside them."""
-        x = self.weights.embedding[self._ints(step.tokens)].float()
-        positions, slots, table = self._ints(step.positions), self._ints(step.slots), self._ints(step.block_table)
+        fed = np.full(len(step.tokens), -1, dtype=np.int32) if feed is None else feed
+        x = small.embed(self._ints(step.tokens), self._ints(fed), self.last, self.weights.embedding)
+        positions, slots, table = self._ints(step.positions), self._ints(step.slots), self._ints(attention.padded(step.block_table))
         singles = int(np.count_nonzero(np.diff(step.first) == 1))
         tiles = self._ints(attention.tiles_of(step.first, step.positions, singles))
         lengths = positions[:singles] + 1
@@ -170,6 +165,18 @@ class GpuModel:
 
     def _ints(self, values: npt.NDArray[np.int32]) -> Tensor:
         return torch.from_numpy(np.ascontiguousarray(values)).to(self.device, non_blocking=True)
+
+
+def nobody(rows: int, singles: int, width: int) -> Step:
+    """Return a step that writes nothing (its slots are -1) and reads block 0: a chunk, which samples, after sequences of one token."""
+    chunk = np.arange(rows, dtype=np.int32)
+    positions = np.concatenate([np.zeros(singles, dtype=np.int32), chunk])
+    first = np.array([*range(singles + 1), singles + rows], dtype=np.int32)
+    return Step(
+        tokens=np.zeros_like(positions), positions=positions, slots=np.full_like(positions, -1),
+        sequence_of=np.concatenate([np.arange(singles, dtype=np.int32), np.full_like(chunk, singles)]), first=first,
+        block_table=np.zeros((singles + 1, width), dtype=np.int32), sampled=first[-1:] - 1,
+    )  # fmt: skip
 
 
 def _is_decode(step: Step) -> bool:

@@ -63,4 +63,4 @@ def choose(logits: Tensor, temperature: Tensor, seeds: Tensor, places: Tensor, t
     kernels.best_of_part[(rows, parts)](
         logits, allowed, temperature, seeds, places, values, indices, vocabulary, logits.stride(0), PARTS=parts, BV=1024
     )
-    kernels.best_of_row[(rows,)](values, indices, tokens, PARTS=parts, num_warps=1)
+    kernels.best_of_row[(rows,)](values, indices, tokens, vocabulary, PARTS=parts, num_warps=1)

@@ -90,7 +90,7 @@ def _is_whole(n: int, k: int, padded: int) -> bool:
     return n % PANEL == 0 and k == padded
 
 
-def _room(size: int, *, is_filled: bool = False) -> Tensor:
+def room(size: int, *, is_filled: bool = False) -> Tensor:
     """Return bytes at a cache line, on large pages where the system has them; zeroed unless all of them will be written."""
     raw = aligned(size, LARGE_PAGE if size >= LARGE_PAGE else CACHE_LINE)  # what is never touched beside it takes no memory
     library.need().advise_large_pages(raw.data_ptr(), size)
@@ -102,7 +102,7 @@ def _dense(struct: LinearStruct, logical: Dense) -> list[Tensor]:
     form, size = (BF16, 2) if weight.dtype == torch.bfloat16 else (F32, 4)
     n, k = weight.shape
     padded = _shape(struct, form, n, k)
-    packed = _room(_panels(n) * PANEL * padded * size, is_filled=_is_whole(n, k, padded))
+    packed = room(_panels(n) * PANEL * padded * size, is_filled=_is_whole(n, k, padded))
     library.need().pack_rows(weight.data_ptr(), n, k, size, padded, packed.data_ptr())
     struct.weight = packed.data_ptr()
     return [packed]
@@ -112,8 +112,8 @@ def _rows8(struct: LinearStruct, logical: Rows8) -> list[Tensor]:
     weight = logical.weight.contiguous()
     n, k = weight.shape
     padded = _shape(struct, I8, n, k)
-    packed = _room(_panels(n) * PANEL * padded, is_filled=_is_whole(n, k, padded))
-    scale, start = (_room(_panels(n) * PANEL * 4) for _ in range(2))
+    packed = room(_panels(n) * PANEL * padded, is_filled=_is_whole(n, k, padded))
+    scale, start = (room(_panels(n) * PANEL * 4) for _ in range(2))
     scale.view(torch.float32)[:n] = logical.scale
     library.need().pack_rows(weight.data_ptr(), n, k, 1, padded, packed.data_ptr())
     library.need().pack_starts(weight.data_ptr(), n, k, start.data_ptr())
@@ -126,15 +126,15 @@ def _groups4(struct: LinearStruct, logical: Groups4) -> list[Tensor]:
     n, k = len(weight), 2 * weight.shape[1]
     groups, padded = -(-k // group), _shape(struct, I4, n, k, group)
     panels, padded_groups = _panels(n), padded // group
-    packed = _room(panels * PANEL * padded // 2, is_filled=_is_whole(n, k, padded))
-    scale = _room(panels * PANEL * 2 * padded_groups)
+    packed = room(panels * PANEL * padded // 2, is_filled=_is_whole(n, k, padded))
+    scale = room(panels * PANEL * 2 * padded_groups)
     c = library.need()
     c.pack_nibbles(weight.data_ptr(), n, k, padded, packed.data_ptr())
     c.pack_groups(logical.scale.contiguous().data_ptr(), n, groups, 2, padded_groups, scale.data_ptr())
     struct.weight, struct.scale = packed.data_ptr(), scale.data_ptr()
     if logical.zero is None:
         return [packed, scale]
-    zero = _room(panels * PANEL * padded_groups)
+    zero = room(panels * PANEL * padded_groups)
     c.pack_groups(logical.zero.contiguous().data_ptr(), n, groups, 1, padded_groups, zero.data_ptr())
     struct.zero = zero.data_ptr()
     return [packed, scale, zero]

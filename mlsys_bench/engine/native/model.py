@@ -14,7 +14,7 @@ from torch import Tensor
 from mlsys_bench.engine.kv import Blocks
 from mlsys_bench.engine.native import library
 from mlsys_bench.engine.native.library import BF16, F32, LinearStruct
-from mlsys_bench.engine.native.linears import NativeLinear, aligned
+from mlsys_bench.engine.native.linears import NativeLinear, aligned, room
 from mlsys_bench.engine.rope import Rope
 from mlsys_bench.engine.runner import Step
 from mlsys_bench.engine.spec import Decoder
@@ -83,6 +83,8 @@ def misfit(d: Decoder, weights: Weights | None = None) -> str | None:
         return "it has experts"
     if d.local_rope is not None and d.local_rope.dim != d.rope.dim:
         return "its two ropes turn different shares of a head"
+    if d.shape.head_dim % 2:
+        return "its heads have an odd number of dimensions"
     linears = [] if weights is None else [weights.head, *(linear for layer in weights.layers for linear in layer.linears())]
     if not all(isinstance(linear, NativeLinear) for linear in linears):
         return "some of its matrices are stored in an order or in parts of their own"
@@ -107,6 +109,7 @@ class NativeModel:
         self._struct = self._decoder(layers)
         self._workspace, self._room_tokens = aligned(0), 0
         self._linears_ns = 0
+        self._of: Blocks | None = None  # the cache that the struct is of
 
     @property
     def linears_s(self) -> float:
@@ -117,13 +120,15 @@ class NativeModel:
         """Compute a step, write its K and V to the cache, and return the fp32 logits [sampled, vocab]."""
         total = max(len(step.tokens), len(step.sampled))
         if total > self._room_tokens:
-            self._workspace, self._room_tokens = aligned(self._c.step_workspace_bytes(self._struct, total, self.threads)), total
+            self._workspace, self._room_tokens = (
+                room(self._c.step_workspace_bytes(self._struct, total, self.threads), is_filled=True),
+                total,
+            )
         logits = torch.empty(len(step.sampled), self.shape.vocab)
-        arrays = [np.ascontiguousarray(a, dtype=np.int32) for a in (*step[:3], step.first, step.block_table, step.sampled)]
-        work = StepStruct(
-            len(step.tokens), len(step.first) - 1, len(step.sampled), step.block_table.shape[1], *(_address(a) for a in arrays)
-        )
-        self._linears_ns += self._c.step_run(self._struct, _cache(cache), work, self.threads, self._workspace.data_ptr(), logits.data_ptr())
+        work, _held = _work(step)
+        if self._of is not cache:
+            self._of, self._cache = cache, _cache(cache)
+        self._linears_ns += self._c.step_run(self._struct, self._cache, work, self.threads, self._workspace.data_ptr(), logits.data_ptr())
         cap = self.decoder.logit_softcap
         return logits.div_(cap).tanh_().mul_(cap) if cap else logits
 
@@ -198,5 +203,12 @@ def _cache(cache: Blocks) -> CacheStruct:
     )
 
 
-def _address(array: npt.NDArray[np.int32]) -> int:
-    return int(array.ctypes.data)
+def _work(step: Step) -> tuple[StepStruct, npt.NDArray[np.int32]]:
+    """Return what C reads of a step, and the memory it lies in: one array, as an address takes longer to ask for than to add to."""
+    parts = (step.tokens, step.positions, step.slots, step.first, step.block_table.reshape(-1), step.sampled)
+    held = np.concatenate(parts, dtype=np.int32)
+    at, addresses = held.ctypes.data, []
+    for part in parts:
+        addresses.append(at)
+        at += held.itemsize * part.size
+    return StepStruct(len(step.tokens), len(step.first) - 1, len(step.sampled), step.block_table.shape[1], *addresses), held

@@ -24,6 +24,7 @@ class Ask:
     messages: tuple[Mapping[str, Any], ...] = ()  # a conversation so far; empty: `text` is all there is
     images: tuple[str, ...] = ()  # data URLs
     row: Mapping[str, Any] = field(default_factory=dict)  # of a data set, for templates
+    priority: int | None = None  # lower goes first, as vLLM has it; None: nothing is said of it
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

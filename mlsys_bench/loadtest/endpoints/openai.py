@@ -33,7 +33,7 @@ class Completions:
 
     def body(self, ask: Ask) -> bytes:
         """Return the body of a request."""
-        return b'%b,"max_tokens":%d,"prompt":%b}' % (self._open_end, ask.output_tokens, _encode(ask.text))
+        return b'%b%b,"max_tokens":%d,"prompt":%b}' % (self._open_end, _priority(ask), ask.output_tokens, _encode(ask.text))
 
     def read(self, response: Response) -> Answer:
         """Return the tokens of a stream, or those of a whole answer at its one moment."""
@@ -47,7 +47,8 @@ class Chat(Completions):
 
     def body(self, ask: Ask) -> bytes:
         """Return the body of a request."""
-        return b'%b,"%b":%d,"messages":%b}' % (self._open_end, self._limit, ask.output_tokens, _messages(ask, "text", _image_url))
+        messages = _messages(ask, "text", _image_url)
+        return b'%b%b,"%b":%d,"messages":%b}' % (self._open_end, _priority(ask), self._limit, ask.output_tokens, messages)
 
 
 class Responses:
@@ -148,6 +149,10 @@ def _greedy(spec: Spec) -> dict[str, Any]:
 
 
 # ---------------------------------------------------------------- words out
+
+
+def _priority(ask: Ask) -> bytes:
+    return b"" if ask.priority is None else b',"priority":%d' % ask.priority
 
 
 def _messages(ask: Ask, text_type: str, image: Any) -> bytes:

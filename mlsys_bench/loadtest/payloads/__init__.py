@@ -7,6 +7,7 @@ reads it back.  `Order` says who waits for whose answer; without sessions nobody
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -37,6 +38,7 @@ class Spec:
     blocks: list[int] = field(default_factory=list)
     tenants: list[str] = field(default_factory=list)
     tenant: list[int] = field(default_factory=list)  # of `tenants`
+    rank: list[int] = field(default_factory=list)  # who goes first where tenants have priorities: what a request says as its own
     session: list[int] = field(default_factory=list)
     arrivals: int = 0  # 0: all of them
     after: list[int] = field(default_factory=list)
@@ -63,7 +65,19 @@ def make(spec: Spec) -> Source:
 
     given = loaded(spec)
     source: Source = records.Records(given) if given.records else talks.Talks(given) if given.after else synthetic.Synthetic(given)
-    return WithImages(given, source) if given.images_each else source
+    source = WithImages(given, source) if given.images_each else source
+    return Ranked(given, source) if given.rank else source
+
+
+class Ranked:
+    """Another source's requests, each with the priority of its tenant."""
+
+    def __init__(self, spec: Spec, source: Source) -> None:
+        self._source, self._rank = source, spec.rank
+
+    def ask(self, index: int, said: Sequence[str] = ()) -> Ask:
+        """Return what request `index` asks."""
+        return dataclasses.replace(self._source.ask(index, said), priority=self._rank[index % len(self._rank)])
 
 
 class Order:

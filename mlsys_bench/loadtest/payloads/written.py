@@ -41,6 +41,7 @@ def spec(
         blocks=blocks.tolist(),
         tenants=list(plan.tenants) if plan.tenant is not None else [],
         tenant=plan.tenant.tolist() if plan.tenant is not None else [],
+        rank=plan.rank.tolist() if plan.rank is not None else [],
         session=plan.session.tolist() if plan.session is not None else [],
         arrivals=int((~waits).sum()),
         after=after.tolist() if waits.any() else [],

@@ -31,6 +31,7 @@ STUDENT = 2.0150484  # its 95 % point at BATCHES - 1 degrees of freedom
 VISITS = 50_000  # in one simulation, about; the last one has `LONG` times as many
 LONG = 3
 _LEAST, _MOST = 4000, 15_000  # requests of one simulation
+LEAST_OF_TRACE = 200  # requests
 _ROUNDS, _TRIMS, _STEPS = 8, 10, 300
 _WARM, _LAST = 0.12, 0.02  # of the requests, not counted at the beginning and the end
 _IDLE = 20  # times the fewest replicas: as good as nobody waits
@@ -45,6 +46,7 @@ class Problem:
     seed: int = 0
     flow: dict[str, Flow] = field(default_factory=dict)
     purse: Purse = field(default_factory=Purse)
+    due_s: Floats | None = None  # when the requests of a trace come; None: by the law of the traffic
 
     @property
     def rate_per_s(self) -> float:
@@ -91,9 +93,12 @@ class Problem:
             return None
 
 
-def problem(graph: StageGraph, works: Mapping[str, Work], seed: int = 0, purse: Purse | None = None) -> Problem:
+def problem(
+    graph: StageGraph, works: Mapping[str, Work], seed: int = 0, purse: Purse | None = None, due_s: Floats | None = None
+) -> Problem:  # fmt: skip
     """Return the problem of a graph."""
-    return Problem(graph=graph, works=dict(works), seed=seed, flow=flows(graph.stages, graph.entry), purse=purse or Purse(cost=graph.cost))
+    flow = flows(graph.stages, graph.entry)
+    return Problem(graph=graph, works=dict(works), seed=seed, flow=flow, purse=purse or Purse(cost=graph.cost), due_s=due_s)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -258,13 +263,26 @@ def simulate(asked: Problem, replicas: Mapping[str, int], long: int = 1) -> Tria
     """Return one run of the whole graph.  The same replicas and seed give the same run."""
     per_request = sum(flow.calls for flow in asked.flow.values())
     n = long * int(min(max(VISITS / max(per_request, 1e-9), _LEAST), _MOST))
-    stations = {name: work.station(replicas[name], asked.calls_per_s(name)) for name, work in asked.works.items()}
-    due_s = workload.arrival_times(asked.rate_per_s, asked.graph.workload.arrivals, n=n, seed=asked.seed)
+    due_s, busier, first, last = _arrivals(asked, n)
+    stations = {name: work.station(replicas[name], busier * asked.calls_per_s(name)) for name, work in asked.works.items()}
     played = simulation.play(asked.graph, stations, due_s, asked.seed)
-    first, last = int(n * _WARM), n - int(n * _LAST)
     batches = [_latencies(played, rows) for rows in np.array_split(np.arange(first, last), BATCHES)]
     stages = {name: use.sojourn_s[(use.requests >= first) & (use.requests < last)] for name, use in played.stages.items()}
     return Trial(batches=tuple(batches), stages=stages, played=played)
+
+
+def _arrivals(asked: Problem, n: int) -> tuple[Floats, float, int, int]:
+    """Return when requests come, how many times as fast as the law says, and which of them count.
+
+    Of a trace they are its busiest stretch of n requests, all of them where there are fewer, and all count.
+    """
+    if asked.due_s is None:
+        due_s = workload.arrival_times(asked.rate_per_s, asked.graph.workload.arrivals, n=n, seed=asked.seed)
+        return due_s, 1.0, int(n * _WARM), n - int(n * _LAST)
+    n = min(n, len(asked.due_s))
+    first = int(np.argmin(asked.due_s[n - 1 :] - asked.due_s[: len(asked.due_s) - n + 1]))
+    due_s = asked.due_s[first : first + n] - asked.due_s[first]
+    return due_s, (n - 1) / max(float(due_s[-1]), 1e-9) / asked.rate_per_s, 0, n
 
 
 def _latencies(played: simulation.Played, rows: np.ndarray) -> Latencies:
@@ -286,9 +304,27 @@ def _repaired(asked: Problem, start: Replicas, corrections: dict[Key, float], *,
             return now, corrections, count
         more = greedy(asked, now, corrections)
         if more is None:
-            raise Infeasible(_missed(asked, {name: n * _IDLE for name, n in now.items()}, corrections))
+            more = _grown(asked, now, trial, corrections)
         now = more if more != now else {name: n + 1 for name, n in now.items()}
     raise Infeasible(f"no fleet keeps {slo.show(asked.graph.slo)} in {_ROUNDS} simulations; loosen the limit nearest to breaking")
+
+
+def _grown(asked: Problem, now: Replicas, trial: Trial, corrections: Mapping[Key, float]) -> Replicas:
+    """Return half as many replicas more where requests wait longest, for theory to be scaled anew.
+
+    Theory that is scaled to bursts exaggerates what is left when nobody waits: only a simulation without waits tells that no fleet helps.
+    """
+    plenty = {name: n * _IDLE for name, n in now.items()}
+    idle = simulate(asked, plenty)
+    if max(excesses(asked, idle.all, idle.stages).values(), default=0.0) >= 1:
+        raise Infeasible(_missed(asked, plenty, corrections))
+    waited = {
+        name: float(trial.stages[name].mean() - idle.stages[name].mean())
+        for name in now
+        if len(trial.stages[name]) and len(idle.stages[name])
+    }
+    name = max(waited, key=lambda stage: waited[stage] * asked.flow[stage].visits)
+    return {**now, name: now[name] + max(1, now[name] // 2)}
 
 
 def _trimmed(asked: Problem, start: Replicas, least: Replicas, corrections: Mapping[Key, float]) -> tuple[Replicas, int]:

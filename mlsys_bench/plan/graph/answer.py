@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator, Mapping
+from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -16,7 +17,7 @@ from mlsys_bench.plan.graph.allocation import Allocation, Problem, Replicas, all
 from mlsys_bench.plan.graph.estimate import FAILED_S
 from mlsys_bench.plan.graph.purse import Paid, Purse, StagePrice
 from mlsys_bench.plan.graph.spread import Spread
-from mlsys_bench.plan.graph.work import FULL, Served, Work, Writer, profile_of, served, writer
+from mlsys_bench.plan.graph.work import FULL, Floats, Served, Work, Writer, profile_of, served, writer
 from mlsys_bench.pricing import Market, published
 from mlsys_bench.scenario import flows
 from mlsys_bench.stage_fleets import StageEngine, StageFleet, StagesSecured
@@ -34,7 +35,8 @@ class GraphRequest:
     """A stage graph to plan, with the profiles that were measured of its stages, by name, and where its replicas are rented.
 
     An availability among the limits adds replicas to spare, spread over `zones`; with `survive_zone` any one of them may go.  `around`
-    asks for replicas hour by hour, `growth` for the month in which the first stage is full.
+    asks for replicas hour by hour, `growth` for the month in which the first stage is full.  With `due_s` the requests of a trace come at
+    these times, and `graph` holds the law that stands for it.
     """
 
     graph: StageGraph
@@ -46,6 +48,7 @@ class GraphRequest:
     survive_zone: bool = False
     around: bool = False
     growth: Growth | None = None
+    due_s: Floats | None = None
 
     @property
     def purse(self) -> Purse:
@@ -53,21 +56,31 @@ class GraphRequest:
         return Purse(market=self.market or published(), term=self.term, cost=self.graph.cost, zones=self.zones)
 
 
-def plan_graph(request: GraphRequest) -> Plan:
-    """Return the cheapest replicas of all stages that keep every limit.  Raises BadInput, and Infeasible saying which limit and why."""
+def plan_graph(request: GraphRequest, executor: Executor | None = None) -> Plan:
+    """Return the cheapest replicas of all stages that keep every limit; an executor takes the draws of the intervals.
+
+    Raises BadInput, and Infeasible saying which limit and why.
+    """
     _check(request)
     peak = workload.at_peak(request.graph.workload)
     graph = dataclasses.replace(request.graph, workload=peak)
-    asked = allocation.problem(graph, works(dataclasses.replace(request, graph=graph)), request.seed, request.purse)
+    asked = allocation.problem(graph, works(dataclasses.replace(request, graph=graph)), request.seed, request.purse, request.due_s)
     made = allocate(asked)
     secured = _secured(request, asked, made.replicas)
-    return _surrounded(request, asked, made, _assemble(request, asked, made, secured))
+    return _surrounded(request, asked, made, _assemble(request, asked, made, secured, executor))
 
 
 def _check(request: GraphRequest) -> None:
     """Raise BadInput for terms and zones that make no sense."""
     if request.term not in pricing.TERMS:
         raise BadInput(f"unknown term {request.term!r}{did_you_mean(request.term, pricing.TERMS)}")
+    if request.due_s is not None and (request.around or request.growth):
+        raise BadInput(
+            "a trace is served as it came: hours and months are planned for a law of traffic; leave --autoscale and --growth out"
+        )
+    if request.due_s is not None and len(request.due_s) < allocation.LEAST_OF_TRACE:
+        few = f"{len(request.due_s)} requests"
+        raise BadInput(f"--trace: {few} tell no percentile of a graph; give one of {allocation.LEAST_OF_TRACE} at least")
     promised = any(limit.metric == "availability" for limit in request.graph.slo)
     if not promised and (request.zones != 1 or request.survive_zone):
         raise BadInput("zones are planned for an availability; say which, e.g. --availability 99.9%")
@@ -90,7 +103,7 @@ def _secured(request: GraphRequest, asked: Problem, needed: Replicas) -> StagesS
 
 def _surrounded(request: GraphRequest, asked: Problem, made: Allocation, plan: Plan) -> Plan:
     """Return the plan with hours and months, where they are asked for."""
-    day = workload.at_peak(request.graph.workload) is not request.graph.workload
+    day = request.due_s is None and workload.at_peak(request.graph.workload) is not request.graph.workload
     if not (request.around or request.growth or day):
         return plan
     from mlsys_bench.plan.graph import times
@@ -141,7 +154,9 @@ def needed_alone(graph: StageGraph, stage: Stage, calls: float) -> SLO:
 # ---------------------------------------------------------------- the record
 
 
-def _assemble(request: GraphRequest, asked: Problem, made: Allocation, secured: StagesSecured | None) -> Plan:
+def _assemble(
+    request: GraphRequest, asked: Problem, made: Allocation, secured: StagesSecured | None, executor: Executor | None = None
+) -> Plan:  # fmt: skip
     graph = asked.graph
     fleet = {s.stage: s.replicas for s in secured.stages} if secured else made.replicas
     whole = made if fleet == made.replicas else _all_up(asked, made, fleet)
@@ -149,7 +164,7 @@ def _assemble(request: GraphRequest, asked: Problem, made: Allocation, secured: 
     stages = tuple(_stage(asked, whole, made, name, paid.stages[name]) for name in asked.works)
     writers = [work for work in asked.works.values() if isinstance(work, Writer)]
     predicted, analytic = _seen(whole.trial.all.keys(graph.slo), writers), whole.estimate.whole.keys(graph.slo)
-    spreads = spread.of(asked, made, whole, predicted, _renting(secured))
+    spreads = spread.of(asked, made, whole, predicted, _renting(secured), executor)
     items = tuple(item for name in asked.works for item in _items(asked.works[name], fleet[name], paid.stages[name]))
     busiest = max(stages, key=lambda s: s.utilisation)
     gpus = {item.gpu for item in items if item.gpu != "vcpu"}
@@ -181,7 +196,7 @@ def _assemble(request: GraphRequest, asked: Problem, made: Allocation, secured: 
         capacity_per_replica_per_s=bottleneck.capacity_per_s(1),
         max_batch=writers[0].alone.max_batch if writers else 1,
         kv_tokens_per_replica=writers[0].alone.kv_tokens_per_replica if writers else 0,
-        assumptions=(*words.assumptions(request.graph, asked, paid), *(secured.assumptions if secured else ())),
+        assumptions=(*words.assumptions(request.graph, asked, paid, whole.trial), *(secured.assumptions if secured else ())),
         prices=paid.offers,
         notes=tuple(words.notes(asked, whole, paid, spreads)),
         max_step_tokens=writers[0].alone.max_step_tokens if writers else None,

@@ -17,12 +17,13 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Mapping
+from concurrent.futures import Executor
 from dataclasses import dataclass
 from statistics import NormalDist
 
 import numpy as np
 
-from mlsys_bench import pricing, stats
+from mlsys_bench import pricing, stats, workers
 from mlsys_bench.latency import service as service_profiles
 from mlsys_bench.plan import sizing
 from mlsys_bench.plan.analytic import Replica
@@ -31,6 +32,8 @@ from mlsys_bench.plan.graph.allocation import STUDENT, Allocation, Problem, Repl
 from mlsys_bench.plan.graph.estimate import FAILED_S
 from mlsys_bench.plan.graph.work import FULL, Served, Work, Writer, served
 from mlsys_bench.plan.latencies import Latencies, key_of
+from mlsys_bench.stage_fleets import NO_END_S
+from mlsys_bench.stages import Stage
 
 DRAWS = 32
 ASSUMED = 2.0
@@ -54,8 +57,13 @@ class Spread:
     infeasible: int  # draws in which no number of replicas keeps the limits
 
 
-def of(asked: Problem, made: Allocation, whole: Allocation, predicted: Mapping[str, float], rented: Rented) -> Spread:
-    """Return the intervals of a plan: `made` holds the limits, `whole` is what is rented, and `rented` adds the replicas to spare."""
+def of(
+    asked: Problem, made: Allocation, whole: Allocation, predicted: Mapping[str, float], rented: Rented, executor: Executor | None = None
+) -> Spread:  # fmt: skip
+    """Return the intervals of a plan: `made` holds the limits, `whole` is what is rented, and `rented` adds the replicas to spare.
+
+    An executor takes the draws; the result is the same.
+    """
     central, drawn = small(asked), draws(asked)
     ratios, unanswered = _ratios(central, drawn, whole.replicas)
     analytic = whole.estimate.whole.keys(asked.graph.slo)
@@ -65,10 +73,11 @@ def of(asked: Problem, made: Allocation, whole: Allocation, predicted: Mapping[s
         for key, value in predicted.items()
         if key in simulated
     }
-    fleets = [allocation.greedy(draw, allocation.fewest(draw), made.corrections) for draw in drawn]
+    fleets = workers.each(_fleet, drawn, shared=made.corrections, executor=executor)
     known = [rented(fleet) for fleet in fleets if fleet is not None]
     ends = [whole.replicas, *map(rented, _ends(asked, made, simulated, predicted))]
     full = {name: [draw.utilisation(name, n) >= FULL for draw in drawn] for name, n in whole.replicas.items()}
+    found |= {key: (found[key][0], NO_END_S) for key in found if _has_no_end(key, asked, full)}
     return Spread(
         intervals=found | _totals(asked, known, ends),
         replicas={name: _between([f[name] for f in known], [f[name] for f in ends]) for name in whole.replicas},
@@ -79,7 +88,29 @@ def of(asked: Problem, made: Allocation, whole: Allocation, predicted: Mapping[s
     )
 
 
+def _has_no_end(key: str, asked: Problem, full: Mapping[str, list[bool]]) -> bool:
+    """Say whether a latency grows without end in more than 5 % of the draws: a stage is overloaded that enough requests wait for.
+
+    Queue limits and timeouts end a wait; what they refuse is counted among those without an answer.
+    """
+    stat = key.split("_")[1] if key.endswith("_s") and key.count("_") == 2 else ""
+    if not stat.startswith("p"):
+        return False
+    late = 1 - float(stat[1:]) / 100  # only some requests come by a stage: it decides the percentiles that they reach
+    waited = [name for name in full if _waits(asked.works[name].stage) and min(asked.flow[name].calls, 1.0) > late]
+    endless = sum(map(any, zip(*(full[name] for name in waited), strict=True))) if waited else 0
+    return endless > (1 - TAILS[1]) * len(next(iter(full.values())))
+
+
+def _waits(stage: Stage) -> bool:
+    return not stage.is_async and stage.queue is None and stage.timeout_s is None
+
+
 # ---------------------------------------------------------------- draws
+
+
+def _fleet(corrections: dict[allocation.Key, float], draw: Problem) -> Replicas | None:
+    return allocation.greedy(draw, allocation.fewest(draw), corrections)
 
 
 def draws(asked: Problem, count: int = DRAWS) -> list[Problem]:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from mlsys_bench import slo, units
-from mlsys_bench.plan.graph.allocation import Allocation, Key, Problem
+from mlsys_bench.plan.graph.allocation import Allocation, Key, Problem, Trial
 from mlsys_bench.plan.graph.purse import Paid
 from mlsys_bench.plan.graph.spread import DRAWS, Spread, spread_of
-from mlsys_bench.plan.graph.work import FULL, Served, Writer
+from mlsys_bench.plan.graph.work import Served, Writer
 from mlsys_bench.stages import StageGraph
 from mlsys_bench.types import Provenance
 
@@ -35,11 +35,15 @@ def binding(made: Allocation, asked: Problem, busiest: str) -> str:
     return f"{100 * asked.graph.headroom:g} % headroom over the load of {more}"
 
 
-def assumptions(given: StageGraph, asked: Problem, paid: Paid) -> Iterator[str]:
+def assumptions(given: StageGraph, asked: Problem, paid: Paid, trial: Trial) -> Iterator[str]:
     """Yield what the plan takes for granted."""
     if asked.graph.workload is not given.workload:
         peak, mean = asked.graph.workload.rate_per_s, given.workload.rate_per_s
         yield f"sized for the busiest time of day or stage: {peak:.4g}/s where the mean is {mean:.4g}/s"
+    if asked.due_s is not None:
+        counted, n = len(trial.played.due_s), len(asked.due_s)
+        what = "all of them" if counted == n else f"its busiest stretch of {counted:,}"
+        yield f"the trace's {n:,} requests come at their own times, {what} through the graph; a language model meets the law fitted to them"
     yield "the replicas of a stage share one queue: a balancer that sends each request where there is room; at random they wait longer"
     if any(isinstance(work, Writer) for work in asked.works.values()):
         yield "a language model is simulated token by token at its share of the traffic; in the graph its visits are drawn from that run"
@@ -77,7 +81,8 @@ def notes(asked: Problem, made: Allocation, paid: Paid, spread: Spread) -> Itera
         listed = ", ".join(f"{name} in {count}" for name, count in sorted(spread.overloaded.items(), key=lambda item: -item[1]))
         yield (
             f"in {spread.overloads} of {DRAWS} draws of the stage times the replicas planned are overloaded ({listed}): latencies then "
-            f"grow without end, and upper ends are those at {FULL:.0%} load; measured times (--from STAGE=FILE) or more --headroom help"
+            "grow without end, so 'and more' stands for an upper end that nobody knows; measured times (--from STAGE=FILE) or more "
+            "--headroom give one"
         )
     lost = [share for share in spread.unanswered if share > made.trial.failed + _NOTABLE]
     if lost:

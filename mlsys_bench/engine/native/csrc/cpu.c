@@ -56,7 +56,7 @@ static int32_t ask(void) { return PORTABLE; }
 static int has_pairs(void) { return 0; }
 #endif
 
-static _Atomic int32_t best = -1, used = -1;
+static _Atomic int32_t best = -1, used = -1, pairs = 0;
 
 int32_t cpu_best(void) {
     if (atomic_load(&best) < 0) atomic_store(&best, ask());
@@ -76,9 +76,12 @@ int32_t cpu_vector(void) {
 #endif
 }
 
+int32_t cpu_has_pairs(void) { return cpu_level() >= AVX512_BF16 && atomic_load_explicit(&pairs, memory_order_relaxed); }
+
 int32_t cpu_use(int32_t level) {
     int32_t now = level < cpu_best() ? level : cpu_best();
-    if (now == AVX512_BF16 && !has_pairs()) now = AVX512; /* a machine may have tiles and hide the rest */
+    atomic_store(&pairs, has_pairs()); /* kept: asking takes microseconds on a virtual machine */
+    if (now == AVX512_BF16 && !pairs) now = AVX512; /* a machine may have tiles and hide the rest */
     atomic_store(&used, now);
     return now;
 }

@@ -15,6 +15,9 @@ int32_t cpu_level(void);
 /* That level without tiles and pairs of bf16: of the vector registers. */
 int32_t cpu_vector(void);
 
+/* Whether the level in use multiplies pairs of bf16 in vector registers. */
+int32_t cpu_has_pairs(void);
+
 /* Use no level above this one; returns the level then in use. */
 int32_t cpu_use(int32_t level);
 

@@ -5,24 +5,18 @@ int64_t kv_block_bytes(int32_t format, int32_t block_tokens, int32_t kv_heads, i
     return kv_heads * head_bytes(format, block_tokens, head_dim);
 }
 
-/* to[i * stride] = x[i] in steps of the scale that makes the largest 127; stride 1 or more. */
+/* x in steps of the scale that makes the largest 127, pairs of them `stride` apart; 2 is one after the other. */
 static void write_int8(int8_t *to, int32_t stride, const float *x, int32_t n, float *scale) {
+    const float size = largest_size_in(x, n), by = size > 0 ? 127 / size : 0;
     int32_t i = 0;
-    floats sizes = each(0);
-    for (; i + LANES <= n; i += LANES)
-        sizes = larger(sizes, size_of(load(x + i))); /* the second, where one is no number */
-    float size = largest_of(sizes), by;
-    for (; i < n; i++)
-        size = size > fabsf(x[i]) ? size : fabsf(x[i]);
     *scale = size / 127;
-    by = size > 0 ? 127 / size : 0;
-    for (i = 0; i + LANES <= n; i += LANES) {
+    for (; i + LANES <= n; i += LANES) {
         const ints rounded = (ints)(load(x + i) * by + 12582912.0f) - 0x4b400000;
         for (int j = 0; j < LANES; j++)
-            to[(int64_t)(i + j) * stride] = (int8_t)rounded[j];
+            to[(int64_t)(i + j) / 2 * stride + j % 2] = (int8_t)rounded[j];
     }
     for (; i < n; i++)
-        to[(int64_t)i * stride] = (int8_t)lrintf(x[i] * by);
+        to[(int64_t)i / 2 * stride + i % 2] = (int8_t)lrintf(x[i] * by);
 }
 
 static void write_head(const cache_t *c, uint8_t *head, int32_t at, const float *k, const float *v) {
@@ -32,14 +26,17 @@ static void write_head(const cache_t *c, uint8_t *head, int32_t at, const float 
         for (int32_t i = 0; i < d; i++)
             keys[i * bt + at] = k[i], values[i] = v[i];
     } else if (c->format == KV_BF16) {
-        uint16_t *keys = (uint16_t *)head, *values = keys + d * bt + at * d;
+        uint32_t *keys = (uint32_t *)head;
+        uint16_t *values = (uint16_t *)head + d * bt + at * d;
+        for (int32_t i = 0; i < d / 2; i++)
+            keys[i * bt + at] = float_to_bf16(k[2 * i]) | (uint32_t)float_to_bf16(k[2 * i + 1]) << 16;
         for (int32_t i = 0; i < d; i++)
-            keys[i * bt + at] = float_to_bf16(k[i]), values[i] = float_to_bf16(v[i]);
+            values[i] = float_to_bf16(v[i]);
     } else {
         int8_t *keys = (int8_t *)head;
         float *scale = scales_of(c, head);
-        write_int8(keys + at, bt, k, d, scale + at);
-        write_int8(keys + d * bt + at * d, 1, v, d, scale + bt + at);
+        write_int8(keys + 2 * at, 2 * bt, k, d, scale + at);
+        write_int8(keys + d * bt + at * d, 2, v, d, scale + bt + at);
     }
 }
 

@@ -1,8 +1,9 @@
 /* The paged cache of keys and values.
  *
- * A block holds the tokens of block_tokens positions in a row, head by head: of each head first the keys, [head_dim][block_tokens], so that
- * one vector holds the same dimension of neighbouring keys and no sum of a score runs across lanes; then the values,
- * [block_tokens][head_dim]; then, INT8 only, a float scale of each key and of each value, [2][block_tokens].
+ * A block holds the tokens of block_tokens positions in a row, head by head: of each head first the keys, [head_dim][block_tokens], BF16
+ * and INT8 as pairs of dimensions, [head_dim / 2][block_tokens][2], so that one vector holds the same dimensions of neighbouring keys and no
+ * sum of a score runs across lanes; then the values, [block_tokens][head_dim]; then, INT8 only, a float scale of each key and of each
+ * value, [2][block_tokens].  head_dim is even, but for F32.
  */
 #ifndef MLSYS_KV_H
 #define MLSYS_KV_H
@@ -43,12 +44,6 @@ INLINE floats load_as(int32_t format, const uint8_t *base, int64_t i) {
     if (format == KV_BF16)
         return from_bf16(*(const halves_at *)((const uint16_t *)base + i));
     return from_int8(*(const bytes_at *)((const int8_t *)base + i));
-}
-
-INLINE float load_one(int32_t format, const uint8_t *base, int64_t i) {
-    if (format == KV_F32)
-        return ((const float *)base)[i];
-    return format == KV_BF16 ? bf16_to_float(((const uint16_t *)base)[i]) : (float)((const int8_t *)base)[i];
 }
 
 #endif

@@ -23,9 +23,11 @@ typedef int32_t ints __attribute__((vector_size(64)));
 typedef uint32_t words __attribute__((vector_size(64)));
 typedef uint16_t halves __attribute__((vector_size(32)));
 typedef int8_t bytes __attribute__((vector_size(16)));
+typedef int16_t shorts __attribute__((vector_size(32)));
 typedef float floats_at __attribute__((vector_size(64), aligned(4), may_alias));
 typedef uint16_t halves_at __attribute__((vector_size(32), aligned(2), may_alias));
 typedef int8_t bytes_at __attribute__((vector_size(16), aligned(1), may_alias));
+typedef int16_t shorts_at __attribute__((vector_size(32), aligned(2), may_alias));
 
 INLINE floats load(const float *p) { return *(const floats_at *)p; }
 INLINE void store(float *p, floats v) { *(floats_at *)p = v; }
@@ -95,6 +97,40 @@ INLINE float largest_of(floats v) {
     v = larger(v, folded(v, 4));
     v = larger(v, folded(v, 2));
     return v[0] > v[1] ? v[0] : v[1];
+}
+
+/* The larger of two sizes; what is no number is larger than all that are. */
+INLINE floats larger_size(floats a, floats b) {
+#ifdef __AVX512F__
+    return (floats)_mm512_max_epi32((__m512i)size_of(a), (__m512i)size_of(b));
+#else
+    const ints x = (ints)size_of(a), y = (ints)size_of(b);
+    return pick(x > y, (floats)x, (floats)y);
+#endif
+}
+
+INLINE float largest_size_of(floats v) {
+    v = larger_size(v, folded(v, 8));
+    v = larger_size(v, folded(v, 4));
+    v = larger_size(v, folded(v, 2));
+    return larger_size(v, folded(v, 1))[0];
+}
+
+/* Of x[0..n-1]. */
+INLINE float largest_size_in(const float *x, int32_t n) {
+    float rest[LANES] = {0};
+    floats top;
+    memcpy(rest, x + n / LANES * LANES, n % LANES * sizeof(float));
+    top = load(rest);
+    for (int32_t i = 0; i + LANES <= n; i += LANES)
+        top = larger_size(top, load(x + i));
+    return largest_size_of(top);
+}
+
+/* To the nearest whole numbers, within 16 bit; ties to even. */
+INLINE void store_wholes(int16_t *p, floats v) {
+    const ints rounded = (ints)(v + 12582912.0f) - 0x4b400000;
+    *(shorts_at *)p = __builtin_convertvector(rounded, shorts);
 }
 
 /* exp(x) within 2 units in the last place; 0 below -87.6, that of 88 above it, NaN of NaN.
