@@ -173,13 +173,14 @@ for _ in sys.stdin:
 """
 
 
-def command(threads: int) -> list[str]:
-    """Return the command of a process that goes through 1 GiB, or as much in each buffer, for each line it is given."""
+def command(threads: int, *flags: str) -> list[str]:
+    """Return the command of a process that goes through 1 GiB, or as much in each buffer, for each line.  flags: of the compiler."""
     compiler = os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc")
     if compiler is None:
         return [sys.executable, "-c", TORCH, str(threads)]
     folder = Path(tempfile.gettempdir()) / f"mlsys-proof-read-{os.getuid()}"
     folder.mkdir(exist_ok=True)
+    made = folder / "-".join(("read", *flags))
     (folder / "read.c").write_text(SOURCE)
-    subprocess.run([compiler, "-O3", "-march=native", "-ffast-math", "-pthread", "-o", folder / "read", folder / "read.c"], check=True)
-    return [str(folder / "read"), str(threads)]
+    subprocess.run([compiler, "-O3", "-march=native", *flags, "-ffast-math", "-pthread", "-o", made, folder / "read.c"], check=True)
+    return [str(made), str(threads)]
