@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from mlsys_bench import batching
-from mlsys_bench.batching import Limits, Policy, SchedulerState, StepFeatures, kernel
+from mlsys_bench.batching import Limits, Policy, SchedulerState, StepFeatures, few, kernel
 from mlsys_bench.batching.arrays import OUT_ROW, OUT_START, OUT_TOKENS, VICTIMS
 from mlsys_bench.errors import BadInput
 
@@ -394,3 +394,39 @@ def test_the_short_cut_plans_what_the_loop_plans(trace: tuple[Limits, list[tuple
             held = quick.blocks_held[row]
             assert held == slow.blocks_held[row]
             assert quick.block_table[row, :held].tolist() == slow.block_table[row, :held].tolist()
+
+
+@given(traces(), st.integers(0, 2**32 - 1))
+@settings(max_examples=100, deadline=None)
+def test_row_by_row_is_the_same_as_by_numpy(trace: tuple[Limits, list[tuple[int, int, int]]], seed: int) -> None:
+    """Two schedulers with shared prefixes: one walks through all rows, one gives all to numpy.  Some rows leave between plan and update."""
+    limits, requests = trace
+    rng = np.random.default_rng(seed)
+    states = [batching.new_state(limits, shares=True) for _ in range(2)]
+    for _, prompt, output in requests:
+        hashes = range(1, 1 + prompt // limits.block_tokens)
+        assert len({batching.add(state, limits, prompt, output, hashes) for state in states}) == 1
+    for _ in range(40):
+        seen = []
+        leaves = rng.random()
+        for state, rows in zip(states, (0, 10**6), strict=True):
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(few, "ROWS", rows)
+                seen.append(_walked(state, limits, leaves))
+        assert seen[0] == seen[1]
+        batching.check(states[0], limits)
+        for mine, theirs in zip(states[0].arrays, states[1].arrays, strict=True):
+            assert np.array_equal(mine, theirs)
+
+
+def _walked(state: SchedulerState, limits: Limits, leaves: float) -> list[object]:
+    """Plan and record a step; where `leaves` says so, its first row is gone before it is recorded."""
+    plan = batching.schedule(state, limits)
+    found: list[object] = [batching.features(state, plan), *(array.tolist() for array in plan)]
+    if len(plan.rows) and leaves < 0.1:
+        batching.remove(state, int(plan.rows[0]))
+    new = np.ones(len(plan.rows), dtype=np.int32) if leaves < 0.5 else None
+    ended = batching.update(state, limits, plan, new).tolist()
+    for row in ended:
+        batching.remove(state, row)
+    return [*found, ended]

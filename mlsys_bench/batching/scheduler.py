@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from mlsys_bench.batching import kernel, prefix
+from mlsys_bench.batching import few, kernel, prefix
 from mlsys_bench.batching.arrays import (
     AFTER,
     ASKED_TOKENS,
@@ -70,6 +70,7 @@ from mlsys_bench.errors import BadInput
 
 VLLM = Policy()
 _NOBODY = np.zeros(0, dtype=np.int32)
+_ONE = np.int32(1)
 
 
 class StepPlan(NamedTuple):
@@ -313,18 +314,21 @@ def update(state: SchedulerState, limits: Limits, plan: StepPlan, new: Int32 | N
     `new`: how many tokens each row that samples has got, one where it is None; of what was computed for drafts, that of wrong ones is not
     counted, and its place is written again.  Rows that were removed since the plan was made are passed over.
     """
+    return few.update(state.views, plan, new) if len(plan.rows) <= few.ROWS else _update_many(state, plan, new)
+
+
+def _update_many(state: SchedulerState, plan: StepPlan, new: Int32 | None) -> Int32:
     a = state.arrays
     rows, tokens, samples = plan.rows.astype(np.intp), plan.tokens, plan.samples
     lives = a.rows[STATUS][rows] == RUNNING
-    more = np.ones(len(rows), dtype=np.int32) if new is None else new
     if np.count_nonzero(lives) < len(rows):
-        rows, tokens, samples, more = rows[lives], tokens[lives], samples[lives], more[lives]
-    a.rows[COMPUTED][rows] += tokens
+        rows, tokens, samples, new = rows[lives], tokens[lives], samples[lives], None if new is None else new[lives]
     if np.count_nonzero(samples) < len(rows):
-        sampled, more = rows[samples], more[samples]
+        a.rows[COMPUTED][rows] += tokens
+        sampled, new = rows[samples], None if new is None else new[samples]
     else:
         sampled = rows
-    known = a.rows[KNOWN][sampled] + more
+    known = a.rows[KNOWN][sampled] + (_ONE if new is None else new)
     a.rows[KNOWN][sampled] = known
     a.rows[COMPUTED][sampled] = known - 1
     final = a.rows[FINAL][sampled]
@@ -340,6 +344,8 @@ def features(state: SchedulerState, plan: StepPlan) -> StepFeatures:
     Every draft counts as a decode and a sample of its own, as it does in a simulation.
     """
     rows, start, tokens, samples, _ = plan
+    if len(rows) <= few.ROWS and not state.policy.drafts:
+        return few.features(state.views, plan)
     index = rows.astype(np.intp)
     is_prefill = (tokens > 1) | (start < state.arrays.rows[PROMPT][index])
     if state.policy.drafts:
@@ -374,6 +380,8 @@ def _all_seated(state: SchedulerState, limits: Limits) -> tuple[Int32, Int32, In
     A short cut through the first part of the kernel's loop, with the same result: most steps are of this kind.
     """
     a, counts = state.arrays, state.views.counts
+    if counts[SEATED] <= few.ROWS:
+        return few.seated(state.views, state.policy, limits) or (_NOBODY, _NOBODY, _NOBODY, limits.max_step_tokens)
     rows = a.slots[SEATS][: counts[SEATED]].copy()
     index = rows.astype(np.intp)
     start, known, held = a.rows[COMPUTED][index], a.rows[KNOWN][index], a.rows[HELD][index]

@@ -91,6 +91,9 @@ class Engine:
             shape, precision=precision, seed=seed, state_dict=state_dict, checkpoint=checkpoint, host_blocks=host_blocks,
             tokenizer=self.tokenizer, **on,
         )  # fmt: skip
+        native: Any = self._model
+        native.reuses_logits = True  # each step's are read before the next; models that know nothing of it give new ones
+        self._only_text = build.OnlyText(self.tokenizer)
         self._drafter = build.drafter(how, self.tokenizer, precision, shape.vocab, **on)
         caches = (self._cache, *(self._drafter.caches if self._drafter else ()))
         self._host = Host(caches, host_blocks)
@@ -313,7 +316,7 @@ class Engine:
             step = step._replace(
                 sampled=np.concatenate([np.arange(end - n, end, dtype=np.int32) for end, n in zip(ends, last, strict=True)])
             )
-        return only_text(self._model.forward(step, self._cache), self.tokenizer)
+        return self._only_text(self._model.forward(step, self._cache))
 
     def _choose(self, logits: torch.Tensor, sequences: list[Sequence], drafts: dict[int, Drafts]) -> Chosen:
         """Return what each sequence gets: a token, or the guesses that stand and one more."""
@@ -357,8 +360,9 @@ class Engine:
             logs += logs_now[:kept] or [None] * kept
             if stops:
                 stopped.add(sequence.row)
-        new = np.ones(len(plan.rows), dtype=np.int32)
+        new = None
         if len(tokens) > len(sequences):
+            new = np.ones(len(plan.rows), dtype=np.int32)
             new[plan.samples] = [
                 len(s.tokens) - known for s, known in zip(sequences, self._state.known[plan.rows[plan.samples]], strict=True)
             ]

@@ -108,6 +108,7 @@ class NativeModel:
             self._fill(layers[i], layer, i, max_context)
         self._struct = self._decoder(layers)
         self._workspace, self._room_tokens = aligned(0), 0
+        self._logits_rows, self.reuses_logits = -1, False
         self._linears_ns = 0
         self._of: Blocks | None = None  # the cache that the struct is of
 
@@ -117,18 +118,22 @@ class NativeModel:
         return self._linears_ns * 1e-9
 
     def forward(self, step: Step, cache: Blocks) -> Tensor:
-        """Compute a step, write its K and V to the cache, and return the fp32 logits [sampled, vocab]."""
+        """Compute a step, write its K and V to the cache, and return the fp32 logits [sampled, vocab].
+
+        Where `reuses_logits` is set, they are valid until the next step.
+        """
         total = max(len(step.tokens), len(step.sampled))
         if total > self._room_tokens:
-            self._workspace, self._room_tokens = (
-                room(self._c.step_workspace_bytes(self._struct, total, self.threads), is_filled=True),
-                total,
-            )
-        logits = torch.empty(len(step.sampled), self.shape.vocab)
+            self._workspace = room(self._c.step_workspace_bytes(self._struct, total, self.threads), is_filled=True)
+            self._workspace_at, self._room_tokens = self._workspace.data_ptr(), total
+        if not self.reuses_logits or self._logits_rows != len(step.sampled):
+            self._logits = torch.empty(len(step.sampled), self.shape.vocab)
+            self._logits_at, self._logits_rows = self._logits.data_ptr(), len(step.sampled)
+        logits = self._logits
         work, _held = _work(step)
         if self._of is not cache:
             self._of, self._cache = cache, _cache(cache)
-        self._linears_ns += self._c.step_run(self._struct, self._cache, work, self.threads, self._workspace.data_ptr(), logits.data_ptr())
+        self._linears_ns += self._c.step_run(self._struct, self._cache, work, self.threads, self._workspace_at, self._logits_at)
         cap = self.decoder.logit_softcap
         return logits.div_(cap).tanh_().mul_(cap) if cap else logits
 
