@@ -32,6 +32,7 @@ TELEMETRY_SHARE = 0.005
 QUICK_S, MODEL_160M = 60.0, "small-160m"
 BUDGETS_S, BUDGET_APART = (20.0, 40.0, 80.0), 0.10
 LAUNCHES, LAUNCHES_APART, LAUNCHED = 5, 0.03, ("memory.read", "memory.copy", "gemm", "op.linear", "op.norm")
+NOTHING_MEASURED = 5  # exit status where all that was asked for was refused; the record says why
 CONTENDED_RUNS, CONTENDED, CONTENDED_S = 20, 0.95, 8.0
 
 Draw = Callable[[np.random.Generator, int], samples.Array]
@@ -162,7 +163,9 @@ def _run(*arguments: str) -> tuple[Bench, float]:
         out = Path(folder) / "bench.json"
         command = [sys.executable, "-m", "mlsys_cli", "bench", "gpu", "--device", "cpu", *arguments, "-o", str(out)]
         began = time.monotonic()
-        subprocess.run(command, check=True, capture_output=True)
+        done = subprocess.run(command, capture_output=True, text=True)
+        if done.returncode not in (0, NOTHING_MEASURED):
+            raise SystemExit(f"mlsys bench gpu ended with status {done.returncode}: {done.stderr.strip()}")
         return record.read(out, Bench), time.monotonic() - began
 
 
@@ -199,8 +202,15 @@ def launches() -> bool:
         for m in found.measurements:
             if m.launches:
                 medians.setdefault(f"{m.name} {_short(m.parameters)}", []).append(float(np.median(samples.kept(m))))
+    told(
+        "; ".join(f"{name} refused in {LAUNCHES - len(values)}" for name, values in medians.items() if len(values) < LAUNCHES)
+        or "none refused"
+    )
     whole = {name: values for name, values in medians.items() if len(values) == LAUNCHES}
-    return all(told_spread(name, values) for name, values in whole.items())
+    fine = [told_spread(name, values) for name, values in whole.items()]
+    return told(f"{len(whole)} of {len(medians)} rows were measured in every launch (>= half)", ok=2 * len(whole) >= len(medians)) and all(
+        fine
+    )
 
 
 def told_spread(name: str, values: Sequence[float]) -> bool:
