@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -12,7 +13,7 @@ from mlsys_bench import plan as planner
 from mlsys_bench import slo, workload
 from mlsys_bench.plan import candidates, demand, sizing
 from mlsys_bench.plan.analytic import Replica
-from mlsys_bench.plan.frontier import frontier
+from mlsys_bench.plan.frontier import _fleets, frontier
 from mlsys_bench.types import FrontierPoint, Plan
 
 REQUEST = planner.Request(
@@ -71,6 +72,16 @@ def test_no_fleet_of_one_kind_beats_it(made: Plan) -> None:
                 continue
             affordable = [p.latency_s * theory for p in made.frontier if p.usd_per_hour <= 1.5 * price.usd_per_h]
             assert min(affordable, default=0.0) <= latency_s * 1.1, (candidate.name, replicas)
+
+
+def test_a_bound_that_promises_too_much_begins_with_the_first_fleet_that_can_carry_the_traffic() -> None:
+    """What is passed over is known by a bound on its capacity: with little headroom its replicas may be too few."""
+    candidate = candidates.every(REQUEST)[0][0]
+    served = demand.of(REQUEST.workload)
+    capacity_per_s = Replica(candidate.profile, candidate.limits, served, samples=256).capacity_per_s
+    far = replace(REQUEST, slo=slo.parse("e2e_p95<1000s"), workload=replace(REQUEST.workload, rate_per_s=10.7 * capacity_per_s))
+    (first, *_) = _fleets(far, candidate, served, 10, far.slo[0], math.inf, 1.0)
+    assert first.replicas == 11
 
 
 def test_a_trace_has_none(made: Plan) -> None:

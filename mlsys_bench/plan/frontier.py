@@ -81,7 +81,8 @@ def _fleets(
 ) -> Iterator[FrontierPoint]:  # fmt: skip
     """Yield fleets of one candidate, from one of `least` replicas on, that keep all limits or exceed them less than `excess` times."""
     replica = Replica(candidate.profile, candidate.limits, demand, samples=_SAMPLES)
-    rate_per_s, replicas, before_s = request.workload.rate_per_s * demand.share, least, math.inf
+    rate_per_s, before_s = request.workload.rate_per_s * demand.share, math.inf
+    replicas = max(least, math.floor(replica.utilisation(rate_per_s)) + 1)  # a bound may promise more than the replica can do
     for _ in range(_FLEETS):
         price, seen = sizing.price(candidate, replicas, request.shelf), replica.predict(rate_per_s / replicas)
         latency_s = seen.value(limit.metric, limit.stat)
