@@ -26,6 +26,8 @@ STRICT_LEVEL = 0.999  # of the interval that decides to stop: it is asked many t
 LEAST_BLOCKS = 20  # below, a trend is not told from noise
 DRIFT_ALPHA, DRIFT_CHANGE = 0.01, 0.02  # a trend is refused when so unlikely by chance, and so large from the first third to the last
 HINT_ALPHA = 0.25  # ... and watched further from here
+CROWDED = 1.1  # a core is shared from so much of its least crowding on: alone it varies by 1 to 4 %, beside a neighbour it is 1.15 to 1.3
+ALONE = 0.02  # ... and this quantile of a launch's crowding is its least: the very lowest may be an accident
 EARLY, LEAST_EARLY, EARLY_ALPHA = 0.25, 3, 0.003  # first visits at a level of their own: at most this share, at least so many, by chance
 
 
@@ -69,13 +71,31 @@ def _clean(r: Round) -> Round:
 
 
 def flagged(m: Measurement) -> int:
-    """Return how many samples were taken while throttled or preempted."""
+    """Return how many samples were taken while something disturbed them."""
     return sum(sum(r.flagged or ()) for launch in m.launches for r in launch.rounds)
 
 
 def count(m: Measurement) -> int:
     """Return how many samples there are, flagged ones too."""
     return sum(len(r.values) for launch in m.launches for r in launch.rounds)
+
+
+# ---------------------------------------------------------------- crowded cores
+
+
+def least_crowding(seen: Sequence[float]) -> float:
+    """Return the crowding of a launch's cores while nobody shared them, as far as it ever was so; infinite where nothing was seen."""
+    return float(np.quantile(seen, ALONE)) if len(seen) else math.inf
+
+
+def crowded(r: Round, least: float) -> bool:
+    """Say whether a neighbour shared a core around any of these samples."""
+    return r.crowding is not None and max(r.crowding, default=0.0) > CROWDED * least
+
+
+def without_crowded(rounds: Sequence[Round], least: float) -> list[Round]:
+    """Return the rounds of a launch, flagged where a neighbour shared a core."""
+    return [dataclasses.replace(r, flagged=(True,) * len(r.values)) if crowded(r, least) else r for r in rounds]
 
 
 # ---------------------------------------------------------------- the interval of the median

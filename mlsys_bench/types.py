@@ -42,7 +42,8 @@ class Round:
     values: tuple[float, ...]
     cpu_s: tuple[float, ...] | None = None
     involuntary: tuple[int, ...] | None = None
-    flagged: tuple[bool, ...] | None = None  # taken while throttled or preempted: kept, counted, left out of medians
+    flagged: tuple[bool, ...] | None = None  # taken while throttled, preempted or beside a neighbour: kept, counted, left out of medians
+    crowding: tuple[float, ...] | None = None  # around the sample: how slow the core was to do things side by side, against a chain of them
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -197,8 +197,9 @@ def _keeps(budget_s: float) -> bool:
 def launches() -> bool:
     """Give medians of five launches that agree within 3 %."""
     medians: dict[str, list[float]] = {}
-    for _ in range(LAUNCHES):
+    for number in range(LAUNCHES):
         found, _ = _run("--model", MODEL_160M, "--only", ",".join(LAUNCHED), "--budget", "40s")
+        told(f"launch {number + 1}: {'; '.join(found.contended) or 'nobody else seen'}")
         for m in found.measurements:
             if m.launches:
                 medians.setdefault(f"{m.name} {_short(m.parameters)}", []).append(float(np.median(samples.kept(m))))
@@ -225,18 +226,20 @@ def _short(parameters: Mapping[str, object]) -> str:
 
 
 def contended() -> bool:
-    """Raise the flag under planted load, and not on a quiet machine."""
+    """Raise the flag under planted load, and not on a quiet machine, but for neighbours on a shared host, whom nobody can send away."""
     cores = tuple(sorted(os.sched_getaffinity(0)))[:1]
     asked = ("--only", "memory.read,gemm", "--budget", f"{CONTENDED_S:g}s")
-    raised = quiet = 0
+    raised = quiet = shared = 0
     for i in range(CONTENDED_RUNS):  # by turns, so that both see the same hour
         with planted(cores):
             raised += bool(_run(*asked)[0].contended)
-        said = _run(*asked)[0].contended
-        quiet += bool(said)
+        whole = _run(*asked)[0].contended
+        said = [why for why in whole if not why.startswith(telemetry.SOMEBODY)]
+        quiet, shared = quiet + bool(said), shared + (len(whole) > len(said))
         if said:
             told(f"quiet run {i + 1}: {json.dumps(said)}")
     fine = told(f"raised in {raised} of {CONTENDED_RUNS} runs under load (>= 95 %)", ok=raised >= CONTENDED * CONTENDED_RUNS)
+    told(f"another tenant on a measuring core in {shared} of {CONTENDED_RUNS} quiet runs")
     return told(f"raised in {quiet} of {CONTENDED_RUNS} quiet runs (<= 5 %)", ok=quiet <= (1 - CONTENDED) * CONTENDED_RUNS) and fine
 
 

@@ -38,7 +38,8 @@ TRACE = Path(__file__).resolve().parents[2] / "shared" / "data" / "traces" / "az
 ANALYTIC_S, CONFIRMED_S = 1.0, 10.0
 CUSTOMERS = 400_000  # of each run of a simulated station
 LEAST_RUNS, RUNS = 8, 32  # of a station; the nearer a quantile is to its limit, the more
-REQUESTS = 30_000  # of each simulated engine
+REQUESTS = 30_000  # of each run of a simulated engine
+LEAST_RUNS_OF_ENGINES, RUNS_OF_ENGINES = 2, 8
 WARM = 0.1  # of either, before any is counted
 SEED = 20_261_121
 
@@ -50,12 +51,13 @@ class Sheet:
     cases: int = 0
     missed: int = 0
 
-    def counts(self, what: str, planned: int, brute: int, note: str = "") -> None:
-        """Print replicas planned beside those brute force needs: within 1, or 1 %."""
+    def counts(self, what: str, planned: int, least: int, most: int, note: str = "") -> None:
+        """Print replicas planned beside those brute force needs, of which its runs may not tell neighbours apart: within 1, or 1 %."""
         self.cases += 1
-        kept = abs(planned - brute) <= max(1.0, 0.01 * brute)
+        kept = least - max(1.0, 0.01 * least) <= planned <= most + max(1.0, 0.01 * most)
         self.missed += not kept
-        print(f"{what:84}{planned:6,}{brute:8,}  {'ok' if kept else 'MISSED':7}{note}", flush=True)
+        brute = f"{least:,}" if least == most else f"{least:,}-{most:,}"
+        print(f"{what:84}{planned:6,}{brute:>9}  {'ok' if kept else 'MISSED':7}{note}", flush=True)
 
     def holds(self, what: str, said: str, kept: bool) -> None:
         """Print a statement that must hold."""
@@ -110,7 +112,7 @@ def _size(sheet: Sheet, what: str, arrivals: laws.Law | queueing.Bursts, scv: fl
     brute = _least(lambda c: seen.longer(c)[0] <= 1 - p, sized.servers, math.floor(offered) + 1)
     said = f"{what}, service SCV {scv:g}, {offered:.3g} erlangs, p{100 * p:g} of the wait under {limit_s:.3g} services"
     (share, give), fewer = seen.longer(brute), f"one fewer {seen.longer(brute - 1)[0]:.2%}" if brute - 1 > offered else "the fewest"
-    sheet.counts(said, sized.servers, brute, f"  {share:.2%} ± {give:.2%} wait longer, {fewer}")
+    sheet.counts(said, sized.servers, brute, brute, f"  {share:.2%} ± {give:.2%} wait longer, {fewer}")
 
 
 class Customers:
@@ -206,24 +208,35 @@ def engines(sheet: Sheet) -> None:
         took_s = time.process_time() - started
         (found,) = [c for c in candidates.every(case.request)[0] if c.layout == made.profile.layout]
         least = max(1, math.ceil(case.request.workload.rate_per_s / ((1 - case.request.headroom) * made.capacity_per_replica_per_s) - 1e-9))
-        brute = _least(lambda n, case=case, found=found: _keeps(case.request, found, n), made.replicas, least)  # type: ignore[misc]
+        brute = functools.cache(functools.partial(_judged, case.request, found))
+        may, must = (_least(lambda n, brute=brute, say=say: brute(n) in say, made.replicas, least) for say in (("?", "keeps"), ("keeps",)))  # type: ignore[misc]
         low, high = made.intervals["replicas"]
-        sheet.counts(f"{case.name}", made.replicas, brute, f"  90 %: {low:g}–{high:g}, {made.utilisation:.0%} busy, {took_s:.1f} s")
+        sheet.counts(f"{case.name}", made.replicas, may, must, f"  90 %: {low:g}–{high:g}, {made.utilisation:.0%} busy, {took_s:.1f} s")
 
 
-def _keeps(request: plan.Request, candidate: plan.Candidate, replicas: int) -> bool:
-    """Say whether a fleet keeps the limits in one long simulation: of the whole, or of a part where it is large."""
+def _judged(request: plan.Request, candidate: plan.Candidate, replicas: int) -> str:
+    """Say whether a fleet 'keeps' or 'misses' the limits, by the mean of value / limit over long runs; '?' where all do not tell."""
+    worst: list[float] = []
+    mean = give = math.inf
+    while len(worst) < LEAST_RUNS_OF_ENGINES or (len(worst) < RUNS_OF_ENGINES and abs(mean - 1) < give):
+        worst.append(_worst(request, candidate, replicas, SEED + len(worst)))
+        if len(worst) > 1:
+            mean, give = float(np.mean(worst)), float(stats.t.ppf(0.975, len(worst) - 1) * stats.sem(worst))
+    return "?" if abs(mean - 1) < give else "keeps" if mean < 1 else "misses"
+
+
+def _worst(request: plan.Request, candidate: plan.Candidate, replicas: int, seed: int) -> float:
+    """Return the largest value / limit of one long simulation: of the whole fleet, or of a part where it is large."""
     part = min(replicas, 8)
-    traffic = request.workload
-    whole = workload.schedule(traffic, n=int(REQUESTS * replicas / part), seed=SEED)
-    mine = np.flatnonzero(np.random.default_rng(SEED).random(len(whole)) * replicas < part)
+    whole = workload.schedule(request.workload, n=int(REQUESTS * replicas / part), seed=seed)
+    mine = np.flatnonzero(np.random.default_rng(seed).random(len(whole)) * replicas < part)
     schedule = workload.take(whole, mine)
     tracks = core.play(
-        schedule, candidate.limits, profile=candidate.profile, replicas=part, routing=request.routing, seed=SEED, keep_tokens=True
+        schedule, candidate.limits, profile=candidate.profile, replicas=part, routing=request.routing, seed=seed, keep_tokens=True
     )
     outside = latency.overhead(candidate.profile)
-    kept = of_tracks(tracks, schedule, [(int(WARM * len(schedule)), int(0.97 * len(schedule)))], part, outside)
-    return all(excess < 1 for excess, _ in kept.all.excesses(request.slo))
+    seen = of_tracks(tracks, schedule, [(int(WARM * len(schedule)), int(0.97 * len(schedule)))], part, outside)
+    return max(excess for excess, _ in seen.all.excesses(request.slo))
 
 
 # ---------------------------------------------------------------- a trace

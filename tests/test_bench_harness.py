@@ -385,3 +385,76 @@ def test_every_task_that_fits_is_visited(costs: list[float], rounds: int) -> Non
     log, missed = visit([task(str(i), cost) for i, cost in enumerate(costs)], rounds)
     assert missed == []
     assert set(log.visits) == {str(i) for i in range(len(costs))}
+
+
+# ---------------------------------------------------------------- crowded cores
+
+
+def test_samples_beside_a_neighbour_are_left_out_by_what_the_core_is_without_one() -> None:
+    quiet, shared = Round(values=(1.0, 1.1), crowding=(2.0, 2.0)), Round(values=(1.4, 1.5), crowding=(2.5, 2.5))
+    least = samples.least_crowding([2.5] * 30 + [2.0] * 10)
+    assert least == pytest.approx(2.0)
+    assert samples.without_crowded([shared, quiet], least) == [dataclasses.replace(shared, flagged=(True, True)), quiet]
+    assert samples.kept(measured(*samples.without_crowded([shared, quiet], least))).tolist() == [1.0, 1.1]
+
+
+def test_one_low_reading_does_not_make_a_quiet_core_look_crowded() -> None:
+    rounds = [Round(values=(1.0,), crowding=(c,)) for c in (1.2, *[2.0] * 99)]
+    least = samples.least_crowding([c for r in rounds for c in r.crowding or ()])
+    assert not any(samples.crowded(r, least) for r in rounds)
+
+
+def test_where_nothing_tells_how_crowded_cores_are_nothing_is_left_out() -> None:
+    rounds = [Round(values=(1.0,))]
+    assert samples.without_crowded(rounds, samples.least_crowding([])) == rounds
+
+
+def test_a_crowded_core_is_told_by_the_worse_of_the_looks_around_a_visit() -> None:
+    told = iter((2.0, 2.5, 2.4, 2.1))
+    watch = telemetry.Disturbances((), crowding=lambda: next(told))
+    assert [watch.since(watch.look()).crowding for _ in range(2)] == [2.5, 2.4]
+    assert harness.marked(Round(values=(1.0, 2.0)), CALM._replace(crowding=2.5), "lower").crowding == (2.5, 2.5)
+
+
+class LeavingNeighbour(Calm):
+    """A machine whose core is shared for the first visits, which take longer by a quarter."""
+
+    def __init__(self, until: int) -> None:
+        """Share it for so many visits."""
+        self.left = until
+
+    def since(self, before: telemetry.Before) -> telemetry.Disturbance:
+        """Return how crowded the core was."""
+        self.left -= 1
+        return CALM._replace(crowding=2.5 if self.left >= 0 else 2.0)
+
+
+def test_what_settled_beside_a_neighbour_is_measured_again_once_it_has_gone() -> None:
+    """The first benchmark settles on a shared core; only the second, which never settles, sees it alone."""
+    log, watch = Log(), LeavingNeighbour(until=2 * samples.LEAST_BLOCKS + 10)
+    rounds: list[Round] = []
+    noise = np.random.default_rng(0)
+
+    def steady() -> list[harness.Sampled]:
+        rounds.append(Round(values=((1.25 if watch.left > 0 else 1.0),)))
+        return [(spec("steady"), rounds[-1])]
+
+    def wild() -> list[harness.Sampled]:
+        return [(spec("wild"), Round(values=(float(noise.uniform(1.0, 9.0)),)))]
+
+    tasks = [harness.Task(specs=(spec(name),), visit=work, cost_s=0.0) for name, work in (("steady", steady), ("wild", wild))]
+    harness.visit_all(tasks, rounds=200, deadline=math.inf, rng=np.random.default_rng(0), hearer=log, watch=watch)
+    assert log.visits.count("wild") > 100
+    assert [r.values for r in rounds].count((1.25,)) == samples.LEAST_BLOCKS  # then it had settled, until the core was seen alone
+    assert [r.values for r in rounds].count((1.0,)) >= samples.LEAST_BLOCKS
+
+
+def test_a_launch_says_how_much_of_it_a_neighbour_shared() -> None:
+    shared = [Round(values=(1.3,), crowding=(2.5,))] * 30
+    alone = [Round(values=(1.0,), crowding=(2.0,))] * 10
+    cell = parent._Cell(spec=spec(), launches={0: shared + alone}, is_planned=True)
+    assert parent._leave_out_crowded([cell], 0) == pytest.approx(0.75)
+    assert samples.kept(parent._measurement(cell, [0.0])).tolist() == [1.0] * 10
+    (said,) = telemetry.shared([0.75])
+    assert "75.0 %" in said
+    assert list(telemetry.shared([0.01])) == []

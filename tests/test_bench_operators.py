@@ -437,3 +437,16 @@ def test_ranks_that_cannot_meet_are_a_row_with_the_reason(monkeypatch: pytest.Mo
     harness.visit_all([task], rounds=1, deadline=math.inf, rng=np.random.default_rng(0), hearer=heard)
     assert len(heard.why) == 2
     assert "rank 0 of 2 (gloo) ended without an answer" in heard.why[0]
+
+
+# ---------------------------------------------------------------- who else is on a core
+
+
+def test_this_machine_tells_how_crowded_it_is_alike_from_look_to_look() -> None:
+    """The least of many looks is a property of the processor: it repeats within the range that tells a neighbour."""
+    look = alone.crowding(1)
+    if look is None:
+        pytest.skip("no C kernels, or a processor they do not know")
+    first, second = (min(look() for _ in range(300)) for _ in range(2))
+    assert 0.5 < first < 20
+    assert second == pytest.approx(first, rel=0.1)

@@ -56,7 +56,7 @@ def test_a_contended_machine_is_the_first_thing_that_is_said() -> None:
 def test_it_says_how_far_it_is_to_be_believed() -> None:
     facts = {f.label: f.text for f in section(sample.record()).facts}
     assert facts["Not settled"] == "1 of 31 ended with the budget"
-    assert facts["Flagged"] == "31 of 1,054 samples taken while throttled or preempted"
+    assert facts["Flagged"] == "31 of 1,054 samples taken while something disturbed them"
     assert any("two launches of the same program differ" in t.note for t in section(sample.record()).tables)
 
 

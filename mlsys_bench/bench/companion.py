@@ -17,6 +17,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 WORK_S, REST_S = 2e-3, 3e-3
 
@@ -47,6 +48,14 @@ def spare(pinned: str | None, cores: Sequence[int]) -> tuple[int, ...]:
     """Return the first of these cores after those of an engine pinned to '0,1', where `serve` puts HTTP; none where nothing is pinned."""
     taken = set() if pinned is None else {int(core) for core in pinned.split(",")}
     return tuple(core for core in cores if taken and core not in taken)[:1]
+
+
+def shares_a_core(cpu: int, root: Path = Path("/sys/devices/system/cpu")) -> bool:
+    """Say whether this CPU is a hyperthread beside others of one core, as far as the system tells."""
+    try:
+        return not (root / f"cpu{cpu}/topology/thread_siblings_list").read_text(encoding="utf-8").strip().isdigit()
+    except OSError:
+        return False
 
 
 def main(argv: Sequence[str]) -> int:

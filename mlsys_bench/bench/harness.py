@@ -334,12 +334,17 @@ class _Course:
 
     def __init__(self, task: Task) -> None:
         self.task, self.cost_s, self.credit_s, self.visits = task, task.cost_s, 0.0, 0
-        self.is_done = False
+        self.is_refused = False
+        self._settled_at: float | None = None  # the least crowding of the launch when it did; infinite where nothing tells
         self._rounds: list[list[Round]] = [[] for _ in task.specs]
         self._next_look = kept.LEAST_BLOCKS
 
-    def visit(self, hearer: Hearer, watch: telemetry.Watch) -> None:
-        """Check the output if that is still to be done, then take samples; note what that cost."""
+    def is_done(self, least: float) -> bool:
+        """Say whether there is nothing more to do; a core since seen much less crowded puts what had settled in doubt."""
+        return self.is_refused or (self._settled_at is not None and self._settled_at <= kept.CROWDED * least)
+
+    def visit(self, hearer: Hearer, watch: telemetry.Watch, crowdings: list[float]) -> None:
+        """Check the output if that is still to be done, then take samples; note what that cost, and how crowded the cores were."""
         began_s = time.monotonic()
         if self.visits or self._is_right(hearer):
             before = watch.look()
@@ -349,7 +354,9 @@ class _Course:
                 found.append(marked(taken, disturbance, spec.better))
                 hearer.sampled(planned, (spec, found[-1]))
             self.visits += 1
-            self._look_whether_settled()
+            if disturbance.crowding is not None:
+                crowdings.append(disturbance.crowding)
+            self._look_whether_settled(crowdings)
         self.cost_s = time.monotonic() - began_s
         if self.visits > 1:  # the first one checks and warms up, which no later one does
             self.credit_s -= self.cost_s
@@ -361,7 +368,7 @@ class _Course:
         try:
             error = task.check()
         except (MlsysError, MemoryError, RuntimeError) as failed:  # torch's are the last; all else is measured all the same
-            self.is_done = True
+            self.is_refused = True
             why = next(iter(str(failed).splitlines()), type(failed).__name__)
             for planned in task.specs:
                 hearer.refused(planned, f"it cannot be computed here: {why}")
@@ -369,15 +376,17 @@ class _Course:
         for planned in task.specs:
             hearer.checked(planned, error, task.tolerance)
             if wrong := wrong_output(error, task.tolerance):
-                self.is_done = True
+                self.is_refused = True
                 hearer.refused(planned, wrong)
-        return not self.is_done
+        return not self.is_refused
 
-    def _look_whether_settled(self) -> None:
+    def _look_whether_settled(self, crowdings: Sequence[float]) -> None:
         """Look at visits that grow by a quarter: asked after each, luck would say yes too often."""
         if self.visits >= self._next_look:
             self._next_look = math.ceil(CHECK_GROWTH * self.visits)
-            self.is_done = all(kept.ended(kept.blocks_of(rounds)) == "settled" for rounds in self._rounds)
+            least = kept.least_crowding(crowdings)
+            clean = (kept.blocks_of(kept.without_crowded(rounds, least)) for rounds in self._rounds)
+            self._settled_at = least if all(kept.ended(blocks) == "settled" for blocks in clean) else None
 
 
 def visit_all(
@@ -395,9 +404,10 @@ def visit_all(
     visit's time, and one that is in debt sits out.  A visit is begun only if it should end before the deadline.
     """
     watch = watch or telemetry.Disturbances(())
-    courses = [_Course(task) for task in tasks]
+    courses, crowdings = [_Course(task) for task in tasks], list[float]()
     for number in range(rounds):
-        at_work = [course for course in courses if not course.is_done and _fits(course, deadline)]
+        least = kept.least_crowding(crowdings)
+        at_work = [course for course in courses if not course.is_done(least) and _fits(course, deadline)]
         if not at_work:
             break
         share_s = statistics.median(course.cost_s for course in at_work)
@@ -405,10 +415,10 @@ def visit_all(
             course.credit_s += share_s
             if (course.visits and course.credit_s < -_DEBT * share_s) or not _fits(course, deadline):
                 continue
-            course.visit(hearer, watch)
-            done = sum(course.is_done for course in courses)
+            course.visit(hearer, watch, crowdings)
+            done = sum(course.is_done(least) for course in courses)
             hearer.progressed(done, len(courses), max(0.0, deadline - time.monotonic()))
-    return [course.task for course in courses if not course.visits and not course.is_done]
+    return [course.task for course in courses if not course.visits and not course.is_refused]
 
 
 def _fits(course: _Course, deadline: float) -> bool:
@@ -419,7 +429,8 @@ def marked(taken: Round, seen: telemetry.Disturbance, better: Literal["lower", "
     """Return the round with its disturbed samples flagged.
 
     All of them where the hypervisor or a throttle slowed the visit.  Else those that were forced off their CPU, where each knows; where
-    only their number is known, so many of the slowest: to ask before and after every sample would take 2 us each.
+    only their number is known, so many of the slowest: to ask before and after every sample would take 2 us each.  How crowded its cores
+    were stays with the round: which crowding is that of a core by itself is known at the end.
     """
     n = len(taken.values)
     if seen.slowed:
@@ -430,7 +441,9 @@ def marked(taken: Round, seen: telemetry.Disturbance, better: Literal["lower", "
         order = np.argsort(taken.values)
         slowest = order[::-1] if better == "lower" else order
         flags = np.isin(np.arange(n), slowest[: seen.involuntary])
-    return dataclasses.replace(taken, flagged=tuple(flags.tolist())) if flags.any() else taken
+    return dataclasses.replace(
+        taken, flagged=tuple(flags.tolist()) if flags.any() else None, crowding=None if seen.crowding is None else (seen.crowding,) * n
+    )
 
 
 def wrong_output(error: float, tolerance: float | None) -> str | None:

@@ -191,7 +191,7 @@ class Product:
             return lambda: torch._scaled_mm(a, b.t(), scale_a=one, scale_b=one, out_dtype=torch.bfloat16)
         if precision != "int8":
             return lambda: torch.mm(a, b)
-        if device == "cpu" and quant.onednn_is_exact():  # twice as fast as _int_mm with VNNI: signed bytes are not its own
+        if device == "cpu" and quant.Onednn in quant.exact_ways():  # twice as fast as _int_mm with VNNI: signed bytes are not its own
             packed, ones, zeros = torch.ops.onednn.qlinear_prepack(b, None), torch.ones(len(b)), torch.zeros(len(b), dtype=torch.int64)
             q = (a.short() + quant.UNSIGNED_ZERO).to(torch.uint8)
             return lambda: torch.ops.onednn.qlinear_pointwise(

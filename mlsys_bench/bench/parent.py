@@ -16,12 +16,12 @@ from typing import IO, Any
 
 import msgspec
 
-from mlsys_bench import errors, hardware
+from mlsys_bench import errors, hardware, samples
+from mlsys_bench.bench import telemetry
 from mlsys_bench.bench.harness import Spec
 from mlsys_bench.bench.options import Options, checked
 from mlsys_bench.bench.telemetry import Seen, Telemeter
 from mlsys_bench.errors import MeasurementFailed
-from mlsys_bench.samples import blocks_of, drift, ended, without_early
 from mlsys_bench.types import Bench, Launch, Measurement, Round
 
 _WORST = ("settled", "budget", "drifting")
@@ -69,10 +69,11 @@ class _Run:
 
     def record(self) -> Bench:
         """Return the record of what there is."""
+        shares = [_leave_out_crowded(self.cells.values(), launch) for launch in range(len(self.started))]
         measured = (_measurement(cell, self.started) for cell in self.cells.values() if cell.launches or cell.skipped)
         return Bench(
             measurements=tuple(measured),
-            contended=tuple(dict.fromkeys(why for seen in self.seen for why in seen.contended)),
+            contended=tuple(dict.fromkeys([*(why for seen in self.seen for why in seen.contended), *telemetry.shared(shares)])),
             telemetry=tuple(seen.telemetry for seen in self.seen),
             unread=tuple(dict.fromkeys([*self.unread, *(text for seen in self.seen for text in seen.unread)])),
         )
@@ -185,10 +186,22 @@ def _cell(planned: dict[str, Any], cells: dict[str, _Cell]) -> _Cell:
     return cells.setdefault(key, _Cell(spec=msgspec.convert(planned, Spec)))
 
 
+def _leave_out_crowded(cells: Iterable[_Cell], launch: int) -> float:
+    """Flag a launch's samples around which a neighbour shared a core; return how large a share of its visits those were."""
+    rounds = [r for cell in cells for r in cell.launches.get(launch, ())]
+    least = samples.least_crowding([c for r in rounds for c in (r.crowding or ())[:1]])
+    for cell in cells:
+        if launch in cell.launches:
+            cell.launches[launch] = samples.without_crowded(cell.launches[launch], least)
+    asked = [samples.crowded(r, least) for r in rounds if r.crowding]
+    return sum(asked) / len(asked) if asked else 0.0
+
+
 def _measurement(cell: _Cell, started: list[float]) -> Measurement:
     """Return a cell as it is kept: launches that drifted are put aside, for their median is of no time in particular."""
-    courses = {number: ended(blocks_of(rounds)) if cell.is_planned else None for number, rounds in cell.launches.items()}
-    launches = {number: Launch(started_s=started[number], rounds=tuple(without_early(cell.launches[number]))) for number in sorted(courses)}
+    courses = {number: samples.ended(samples.blocks_of(rounds)) if cell.is_planned else None for number, rounds in cell.launches.items()}
+    late = {number: tuple(samples.without_early(rounds)) for number, rounds in sorted(cell.launches.items())}
+    launches = {number: Launch(started_s=started[number], rounds=rounds) for number, rounds in late.items()}
     steady = tuple(launch for number, launch in launches.items() if courses[number] != "drifting")
     drifted = tuple(launch for number, launch in launches.items() if courses[number] == "drifting")
     spec, skipped = cell.spec, cell.skipped
@@ -203,7 +216,7 @@ def _measurement(cell: _Cell, started: list[float]) -> Measurement:
 
 def _drift(launches: Iterable[list[Round]]) -> str:
     """Return why a measurement is refused."""
-    trends = [found for rounds in launches if (found := drift(blocks_of(rounds))) is not None]
+    trends = [found for rounds in launches if (found := samples.drift(samples.blocks_of(rounds))) is not None]
     worst = max(trends, key=lambda trend: abs(trend.change))
     return f"drifting: it changed by {worst.change:+.1%} while it was measured (p = {worst.p:.2g}), so no median stands for it"
 

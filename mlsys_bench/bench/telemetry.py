@@ -13,7 +13,7 @@ import resource
 import statistics
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
@@ -29,6 +29,7 @@ FEW_CPUS = 16  # /proc/cpuinfo asks every CPU for its clock: not on large machin
 # neighbour that uses 5 % of the machine costs 1 % and more.  On the measuring cores alone the same 5 %: what others run there, we wait for.
 STEAL, OTHER = 0.01, 0.05
 FORCED_PER_S = 50.0
+SOMEBODY = "somebody else used the other half of a measuring core"
 LEAST_S = 0.5  # of watching, below which nothing is said: 50 ticks of a CPU
 
 Cores = tuple[int, ...]
@@ -63,10 +64,11 @@ def _processes(line: str) -> proc.Times | None:
 
 
 class Disturbance(NamedTuple):
-    """What happened during a visit: how often this process was forced off a CPU, and whether all of it was slowed."""
+    """What happened during a visit: how often we were forced off a CPU, whether all of it was slowed, how crowded cores were."""
 
     involuntary: int
     slowed: bool
+    crowding: float | None = None
 
 
 class Before(NamedTuple):
@@ -74,6 +76,7 @@ class Before(NamedTuple):
 
     involuntary: int
     stolen: int
+    crowding: float | None = None
 
 
 class Watch(Protocol):
@@ -87,20 +90,25 @@ class Watch(Protocol):
 
 
 class Disturbances:
-    """Reads the process's involuntary switches, the cores' stolen ticks, and whether a card is throttled: some 30 us a visit."""
+    """Reads the process's involuntary switches, the cores' stolen ticks, how crowded they are, and whether a card is throttled: some 60 us.
 
-    def __init__(self, cores: Cores, *, cuda: bool = False, root: Path = proc.PROC) -> None:
-        self._root, self._cores = root, cores
+    `crowding` tells how slow the measuring cores are to do things side by side (`alone.crowding`), worse where a neighbour shares one.
+    """
+
+    def __init__(self, cores: Cores, *, cuda: bool = False, root: Path = proc.PROC, crowding: Callable[[], float] | None = None) -> None:
+        self._root, self._cores, self._crowding = root, cores, crowding
         self._cards = Nvml() if cuda else None
 
     def look(self) -> Before:
         """Return the counters now."""
-        return Before(resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw, self._stolen())
+        crowding = self._crowding() if self._crowding is not None else None
+        return Before(resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw, self._stolen(), crowding)
 
     def since(self, before: Before) -> Disturbance:
         """Return what happened since."""
         now = self.look()
-        return Disturbance(now.involuntary - before.involuntary, now.stolen > before.stolen or self._throttled())
+        crowding = max((c for c in (before.crowding, now.crowding) if c is not None), default=None)
+        return Disturbance(now.involuntary - before.involuntary, now.stolen > before.stolen or self._throttled(), crowding)
 
     def _stolen(self) -> int:
         times = cpu_times(self._root)
@@ -255,6 +263,15 @@ def contended(totals: dict[str, float], wall_s: float) -> Iterator[str]:
         yield f"others forced it off its CPU {forced_per_s:,.0f} times a second"
     if totals.get("throttled_s", 0.0) > 0:
         yield f"a GPU was slowed by heat or its power supply for {totals['throttled_s']:.1f} s"
+
+
+def shared(shares: Sequence[float]) -> Iterator[str]:
+    """Say in words that a neighbour shared the measuring cores, in such shares of the visits of the launches, beyond what costs 1 %."""
+    if (share := max(shares, default=0.0)) > OTHER:
+        yield (
+            f"{SOMEBODY} in {units.show_share(share)} of the samples, which are left out of "
+            "medians: on a shared host another tenant, else a process on its other hyperthread"
+        )
 
 
 def summed(look: dict[tuple[str, str], float]) -> Look:

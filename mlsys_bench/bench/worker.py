@@ -101,8 +101,8 @@ def _launch(options: Options, *, launch: int, spawned_s: float, phases: coldstar
         say(skipped=msgspec.to_builtins(spec), why=why)
     now, hearer = time.monotonic(), _Teller(deadline)
     kernels_end = now + KERNELS_SHARE * (deadline - now) if step_tasks else deadline
-    watch = Disturbances(pinned, cuda=device != "cpu")
     for tasks, end, beside in ((kernel_tasks, kernels_end, ()), (step_tasks, deadline, neighbour if step_tasks else ())):
+        watch = Disturbances(pinned, cuda=device != "cpu", crowding=_crowding(options, device, beside))
         with companion.beside(beside):
             missed = visit_all(tasks, rounds=options.rounds_each, deadline=end, rng=rng, hearer=hearer, watch=watch)
         _tell_missed(missed, f"not measured within the budget of {options.launch_budget_s:g} s per launch")
@@ -205,6 +205,14 @@ def _device_name(device: str) -> str:
         return hardware.find(name).id
     except errors.UnknownName:
         return name
+
+
+def _crowding(options: Options, device: str, beside: Sequence[int]) -> Callable[[], float] | None:
+    """Return what tells how crowded the measuring cores are: where this process stays on them, and it is not we who crowd them."""
+    from mlsys_bench.bench import alone
+
+    is_ours_to_tell = options.pin and device == "cpu" and not any(map(companion.shares_a_core, beside))
+    return alone.crowding(options.threads) if is_ours_to_tell else None
 
 
 def _tell_lacking(options: Options, device: str, *, has_neighbour: bool) -> None:

@@ -5,8 +5,8 @@ Each holder keeps one matrix of `formats` and maps x [M, in] to [M, out], in the
 | holder | few rows on a CPU | many rows on a CPU | on a GPU |
 |---|---|---|---|
 | `Fp32`, `Bf16` | F.linear | F.linear | F.linear |
-| `Int8` | oneDNN on VNNI or AMX, activations in two digits; else torch's int8 kernel | oneDNN; else widened | widened |
-| `W8A8` | oneDNN, else widened: exact integer sums | the same | `_int_mm` |
+| `Int8` | FBGEMM or oneDNN, activations in two digits; else torch's int8 kernel | the same; else widened | widened |
+| `W8A8` | FBGEMM or oneDNN, else widened: exact integer sums | the same | `_int_mm` |
 | `Int4`, also W4A8 | torch's int4 kernel | widened block by block | widened |
 | `Fp8` | widened block by block | the same | `_scaled_mm` |
 """
@@ -14,8 +14,9 @@ Each holder keeps one matrix of `formats` and maps x [M, in] to [M, out], in the
 from __future__ import annotations
 
 import functools
+import warnings
 from collections.abc import Iterator
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -29,7 +30,7 @@ FEW_ROWS = range(4, 65)  # see Fp32
 INT4_SMALL_M = 128  # the same of int4, which is dearer to widen
 SMALL_M = 24  # up to here torch's kernels, which read int8 or int4 row by row, cost less than widening once (Cascade Lake, one thread)
 WIDENED_ELEMENTS = 1 << 20  # a block of fp32 weights of 4 MB is reused out of the cache
-UNSIGNED_ZERO = 128  # see _onednn
+UNSIGNED_ZERO = 128  # see Onednn
 ONEDNN_ROWS = 4  # fewer are no faster, and two, a token of Int8, slower: 1 at 13 GB/s, 2 at 11, 4 at 15.5 (Zen 4, one thread)
 LEAST_SCALE = 1e-30  # of activations: a row of zeros stays one
 RADIX = 254  # digits -127 .. 127: see Int8
@@ -115,38 +116,41 @@ class Fp32(Bf16):
 
 
 class Int8:
-    """int8 weights, activations as they are (W8A16): in oneDNN as two digits of 8 bit, which keep them to 2^-15 of the row's largest.
+    """int8 weights, activations as they are (W8A16): multiplied as two digits of 8 bit, which keep them to 2^-15 of the row's largest.
 
-    The digits are rows of one product, and few rows cost what reading the weight costs, so the second digit is nearly free.  Where oneDNN
-    is not exact: torch's kernel for few rows, which computes in bf16, and for many W widened block by block.
+    The digits are rows of one product, and few rows cost what reading the weight costs, so the second digit is nearly free.  Where no
+    library is exact: torch's kernel for few rows, which computes in bf16, and for many W widened block by block.
     """
 
-    __slots__ = ("has_kernel", "no_zeros", "scale", "weight")
+    __slots__ = ("has_kernel", "product", "scale", "weight")
 
     def __init__(self, kept: Rows8, device: torch.device) -> None:
-        self.weight, self.scale = _packed(kept.weight, device), kept.scale.to(device)
-        self.no_zeros = torch.zeros(len(self.scale), dtype=torch.int64)
+        ways = exact_ways() if device.type == "cpu" else ()
+        self.product = ways[0](kept.weight.contiguous(), kept.scale) if ways else None
+        # what a library has packed has a size here, but no address
+        self.weight = kept.weight.contiguous().to("meta" if ways else device)
+        self.scale = kept.scale.to(device)
         self.has_kernel = kept.weight.shape[1] % 32 == 0  # for 34 inputs torch's kernel reads beyond the matrix, and crashes
 
     def __call__(self, x: Tensor) -> Tensor:
         """Return x W^T."""
-        if self.weight.is_mkldnn:
-            return self._by_digits(x.float()).to(x.dtype)
+        if self.product is not None:
+            return self._by_digits(self.product, x.float()).to(x.dtype)
         if x.is_cuda:
             return functional.linear(x, self.weight.to(x.dtype)).mul_(self.scale)
         if self.has_kernel and x.shape[0] <= SMALL_M:
             return torch._weight_int8pack_mm(x.bfloat16().contiguous(), self.weight, self.scale.bfloat16()).to(x.dtype)
         return _times(x.float(), self.weight).mul_(self.scale).to(x.dtype)
 
-    def _by_digits(self, x: Tensor) -> Tensor:
+    def _by_digits(self, product: Onednn | Fbgemm, x: Tensor) -> Tensor:
         scale = _scale(x, 127 * RADIX + 126)  # one more would be a tie, and go up to a digit of 128
         q = (x / scale).round_()
         high = (q / RADIX).round_()
-        sums = _onednn(torch.cat((high, q.sub_(high, alpha=RADIX))), self.weight, self.scale, self.no_zeros)
+        sums = product(torch.cat((high, q.sub_(high, alpha=RADIX))))
         return sums[len(x) :].add_(sums[: len(x)], alpha=RADIX).mul_(scale)
 
     def tensors(self) -> tuple[Tensor, ...]:
-        """Return weight and scales.  A packed weight has a size, but no address."""
+        """Return weight and scales."""
         return self.weight, self.scale
 
 
@@ -158,8 +162,8 @@ class W8A8(Int8):
     def __call__(self, x: Tensor) -> Tensor:
         """Return x W^T, x rounded to 8 bit."""
         q, scale = quantise_tokens(x)
-        if self.weight.is_mkldnn:
-            return _onednn(q, self.weight, self.scale, self.no_zeros).mul_(scale).to(x.dtype)
+        if self.product is not None:
+            return self.product(q).mul_(scale).to(x.dtype)
         sums = _integer_mm(q, self.weight) if x.is_cuda else _times(q, self.weight)
         return sums.mul_(self.scale).mul_(scale).to(x.dtype)
 
@@ -262,37 +266,70 @@ def _times(x: Tensor, weight: Tensor) -> Tensor:
     return torch.cat([functional.linear(x, block.float()) for block in torch.split(weight, rows)], dim=1)
 
 
-def _packed(weight: Tensor, device: torch.device) -> Tensor:
-    """Return an int8 weight as oneDNN multiplies with it, or as it is where that is not exact."""
-    if device.type != "cpu" or not onednn_is_exact():
-        return weight.contiguous().to(device)
-    packed: Tensor = torch.ops.onednn.qlinear_prepack(weight.contiguous(), None)
-    return packed
+class Onednn:
+    """An int8 matrix as oneDNN multiplies it: on VNNI, and on AMX, the fastest for many rows."""
+
+    __slots__ = ("no_zeros", "packed", "scale")
+
+    def __init__(self, weight: Tensor, scale: Tensor) -> None:
+        """Pack.  weight: int8 [N, K]; scale: fp32 [N]."""
+        self.packed: Tensor = torch.ops.onednn.qlinear_prepack(weight, None)
+        self.scale, self.no_zeros = scale, torch.zeros(len(scale), dtype=torch.int64)
+
+    def __call__(self, q: Tensor) -> Tensor:
+        """Return q W^T * scale in fp32.  q: integers -127 .. 127 in fp32, changed in place.
+
+        oneDNN multiplies unsigned by signed bytes on VNNI (signed by signed falls to reference code there, 600 times slower), so they go in
+        with 128 added, named as their zero point.
+        """
+        unsigned = torch.zeros(max(ONEDNN_ROWS, len(q)), q.shape[1], dtype=torch.uint8)
+        unsigned[: len(q)].copy_(q.add_(UNSIGNED_ZERO))
+        y: Tensor = torch.ops.onednn.qlinear_pointwise(
+            unsigned, 1.0, UNSIGNED_ZERO, self.packed, self.scale, self.no_zeros, None, 1.0, 0, torch.float32, "none", [], ""
+        )  # fmt: skip
+        return y[: len(q)]
 
 
-def _onednn(q: Tensor, packed: Tensor, scale: Tensor, no_zeros: Tensor) -> Tensor:
-    """Return q W^T * scale in fp32.  q: integers -127 .. 127 in fp32, changed in place.
+class Fbgemm:
+    """An int8 matrix as FBGEMM multiplies it: reads it 1.5 times as fast as oneDNN for few rows, and is 0.8 times as fast for many.
 
-    oneDNN multiplies unsigned by signed bytes on VNNI (signed by signed falls to reference code there, 600 times slower), so they go in
-    with 128 added, named as their zero point.
+    The same bits, and one call instead of six.  torch means to give up the quantised tensors that it is packed from: then it is not exact.
     """
-    unsigned = torch.zeros(max(ONEDNN_ROWS, len(q)), q.shape[1], dtype=torch.uint8)
-    unsigned[: len(q)].copy_(q.add_(UNSIGNED_ZERO))
-    y: Tensor = torch.ops.onednn.qlinear_pointwise(
-        unsigned, 1.0, UNSIGNED_ZERO, packed, scale, no_zeros, None, 1.0, 0, torch.float32, "none", [], ""
-    )  # fmt: skip
-    return y[: len(q)]
+
+    __slots__ = ("packed",)
+
+    def __init__(self, weight: Tensor, scale: Tensor) -> None:
+        """Pack.  weight: int8 [N, K]; scale: fp32 [N]."""
+        engines: Any = torch.backends.quantized  # its engine is a property of the module's class, which types do not tell
+        before = engines.engine
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # that they will be given up
+            try:
+                engines.engine = "fbgemm"
+                stored = torch._make_per_channel_quantized_tensor(weight, scale.double(), torch.zeros(len(scale), dtype=torch.int64), 0)
+                self.packed = torch.ops.quantized.linear_prepack(stored, None)
+            finally:
+                engines.engine = before
+
+    def __call__(self, q: Tensor) -> Tensor:
+        """Return q W^T * scale in fp32.  q: integers -127 .. 127 in fp32."""
+        y: Tensor = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32(q, 1.0, UNSIGNED_ZERO, self.packed)
+        return y
 
 
 @functools.cache
-def onednn_is_exact() -> bool:
-    """Say whether oneDNN adds the largest products of bytes on this processor as they are: AVX2 saturates sums of two."""
+def exact_ways() -> tuple[type[Onednn | Fbgemm], ...]:
+    """Return the libraries whose products of bytes are exact on this processor (AVX2 saturates sums of two), the better one first."""
+    found = tuple(way for way in (Fbgemm, Onednn) if _is_exact(way))
+    return found[::-1] if torch.cpu._is_amx_tile_supported() else found  # FBGEMM knows no tiles
+
+
+def _is_exact(way: type[Onednn | Fbgemm]) -> bool:
     weight = torch.full((16, 64), 127, dtype=torch.int8)
-    q = torch.tensor([[127.0], [-127.0], [-128.0]]).repeat(1, 64)
+    q = torch.tensor([[127.0], [-127.0], [-127.0]]).repeat(1, 64)
     want = q @ weight.float().T
     try:
-        packed = torch.ops.onednn.qlinear_prepack(weight, None)
-        got = _onednn(q, packed, torch.ones(16), torch.zeros(16, dtype=torch.int64))
+        got = way(weight, torch.ones(16))(q)
     except (RuntimeError, AttributeError):  # this build of torch has no such operator: that, too, is a no
         return False
     return torch.equal(got, want)

@@ -93,7 +93,7 @@ class Weights:
             held += layer.vectors()
             for linear in layer.linears():
                 held += linear.tensors()
-        return tuple({id(t) if t.is_mkldnn else t.data_ptr(): t for t in held}.values())
+        return tuple({id(t) if t.is_meta else t.data_ptr(): t for t in held}.values())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -37,7 +37,7 @@ class Row:
     interval: tuple[float, float] | None  # of the median at samples.LEVEL, within these launches
     samples: int  # those that count
     launches: int
-    flagged: int = 0  # taken while throttled or preempted, left out of the median
+    flagged: int = 0  # taken while something disturbed them, left out of the median
     seconds: float | None = None  # of one call
     bytes_per_s: float | None = None
     flops_per_s: float | None = None

@@ -125,7 +125,7 @@ def _trust(rows: Sequence[Row]) -> Iterator[Fact]:
         yield Fact("Not settled", text, "" if widest is None else f"the widest interval is ±{100 * widest:.1f} %", tone="unsure")
     flagged, whole = sum(row.flagged for row in rows), sum(row.flagged + row.samples for row in rows)
     if flagged:
-        text = f"{flagged:,} of {count(whole, 'sample')} taken while throttled or preempted"
+        text = f"{flagged:,} of {count(whole, 'sample')} taken while something disturbed them"
         yield Fact("Flagged", text, "left out of medians", tone="unsure" if flagged > whole / 10 else "")
     wrong = [row for row in rows if row.error is not None and row.tolerance is not None and row.error > row.tolerance]
     if wrong:

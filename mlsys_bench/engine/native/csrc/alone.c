@@ -2,6 +2,7 @@
 #include "alone.h"
 
 #include <string.h>
+#include <time.h>
 
 #include "pool.h"
 #include "rows.h"
@@ -259,3 +260,65 @@ void alone_triad(float *to, const float *a, const float *b, float scale, int64_t
     memory_job j = {.to = to, .a = a, .b = b, .scale = scale, .n = n};
     pool_run(threads, triad_share, &j);
 }
+
+/* ---------------------------------------------------------------- who else is on a core */
+
+#if defined(__x86_64__)
+#define FLOATS "+x"
+#elif defined(__aarch64__)
+#define FLOATS "+w"
+#endif
+
+#ifdef FLOATS
+enum { CHAIN = 2500, SUMS = 4000, PRODUCTS = 2000, TRIES = 2 }; /* some 2 us each */
+
+static int64_t now_ns(void) {
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return t.tv_sec * 1000000000LL + t.tv_nsec;
+}
+
+/* The compiler may assume nothing of what comes out. */
+#define TIMES_BIG(x) x *= 0x9e3779b97f4a7c15u; __asm__ volatile("" : "+r"(x))
+#define PLUS(x) x += 3; __asm__ volatile("" : "+r"(x))
+#define TIMES(x) x *= one; __asm__ volatile("" : FLOATS(x))
+
+/* Nanoseconds of products of which each needs the one before. */
+static int64_t chain_ns(void) {
+    uint64_t x = 3;
+    const int64_t began = now_ns();
+    for (int i = 0; i < CHAIN; i++) { TIMES_BIG(x); }
+    return now_ns() - began;
+}
+
+/* Nanoseconds of sums, then of products, that need nothing of each other. */
+static int64_t side_by_side_ns(void) {
+    uint64_t a = 1, b = 2, c = 3, d = 4, e = 5, f = 6;
+    double one = 1, p = 1, q = 1, r = 1, s = 1, t = 1, u = 1, v = 1, w = 1;
+    __asm__ volatile("" : FLOATS(one));
+    const int64_t began = now_ns();
+    for (int i = 0; i < SUMS; i++) { PLUS(a); PLUS(b); PLUS(c); PLUS(d); PLUS(e); PLUS(f); }
+    for (int i = 0; i < PRODUCTS; i++) { TIMES(p); TIMES(q); TIMES(r); TIMES(s); TIMES(t); TIMES(u); TIMES(v); TIMES(w); }
+    return now_ns() - began;
+}
+
+static void crowd(void *arg, int32_t ith, int32_t nth) {
+    (void)nth;
+    int64_t chain = INT64_MAX, side = INT64_MAX; /* the best of a few: an interrupt is no neighbour */
+    for (int i = 0; i < TRIES; i++) {
+        const int64_t c = chain_ns(), s = side_by_side_ns();
+        if (c < chain) chain = c;
+        if (s < side) side = s;
+    }
+    ((double *)arg)[ith] = (double)side / (double)chain;
+}
+
+double alone_crowding(int32_t threads) {
+    double of[256] = {0}, most = 0;
+    pool_run(threads, crowd, of);
+    for (int i = 0; i < 256; i++) most = of[i] > most ? of[i] : most;
+    return most;
+}
+#else
+double alone_crowding(int32_t threads) { return threads * 0.0; }
+#endif

@@ -43,4 +43,8 @@ double alone_read(const float *x, int64_t n, int32_t threads); /* their sum */
 void alone_copy(float *to, const float *from, int64_t n, int32_t threads);
 void alone_triad(float *to, const float *a, const float *b, float scale, int64_t n, int32_t threads); /* to = a + scale b */
 
+/* How much of their cores the threads have: independent instructions, which a neighbour on the core's other hyperthread slows, against a
+ * chain of them, which it hardly does; the clock cancels.  The most crowded thread's; 0 where this compiler cannot tell. */
+double alone_crowding(int32_t threads);
+
 #endif
