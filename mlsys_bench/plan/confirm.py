@@ -37,6 +37,7 @@ CLOSE = 0.3  # of the logarithm of value / limit: nearer to a limit, a short run
 MOST_FOR_TENANTS = 4
 BUSY = 0.85  # of capacity: from there on a queue that grows within the run is one that may never end
 CROWDED = 2  # times as long is every run of a replica whose memory is full: crowds are rare, and last
+MOST_DRAWN = 10_000_000  # requests of a fleet, from which those of a sample are taken
 LONGER = 6  # times as long is the run that then decides
 Play = Callable[[Design, int], Trial]  # a fleet, and how many times as long as usual
 
@@ -183,13 +184,16 @@ def lengths(design: Design, sample: int, effort: int) -> tuple[int, int, int]:
 def of_sample(design: Design, traffic: Workload, sample: int, n: int, seed: int) -> Schedule:
     """Return the requests that come to a sample of the replicas, those that they can never hold left out.
 
-    A Poisson process thinned stays Poisson; any other law is drawn for the fleet and thinned.
+    A Poisson process thinned stays Poisson; any other law is drawn for the fleet and thinned, or for as much of a large fleet as is
+    reasonable: thinned a hundred times or a thousand, it is as good as Poisson between its surges.
     """
     rng = np.random.default_rng([seed, 1])
-    shares = 1 if workload.parse_arrivals(traffic.arrivals).kind == "poisson" else design.replicas / sample
-    each = dataclasses.replace(traffic, rate_per_s=traffic.rate_per_s * sample / design.replicas * shares)
     wanted = n / design.replica.demand.share
-    fleet = workload.schedule(each, n=int(shares * (wanted + 4 * wanted**0.5)) + 10, seed=seed)
+    enough = wanted + 4 * wanted**0.5
+    whole = 1.0 if workload.parse_arrivals(traffic.arrivals).kind == "poisson" else design.replicas / sample
+    shares = min(whole, max(1.0, MOST_DRAWN / enough))
+    each = dataclasses.replace(traffic, rate_per_s=traffic.rate_per_s * sample / design.replicas * shares)
+    fleet = workload.schedule(each, n=int(shares * enough) + 10, seed=seed)
     mine = np.nonzero(rng.random(len(fleet.scheduled_s)) * shares < 1)[0]
     drawn = workload.take(fleet, mine)
     return workload.take(drawn, np.flatnonzero(holdable(design, drawn))[:n])
