@@ -191,6 +191,8 @@ def check_writable(path: Path) -> None:
     """Raise RecordError when no file can be written there: measurements of minutes must not end in that."""
     if path.is_dir():
         raise RecordError(f"{path}: cannot be written: it is a folder; name a file in it")
+    if is_stream(path):
+        return
     trial = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -198,6 +200,28 @@ def check_writable(path: Path) -> None:
         trial.unlink()
     except OSError as error:
         raise RecordError(f"{path}: cannot be written: {error.strerror or error}") from error
+
+
+def is_stream(path: Path) -> bool:
+    """Say whether this is a device or a pipe, /dev/null say: what goes there is written through it, never put in its place."""
+    return path.exists() and not path.is_file() and not path.is_dir()
+
+
+def requests_beside(out: Path | None, run: int | None = None) -> Path | None:
+    """Return the file of the requests whose summary goes to `out`, of one of several runs where numbered; None where nothing is kept.
+
+    Raises RecordError when either of the two cannot be written, or both would be one file.
+    """
+    if out is None:
+        return None
+    check_writable(out)
+    if is_stream(out):
+        return None
+    if out.suffix == ".parquet":
+        raise RecordError(f"{out}: the requests go to a .parquet beside the summary; name the summary, e.g. {out.with_suffix('.json')}")
+    requests = out.with_suffix(".parquet" if run is None else f".{run + 1}.parquet")
+    check_writable(requests)
+    return requests
 
 
 def read(path: Path, cls: type[T]) -> T:
@@ -291,6 +315,9 @@ def _refuse_unknown(given: Any, understood: Any, where: str, path: str = "") -> 
 def _replace(path: Path, fill: Any) -> Path:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
+        if is_stream(path):  # a file in the place of /dev/null would break the machine
+            fill(path)
+            return path
         path.parent.mkdir(parents=True, exist_ok=True)
         fill(temporary)
         temporary.replace(path)

@@ -95,7 +95,8 @@ def wilson(successes: float, n: int, level: float = LEVEL) -> tuple[float, float
     share = successes / n
     middle = (share + z * z / (2 * n)) / (1 + z * z / n)
     half = z / (1 + z * z / n) * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
-    return max(0.0, middle - half), min(1.0, middle + half)
+    low, high = 0.0 if successes == 0 else middle - half, 1.0 if successes == n else middle + half  # exact there, but for rounding
+    return max(0.0, low), min(1.0, high)
 
 
 def bootstrap(

@@ -41,6 +41,13 @@ def test_a_fleet_is_full_today_or_never() -> None:
     assert shrinking.months[-1].usd_per_h is None
 
 
+def test_months_are_told_as_long_as_somebody_may_plan_for_them() -> None:
+    """Eleven times as much each month is 1e25 times in two years: 11^2 = 121 is told, 11^3 = 1,331 is not."""
+    assert [m.rate_per_s for m in outlook(1.0, Growth(per_month=10.0), ten, fleet=5).months] == pytest.approx([1.0, 11.0, 121.0])
+    assert len(outlook(1.0, Growth(per_month=0.05, high=0.3), ten, fleet=5).months) == 25
+    assert len(outlook(1.0, Growth(per_month=-0.5), ten, fleet=5).months) == 25
+
+
 def test_bad_growth_is_refused() -> None:
     with pytest.raises(BadInput, match="above -100 %"):
         Growth(per_month=-1.0)

@@ -204,6 +204,13 @@ def test_the_centre_lies_between_its_witnesses_and_contradiction_never_makes_it_
     assert intervals.centre("chat:e2e_p99_s", 2.0, half, None).sd == pytest.approx(intervals.EVENED * half / 1.645)
 
 
+def test_a_rate_that_a_short_run_hardly_knows_is_not_below_zero() -> None:
+    """All requests of a run in one of its four batches: a spread of 2.35 times their mean."""
+    asked = request()
+    lumpy = dataclasses.replace(confirm.trial(asked, design(asked, 2)), requests_per_s=(0.0, 0.0, 0.0, 4.0))
+    assert intervals.of(design(asked, 2), lumpy, {}, asked).intervals["request_rate_per_s"] == pytest.approx((0.0, 1 + trials.STUDENT[4]))
+
+
 # ---------------------------------------------------------------- replicas
 
 

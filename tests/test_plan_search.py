@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from mlsys_bench import hardware, latency, models, simulate, slo, stats, summary, workload
 from mlsys_bench.batching import Limits
 from mlsys_bench.errors import UnknownName
-from mlsys_bench.plan import Request, candidates, demand, mixed, plan, planner, screen, search, sizing
+from mlsys_bench.plan import Request, candidates, confirm, demand, mixed, plan, planner, screen, search, sizing
 from mlsys_bench.plan.analytic import Replica
 from mlsys_bench.plan.trial import of_tracks
 from mlsys_bench.simulate import core
@@ -73,6 +73,30 @@ def test_nothing_that_is_passed_over_would_be_cheaper(limits: str) -> None:
     assert found.designs[0].price is not None
     assert found.designs[0].price.usd_per_h == pytest.approx(best.price.usd_per_h)
     assert len(found.passed_over) > 0
+
+
+def test_what_has_a_price_comes_before_what_has_none_whatever_its_number() -> None:
+    """GH200 is let singly: replicas of two have no price, and no number of single ones ever comes after them."""
+    asked = request(gpus=("gh200-96gb",))
+    bounds, _ = search.bounds(asked, candidates.every(asked)[0], demand.of(CHAT))
+    priced = next(bound for bound in bounds if bound.price is not None)
+    unpriced = next(bound for bound in bounds if bound.price is None)
+    assert search._most(asked, priced, unpriced.sort_key()) is None
+    most = search._most(asked, priced, sizing.rank(priced.candidate, sizing.price(priced.candidate, 90, asked.shelf), 90))
+    assert most == 89
+
+
+def test_a_sample_of_a_huge_fleet_gets_its_share_of_arrivals_of_any_law() -> None:
+    asked = request(
+        workload=workload.synthetic(1e6, arrivals="gamma:2", prompt="100", output="10"), gpus=("h100-sxm",), precisions=("bf16",)
+    )
+    bounds, _ = search.bounds(asked, candidates.every(asked)[0], demand.of(asked.workload))
+    design = sizing.resized(search.search(asked, bounds[:1], (), 1).designs[0], 100_000, asked.shelf)
+    mine = confirm.of_sample(design, asked.workload, 1, 1500, seed=1).scheduled_s
+    assert len(mine) == 1500
+    gaps = np.diff(mine)
+    assert 1 / gaps.mean() == pytest.approx(design.each_per_s, rel=4 / 1500**0.5)
+    assert gaps.var() / gaps.mean() ** 2 == pytest.approx(1.0, abs=0.3)  # one request of a hundred thousand: Poisson
 
 
 def test_smaller_steps_are_found_where_gaps_between_tokens_must_be_short() -> None:

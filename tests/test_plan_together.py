@@ -112,6 +112,13 @@ def test_each_group_outlives_the_zone_that_may_go() -> None:
     assert all(n - max(spread(n, 3)) >= g.needed for g, n in zip(stands.groups, found.values(), strict=True))
 
 
+def test_a_group_of_which_some_is_always_away_is_no_error() -> None:
+    """A hundred thousand, each away one day of eleven, are all up e^-9531 of the time, which no float tells from never."""
+    many = standing(group("many", 100_000, days=10, repair_s=DAY_S))
+    assert many.held({"many": 100_000}) == 0
+    assert -40 < many.guide({"many": 100_000}) < -30  # ln of what is just above 0
+
+
 def test_what_zones_cannot_keep_is_refused_and_so_are_too_many_of_them() -> None:
     with pytest.raises(Infeasible, match=r"zone\(s\) are all away"):
         secure(standing(group("a", 1), zones=Zones(count=1)), 0.99999, lambda f: 1.0)

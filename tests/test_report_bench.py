@@ -49,7 +49,7 @@ def test_the_facts_say_what_the_machine_delivers_and_where_the_time_goes() -> No
 
 def test_a_contended_machine_is_the_first_thing_that_is_said() -> None:
     quiet, loud = section(sample.record()), section(sample.record(contended=("others took 41 % of the cores",)))
-    assert loud.lead.startswith("CONTENDED, do not trust these figures: others took 41 % of the cores.")
+    assert loud.lead.startswith("CONTENDED, measure again before you rely on this: others took 41 % of the cores.")
     assert (quiet.tone, loud.tone) == ("", "bad")
 
 

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from mlsys_cli.options import AsJson, Html, Markdown, Out, Seed
-from mlsys_cli.show import show
+from mlsys_cli.show import leave_out, show, together
 
 
 def fit(
@@ -43,6 +43,13 @@ def fit(
     from mlsys_bench.journeys import fitting
     from mlsys_bench.predict.readers import Design
 
+    if probe is None:
+        together("--probe", {
+            "--served-model": served_model, "--endpoint": endpoint != "completions", "--concurrency": concurrency != 16,
+            "--max-step-tokens": max_step_tokens, "--budget": budget != "5m",
+        })  # fmt: skip
+    else:
+        leave_out("--probe, which measures a server itself", {"FILES": files, "--stage": stage})
     design = Design(model=model, device=gpu, precision=precision, tp=tp, engine=engine)
     if probe is None:
         found = fitting.fit(files or [], design, stage=stage)

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import typer
 from typer.core import TyperCommand, TyperGroup
 
+from mlsys_bench.errors import BadInput
+
 _NUMBER = re.compile(r"\d+(\.\d*)?")  # any other is left to the validator, which says what is wrong with it
+WRITTEN = frozenset({"out", "html", "md", "csv", "png", "draw", "junit", "comment", "bmf", "smaller_is_better", "bigger_is_better"})
+READ = frozenset({"trace", "measured", "lengths_from", "dataset"})  # beside arguments: what cannot be made again once it is overwritten
 
 
 class _Helped:
@@ -33,6 +38,11 @@ class Lean(_Helped, TyperCommand):
             if not param.required and param.callback is None:
                 setattr(param, "process_value", _plainly(param, param.process_value))  # noqa: B010  a method to mypy
 
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command, unless one of its files would overwrite another or what it reads."""
+        keep_apart(self.params, ctx.params)
+        return super().invoke(ctx)
+
 
 class Group(_Helped, TyperGroup):
     """A group of such commands."""
@@ -44,6 +54,25 @@ class Door(typer.Typer):
     def command(self, name: str | None = None, *, cls: type[TyperCommand] | None = None, **kwargs: Any) -> Any:
         """Return what adds a command, as typer does."""
         return super().command(name, cls=cls or Lean, **kwargs)
+
+
+def keep_apart(params: list[Any], given: dict[str, Any]) -> None:
+    """Raise BadInput where a file would be written twice, or over one that is read: what was there would be lost."""
+    taken = {path: "" for param in params for path in _files(param, given) if param.param_type_name == "argument" or param.name in READ}
+    for param in params:
+        for path in _files(param, given) if param.name in WRITTEN else ():
+            if path in taken:
+                why = f"is written by {taken[path]} too" if taken[path] else "is read by this command, and would be lost"
+                raise BadInput(f"{param.opts[0]} {path.name}: this file {why}; name another one")
+            taken[path] = param.opts[0]
+
+
+def _files(param: Any, given: dict[str, Any]) -> Iterator[Path]:
+    """Give the files that an option or argument names; no device or pipe, which many may write to."""
+    value = given.get(param.name or "")
+    for path in value if isinstance(value, (list, tuple)) else [value]:
+        if isinstance(path, Path) and (path.is_file() or not path.exists()):
+            yield path.resolve()
 
 
 def _plainly(param: Any, validated: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:

@@ -69,6 +69,13 @@ def together(needed: str, given: Mapping[str, object]) -> None:
             raise BadInput(f"{option} belongs to {needed}; give both")
 
 
+def leave_out(other: str, given: Mapping[str, object]) -> None:
+    """Raise for an option that does nothing beside another one."""
+    for option, value in given.items():
+        if value:
+            raise BadInput(f"{option} does nothing beside {other}; leave it out")
+
+
 def alone(option: str, ctx: typer.Context, beside: Collection[str]) -> None:
     """Raise for whatever else was given beside an option that needs none of it."""
     for param in ctx.command.params:

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from mlsys_cli.options import Arrivals, AsJson, Cluster, From, Html, Markdown, Model, OutputTokens, PromptTokens, Qps, Seed, Slo
-from mlsys_cli.show import show
+from mlsys_cli.show import show, writable
 
 GROUPS: dict[str, tuple[str, ...]] = {
     "Traffic": ("qps", "arrivals", "prompt_tokens", "output_tokens", "trace", "users", "think", "duration", "requests", "slo"),
@@ -91,6 +91,7 @@ def simulate(
     one_blas_thread()
     from mlsys_bench.journeys import simulation
 
+    writable(html, md)
     asked = simulation.Asked(
         scenario=scenario, qps=qps, arrivals=arrivals, prompt_tokens=prompt_tokens, output_tokens=output_tokens, trace=trace, users=users,
         think=think, duration=duration, requests=requests, runs=runs, seed=seed, measured=measured or [], model=model, gpu=gpu,
@@ -99,4 +100,6 @@ def simulate(
         batching=batching, preemption=preemption, prefix_cache=prefix_cache, kv_offload=kv_offload, speculate=speculate, warmup=warmup,
         cluster=cluster, out=out,
     )  # fmt: skip
-    show(simulation.simulate(asked), as_json, None, html, md, inputs=measured or [])
+    result = simulation.simulate(asked)
+    show(result, as_json, None, html, md, inputs=measured or [])
+    raise typer.Exit(simulation.exit_status(asked, result))

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from mlsys_cli.options import Arrivals, AsJson, Html, Markdown, Out, OutputTokens, PromptTokens, Seed
-from mlsys_cli.show import show
+from mlsys_cli.show import leave_out, show, together, writable
 
 
 def register(app: typer.Typer) -> None:
@@ -61,6 +61,30 @@ def workload(
     from mlsys_bench.journeys import traffic
 
     traffic.check(file, prometheus, synthetic, out)
+    writable(draw, html, md)
+    laws: dict[str, object] = {"--arrivals": arrivals, "--prompt-tokens": prompt_tokens, "--output-tokens": output_tokens}
+    server: dict[str, object] = {
+        "--range": range_ != "14d",
+        "--step": step != "auto",
+        "--until": until,
+        "--selector": selector,
+        "--auth-file": auth_file,
+    }
+    of_metrics: dict[str, object] = {"--model": model, "--engine": engine}
+    of_trace: dict[str, object] = {
+        "--start": start, "--end": end, "--speed": speed, "--time-column": time_column, "--prompt-column": prompt_column,
+        "--output-column": output_column, "--hash-column": hash_column, "--session-column": session_column,
+        "--tenant-column": tenant_column, "--time-unit": time_unit, "--block-tokens": block_tokens,
+    }  # fmt: skip
+    if draw is None:
+        together("--draw", {"--turns": turns, "--gap": gap, "--shared-prefix": shared_prefix, "--requests": requests != 1000})
+    if file is not None:
+        leave_out("a FILE, which is read whole", laws | server)
+        leave_out(*((f"{file.name}, which holds metrics", of_trace) if traffic.is_metrics(file) else (f"{file.name}, a trace", of_metrics)))
+    elif prometheus is not None:
+        leave_out("--prometheus, whose metrics say it", laws | of_trace | {"--qps": qps})
+    else:
+        leave_out("--synthetic", server | of_metrics | of_trace)
     if file is not None:
         columns = {
             "time": time_column, "prompt": prompt_column, "output": output_column, "hash": hash_column, "session": session_column,

@@ -29,7 +29,7 @@ FEW_CPUS = 16  # /proc/cpuinfo asks every CPU for its clock: not on large machin
 # neighbour that uses 5 % of the machine costs 1 % and more.  On the measuring cores alone the same 5 %: what others run there, we wait for.
 STEAL, OTHER = 0.01, 0.05
 FORCED_PER_S = 50.0
-SOMEBODY = "somebody else used the other half of a measuring core"
+SOMEBODY = "somebody else was on a measuring core's other hyperthread"
 LEAST_S = 0.5  # of watching, below which nothing is said: 50 ticks of a CPU
 
 Cores = tuple[int, ...]
@@ -268,10 +268,7 @@ def contended(totals: dict[str, float], wall_s: float) -> Iterator[str]:
 def shared(shares: Sequence[float]) -> Iterator[str]:
     """Say in words that a neighbour shared the measuring cores, in such shares of the visits of the launches, beyond what costs 1 %."""
     if (share := max(shares, default=0.0)) > OTHER:
-        yield (
-            f"{SOMEBODY} in {units.show_share(share)} of the samples, which are left out of "
-            "medians: on a shared host another tenant, else a process on its other hyperthread"
-        )
+        yield f"{SOMEBODY} in {units.show_share(share)} of the samples (on a shared host another tenant); these are left out of medians"
 
 
 def summed(look: dict[tuple[str, str], float]) -> Look:

@@ -34,8 +34,8 @@ def conditions(asked: Asked, candidate: planner.Candidate) -> Conditions:
     return Conditions(
         timeout_s=units.seconds(asked.timeout, "--timeout") if asked.timeout else None,
         retries=_retries(asked.retries) if asked.retries else None,
-        failures=_failures(asked.failures) if asked.failures else None,
-        autoscaling=_scaling(asked.autoscale) if asked.autoscale else None,
+        failures=_failures(asked.failures, asked) if asked.failures else None,
+        autoscaling=_scaling(asked.autoscale, asked.replicas) if asked.autoscale else None,
         disaggregation=_apart(asked.disaggregate, candidate) if asked.disaggregate else None,
     )
 
@@ -48,7 +48,7 @@ def _retries(text: str) -> Retries:
     return Retries(attempts=1 + given.pop("times", 2), **{names.get(key, key): value for key, value in given.items()})
 
 
-def _failures(text: str) -> Failures:
+def _failures(text: str, asked: Asked) -> Failures:
     from mlsys_bench.simulate import Failures
 
     given = settings.parse(text, "--failures", _FAILURES, needed=("repair",))
@@ -56,6 +56,9 @@ def _failures(text: str) -> Failures:
     times = tuple(at) if isinstance(at, list) else (at,)
     if not times and "mtbf" not in given:
         raise BadInput(f"--failures {text}: say when, with mtbf=10h or at=60s:0 (the replica numbered 0 fails after a minute)")
+    missing = [replica for _, replica in times if replica >= asked.replicas]
+    if missing and not asked.autoscale:
+        raise BadInput(f"--failures {text}: there is no replica {missing[0]}; the {asked.replicas} of --replicas are numbered from 0")
     return Failures(repair_s=given["repair"], mtbf_s=given.get("mtbf"), times=times)
 
 
@@ -65,13 +68,17 @@ def _moment(text: str, where: str) -> tuple[float, int]:
     return units.seconds(time, where), settings.whole(replica or "0", where)
 
 
-def _scaling(text: str) -> Autoscaling:
+def _scaling(text: str, replicas: int) -> Autoscaling:
     from mlsys_bench.simulate import METRICS, Autoscaling
 
     given = settings.parse(text, "--autoscale", _SCALING, needed=("max", "cold-start"))
     metrics = [name for name in METRICS if name in given]
     if len(metrics) != 1:
         raise BadInput(f"--autoscale {text}: name one of {', '.join(METRICS)} and what one replica should carry of it, e.g. in_flight=32")
+    if replicas > given["max"]:
+        raise BadInput(f"--autoscale {text}: the fleet begins with the {replicas} of --replicas, more than its max")
+    if metrics[0] == "kv" and given["kv"] > 1:
+        raise BadInput(f"--autoscale {text}: kv is a share of the KV memory; above 100% nothing would ever be added")
     names = {"min": "least", "max": "most", "cold_start": "cold_start_s", "every": "interval_s", "down_delay": "down_delay_s"}
     return Autoscaling(
         metric=metrics[0], target=given.pop(metrics[0]), **{names[key]: value for key, value in given.items()}  # type: ignore[arg-type]
@@ -149,6 +156,8 @@ def policy(asked: Asked, candidate: planner.Candidate) -> Policy:
     rules = _offloading(rules, asked.kv_offload, candidate) if asked.kv_offload else rules
     if asked.speculate:
         given = settings.parse(asked.speculate, "--speculate", _DRAFTS, main="drafts", needed=("drafts", "acceptance"))
+        if not given["drafts"]:
+            raise BadInput(f"--speculate {asked.speculate}: 0 drafts is no speculation; leave it out, or write 3,acceptance=70%")
         rules = rules._replace(drafts=given["drafts"], acceptance=given["acceptance"])
     return rules
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -43,7 +44,7 @@ def cost(
 ) -> Costs:
     """Return what the plan of a record costs.  Shares and sizes are text with units, as typed; `hours` are replicas, hour by hour."""
     plan, market = record.read(file, Plan), pricing.published() if prices is None else planning.market(prices)
-    rate = plan.workload.rate_per_s if requests_per_s is None else requests_per_s
+    rate = _mean_rate(plan, requests_per_s)
     extra, unpriced = _extra(market, rate, vectors, egress, vcpus)
     found = Costs(
         plan=_fleet(plan),
@@ -56,6 +57,14 @@ def cost(
         notes=market.notes,
     )
     return found if baseline is None else beside(found, plan, baseline)
+
+
+def _mean_rate(plan: Plan, given: float | None) -> float:
+    """Return the requests per second that share the bill.  Raises BadInput for more than the plan was made for: it would not carry them."""
+    planned = plan.workload.rate_per_s
+    if given is not None and given > planned * (1 + 1e-9):
+        raise BadInput(f"--qps {given:g}: the plan is for {planned:g} requests/s and no more; plan again for {given:g}/s, then price that")
+    return planned if given is None else given
 
 
 def beside(found: Costs, plan: Plan, baseline: Path) -> Costs:
@@ -83,7 +92,12 @@ def _extra(market: Market, rate: float, vectors: str | None, egress: str | None,
         count, dimensions, copies = _vectors(vectors)
         asked.append(("storage of vectors", pricing.storage(market.rates, pricing.vector_bytes(count, dimensions), copies)))
     if egress is not None:
-        asked.append(("network egress", pricing.network(market.rates, rate, units.size_bytes(egress, "--egress"))))
+        sent_bytes = units.size_bytes(egress, "--egress")
+        if sent_bytes < 0:
+            raise BadInput(f"--egress {egress}: no request sends less than nothing; write what leaves per request, e.g. 50kB")
+        asked.append(("network egress", pricing.network(market.rates, rate, sent_bytes)))
+    if not 0 <= vcpus < math.inf:
+        raise BadInput(f"--vcpus {vcpus:g}: a finite number from 0 up is needed")
     if vcpus:
         asked.append((f"{vcpus:g} vCPU", pricing.vcpus(market.rates, vcpus, pricing.cpu_offers()[0])))
     return [line for _, line in asked], [what for what, line in asked if line is None]

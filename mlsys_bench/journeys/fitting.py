@@ -21,6 +21,9 @@ NOTHING = (
 )
 
 
+_OPTIONS = {"device": "gpu"}  # options that are not called what they set
+
+
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Fitted:
     """A profile and every row it was fitted to, measured beside predicted."""
@@ -37,6 +40,9 @@ def fit(files: Sequence[Path], design: Design | None = None, *, stage: str | Non
     if twice:
         raise BadInput(f"mlsys fit: {twice[0]} is named twice; its samples would count double")
     kinds = {_kind(path) for path in files}
+    named = [option for option, value in dataclasses.asdict(design or Design()).items() if value is not None]
+    if kinds == {"bench"} and named:
+        raise BadInput(f"mlsys fit: bench records say what they were measured on; leave out --{_OPTIONS.get(named[0], named[0])}")
     if kinds == {"bench"}:
         return _benches(files, stage)
     if kinds == {"loadtest"} and (design is None or design.model is None):

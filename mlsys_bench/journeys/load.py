@@ -151,7 +151,7 @@ def run(
     try:
         for at in range(repeats):
             label = f"run {at + 1} of {repeats}  " if repeats > 1 else ""
-            once = dataclasses.replace(plan, seed=plan.seed + at, requests_file=_beside(out, at if repeats > 1 else None))
+            once = dataclasses.replace(plan, seed=plan.seed + at, requests_file=record.requests_beside(out, at if repeats > 1 else None))
             try:
                 result, seen = loadtest.run(once, lambda p, label=label: line.show(label + progress(p)), line.note)  # type: ignore[misc]
             except NothingYet as error:  # the runs before it stand
@@ -176,16 +176,12 @@ def _check(plan: loadtest.Options, repeats: int, out: Path | None, csv: Path | N
     """Raise for what would only be found after minutes of measuring."""
     if repeats > 1 and plan.hosts is not None:
         raise BadInput("--repeats runs on this machine: workers of other hosts end with their run; start master and workers for each run")
-    for path in (out, csv, png):
+    for path in (csv, png):
         if path is not None:
             record.check_writable(path)
+    record.requests_beside(out)
     if png is not None:
         report.check_pictures(png)
-
-
-def _beside(out: Path | None, at: int | None) -> Path | None:
-    """Return the file of a run's requests."""
-    return None if out is None else out.with_suffix(".parquet" if at is None else f".{at + 1}.parquet")
 
 
 def _stopped(result: LoadTest) -> bool:

@@ -11,8 +11,16 @@ from mlsys_bench.errors import BadInput, did_you_mean
 Parse = Callable[[str, str], Any]
 
 
-def parse(text: str, option: str, known: Mapping[str, Parse], *, main: str | None = None, needed: Sequence[str] = ()) -> dict[str, Any]:
-    """Return the settings of an option by name, dashes as underscores; those named twice become lists.  Raises BadInput."""
+def parse(
+    text: str,
+    option: str,
+    known: Mapping[str, Parse],
+    *,
+    main: str | None = None,
+    needed: Sequence[str] = (),
+    often: Sequence[str] = ("at",),
+) -> dict[str, Any]:
+    """Return the settings of an option by name, dashes as underscores; those that may be named `often` become lists.  Raises BadInput."""
     found: dict[str, list[Any]] = {}
     for i, part in enumerate(text.split(",")):
         key, equals, value = (side.strip() for side in part.partition("="))
@@ -22,6 +30,8 @@ def parse(text: str, option: str, known: Mapping[str, Parse], *, main: str | Non
             raise BadInput(f"{option} {text}: unknown setting {key!r}{did_you_mean(key, known)}")
         if not value:
             raise BadInput(f"{option} {text}: {key} needs a value, e.g. {key}=…")
+        if key in found and key not in often:
+            raise BadInput(f"{option} {text}: {key} is given twice; which of them holds?")
         found.setdefault(key, []).append(known[key](value, f"{option}: {key}"))
     missing = [key for key in needed if key not in found]
     if missing:
@@ -48,4 +58,7 @@ def bandwidth(text: str, where: str) -> float:
     """Return bytes per second: '50GB/s'."""
     if not text.endswith("/s"):
         raise BadInput(f"{where}: {text!r} is no bandwidth; write it like 50GB/s")
-    return units.size_bytes(text.removesuffix("/s"), where)
+    found = units.size_bytes(text.removesuffix("/s"), where)
+    if found <= 0:
+        raise BadInput(f"{where}: {text!r}: nothing moves over such a link; it must be above zero, e.g. 50GB/s")
+    return found

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from mlsys_bench import hardware, record, units, workers, workload
 from mlsys_bench import plan as planner
 from mlsys_bench.errors import BadInput
@@ -69,9 +71,9 @@ def simulate(asked: Asked) -> LoadTest:
     """Return what users of one design would see; write the summary and the requests when asked."""
     from mlsys_bench.simulate import outcome
 
+    requests_file = record.requests_beside(asked.out)
     request, candidate = _request(asked), design(asked)
     runs = _runs(asked, request, candidate)
-    requests_file = asked.out.with_suffix(".parquet") if asked.out else None
     result = outcome.loadtest(
         runs,
         target=_target(asked, candidate),
@@ -81,11 +83,19 @@ def simulate(asked: Asked) -> LoadTest:
         reasons=_reasons(asked, candidate),
         requests_file=requests_file.name if requests_file else None,
     )
-    if asked.out and requests_file:
-        machine = hardware.machine()
-        record.write(requests_file, Requests(t0_unix_s=0.0, requests=runs[0].requests), machine)
-        record.write(asked.out, result, machine, [requests_file])
+    if asked.out:
+        machine, beside = hardware.machine(), [requests_file] if requests_file else []
+        for path in beside:
+            record.write(path, Requests(t0_unix_s=0.0, requests=runs[0].requests), machine)
+        record.write(asked.out, result, machine, beside)
     return result
+
+
+def exit_status(asked: Asked, result: LoadTest) -> int:
+    """Return 1 when a limit that was given is missed, 3 when one cannot be decided, else 0: limits assumed by default promise nothing."""
+    given = asked.slo is not None or asked.scenario is not None
+    verdicts = set(result.slo_met.values()) if given else set()
+    return 1 if False in verdicts else 3 if None in verdicts else 0
 
 
 def _reasons(asked: Asked, candidate: planner.Candidate) -> tuple[str, ...]:
@@ -194,14 +204,25 @@ def _run(given: tuple[Asked, planner.Request, planner.Candidate, Schedule | None
         )  # fmt: skip
     schedule = _schedule(asked, request, seed) if replayed is None else replayed
     return simulator.run(
-        schedule, candidate.profile, candidate.limits, queue_limit=asked.queue_limit,
-        warmup_s=units.seconds(asked.warmup, "--warmup") if asked.warmup else None, **options,
-    )  # fmt: skip
+        schedule, candidate.profile, candidate.limits, queue_limit=asked.queue_limit, warmup_s=_warmup_s(asked, schedule), **options
+    )
+
+
+def _warmup_s(asked: Asked, schedule: Schedule) -> float | None:
+    """Return how much of the beginning is left out.  Raises BadInput where nothing would be left to look at."""
+    if asked.warmup is None:
+        return None
+    warmup_s, last_s = units.seconds(asked.warmup, "--warmup"), float(np.nanmax(schedule.scheduled_s))
+    if not 0 <= warmup_s <= last_s:
+        raise BadInput(f"--warmup {asked.warmup}: the last request is due after {last_s:.3g} s; leave out less than that, from 0s up")
+    return warmup_s
 
 
 def _schedule(asked: Asked, request: planner.Request, seed: int) -> Schedule:
     """Return the requests of an open loop, from a trace or from laws."""
     duration_s = units.seconds(asked.duration, "--duration") if asked.duration else None
+    if duration_s is not None and duration_s <= 0:
+        raise BadInput(f"--duration {asked.duration}: it must be above zero, e.g. {DURATION}")
     if asked.trace is not None:
         whole = workload.from_trace(asked.trace, rate_per_s=asked.qps)
         cut = whole if duration_s is None else workload.sliced(whole, 0.0, duration_s)

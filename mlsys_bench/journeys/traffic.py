@@ -27,6 +27,13 @@ def check(file: Path | None, prometheus: str | None, is_synthetic: bool, out: Pa
         record.check_writable(out)
 
 
+def is_metrics(path: Path) -> bool:
+    """Say whether a file holds exported metrics; any other is read as a trace."""
+    from mlsys_bench.workload import prometheus
+
+    return path.is_file() and prometheus.is_export(path)
+
+
 def from_file(
     path: Path,
     *,
@@ -43,7 +50,7 @@ def from_file(
     """Return the workload of a trace, cut and stretched as asked, or of exported metrics."""
     from mlsys_bench.workload import metrics, observe, prometheus, trace
 
-    if path.is_file() and prometheus.is_export(path):
+    if is_metrics(path):
         seen = metrics.workload(prometheus.exported(path, engine=engine, model=model), path.name)
         return seen if qps is None else dataclasses.replace(seen, rate_per_s=workload.checked_rate(qps))
     read = trace.read(path, columns={k: v for k, v in columns.items() if v}, time_unit=time_unit, block_tokens=block_tokens)

@@ -28,9 +28,7 @@ def verify(plan_file: Path, url: str | None, *, duration: str, seed: int, out: P
     """Load-test one replica of a plan, the built-in engine or a given server, and hold every prediction against it."""
     plan = check_testable(record.read(plan_file, Plan))
     duration_s = units.seconds(duration, "--duration")
-    if out is not None:
-        record.check_writable(out)
-    requests_file = out.with_suffix(".parquet") if out else None
+    requests_file = record.requests_beside(out)
     told = of_ours(url) if url else {}
     if told:
         latency.check_layout(plan.profile, msgspec.convert(told["layout"], Layout))

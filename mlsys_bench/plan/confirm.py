@@ -37,7 +37,7 @@ CLOSE = 0.3  # of the logarithm of value / limit: nearer to a limit, a short run
 MOST_FOR_TENANTS = 4
 BUSY = 0.85  # of capacity: from there on a queue that grows within the run is one that may never end
 CROWDED = 2  # times as long is every run of a replica whose memory is full: crowds are rare, and last
-MOST_DRAWN = 10_000_000  # requests of a fleet, from which those of a sample are taken
+MOST_DRAWN = 2_000_000  # requests of a fleet, from which those of a sample are taken
 LONGER = 6  # times as long is the run that then decides
 Play = Callable[[Design, int], Trial]  # a fleet, and how many times as long as usual
 

@@ -13,6 +13,7 @@ Fewest = Callable[[float], int]
 Price = Callable[[int], float | None]
 
 MONTHS = 24
+FARTHEST_TIMES = 1000.0  # today's traffic: beyond it no month is told, nor priced
 FARTHEST_MONTHS = 1200  # a fleet that is not full by then is full never
 _HALVINGS = 40
 
@@ -55,7 +56,8 @@ def outlook(
 
     `fewest(rate)` says how many hold the limits, `usd_per_h(n)` what they cost.
 
-    Traffic of month m is rate x (1 + growth)^m.  Full: beyond `holds_per_s`, else beyond the highest rate that `fewest` serves.
+    Traffic of month m is rate x (1 + growth)^m; the months told end before it is `FARTHEST_TIMES` today's.  Full: beyond `holds_per_s`,
+    else beyond the highest rate that `fewest` serves.
     """
     if not (rate_per_s > 0 and fleet >= 1 and months >= 0):
         raise BadInput(f"an outlook of {months} months for {rate_per_s:g}/s on {fleet} replicas: all must be above zero")
@@ -67,7 +69,7 @@ def outlook(
         full_at_per_s=most_per_s,
         full_month=full_month(rate_per_s, growth.per_month, most_per_s),
         full_interval=(full_month(rate_per_s, ends[1], most_per_s), full_month(rate_per_s, ends[0], most_per_s)) if ends else None,
-        months=tuple(_month(m, rate_per_s, growth, fewest, usd_per_h) for m in range(months + 1)),
+        months=tuple(_month(m, rate_per_s, growth, fewest, usd_per_h) for m in told(growth, months)),
     )
 
 
@@ -90,6 +92,12 @@ def highest_rate(rate_per_s: float, fewest: Fewest, fleet: int) -> float:
         middle = (low + high) / 2
         low, high = (middle, high) if fewest(middle) <= fleet else (low, middle)
     return low
+
+
+def told(growth: Growth, months: int = MONTHS) -> range:
+    """Return the months to tell: those of a traffic that somebody may plan for."""
+    fastest = max(growth.ends or (growth.per_month,))
+    return range(1 + (months if fastest <= 0 else min(months, math.floor(math.log(FARTHEST_TIMES) / math.log1p(fastest)))))
 
 
 def _month(m: int, rate_per_s: float, growth: Growth, fewest: Fewest, usd_per_h: Price) -> Month:

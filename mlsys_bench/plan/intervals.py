@@ -100,7 +100,7 @@ def of(design: Design, trial: Trial, analytic: Mapping[str, float], request: Req
         if key.endswith("goodput"):  # of all, or of one tenant: chat:goodput
             intervals[key] = _share(value, sampled.get(key, 0.0), found.band([d.keys[key] - central.keys[key] for d in drawn]))
         elif key in _RATES or key not in centres:
-            intervals[key] = (value * (1 - sampled.get(key, 0.0)), value * (1 + sampled.get(key, 0.0)))
+            intervals[key] = (value * max(0.0, 1 - sampled.get(key, 0.0)), value * (1 + sampled.get(key, 0.0)))
         else:
             low, high = _band(key, found, central, drawn)
             if key.rpartition(":")[2] == "itl_p50_s":  # of one kind of step, whose share in the usual step the draws were not ordered by

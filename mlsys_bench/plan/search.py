@@ -141,7 +141,7 @@ def _tune(request: Request, looked_at: Mapping[int, Bound], designs: dict[int, D
 
 def _most(request: Request, bound: Bound, rank: sizing.Rank | None) -> int | None:
     """Return the most replicas with which the candidate still comes before a rank; None for any number."""
-    if rank is None:
+    if rank is None or (rank[0] and bound.price is not None):  # whatever has a price comes before what has none
         return None
 
     def comes_before(replicas: int) -> bool:

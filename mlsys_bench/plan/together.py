@@ -28,6 +28,7 @@ from mlsys_bench.queueing.mmc import least
 
 MOST_ZONES = 8
 _STEPS = 20_000
+_SURELY_AWAY = math.nextafter(1.0, 0.0)  # a group so large that some of it is always away: the logarithm of 0 is none
 Counts = dict[str, int]
 Usd = Callable[[Mapping[str, int]], float]
 
@@ -71,7 +72,7 @@ class Standing:
     def guide(self, replicas: Mapping[str, int]) -> float:
         """Return what a search goes by: ln A as if groups knew nothing of each other's zones, so that each one's part shows."""
         away = [math.prod(1 - self._alone(name, replicas[name]) for name in cut) for cut in self.cuts]
-        return math.fsum(math.log1p(-min(p, 1 - 1e-300)) for p in away)
+        return math.fsum(math.log1p(-min(p, _SURELY_AWAY)) for p in away)
 
     def _alone(self, name: str, replicas: int) -> float:
         if (name, replicas) not in self._held_alone:

@@ -43,7 +43,7 @@ def bench(record: Bench, extra: object = None) -> Section:
     return Section(
         kind="bench",
         title=f"Benchmarks: {_of(record.measurements) or f'{len(ran):,}'}",
-        lead=f"CONTENDED, do not trust these figures: {'; '.join(record.contended)}. {lead}" if record.contended else lead,
+        lead=f"CONTENDED, measure again before you rely on this: {'; '.join(record.contended)}. {lead}" if record.contended else lead,
         tag="measured",
         tone="bad" if record.contended else "",
         tiles=tuple(_tiles(ran, taken)),

@@ -40,8 +40,13 @@ class Retries:
         _at_least("attempts", self.attempts, 1)
         _at_least("first_s", self.first_s, 0.0)
         _at_least("most_s", self.most_s, 0.0)
-        if not 0 <= self.jitter <= 1 or (self.budget is not None and self.budget < 0):
-            raise BadInput(f"retries: jitter {self.jitter:g} lies in 0..1, and a budget of {self.budget} is a share of first attempts")
+        if not 0 <= self.jitter <= 1:
+            raise BadInput(f"retries: a jitter of {self.jitter:g}: it is a share of the wait, from 0 to 1")
+        if self.budget is not None and self.budget < 0:
+            raise BadInput(f"retries: a budget of {self.budget:g}: it is a share of first attempts, from 0 up")
+        if self.first_s > self.most_s:
+            why = f"the first wait of {self.first_s:g} s is above the longest of {self.most_s:g} s"
+            raise BadInput(f"retries: {why}; raise most, or lower first")
 
     def wait_s(self, attempt: int, u: float) -> float:
         """Return the wait after a failed attempt, numbered from 1, with u uniform in [0, 1)."""

@@ -238,11 +238,16 @@ def is_growing(simulation: Simulation) -> bool:
 # ---------------------------------------------------------------- the fleet
 
 
+def _ratio(part: float, whole: float) -> float:
+    """Return a mean over time, 0 where no time has passed: nothing came to a replica."""
+    return part / whole if whole > 0 else 0.0
+
+
 def fleet_use(simulations: Sequence[Simulation]) -> FleetUse:
     """Return how the replicas were used."""
     n = len(simulations)
     lines = [t for s in simulations for t in s.timelines if len(t.end_s)]
-    busy_s, replica_s = (max(sum(getattr(s, name) for s in simulations), 1e-300) for name in ("busy_s", "replica_s"))
+    busy_s, replica_s = (float(sum(getattr(s, name) for s in simulations)) for name in ("busy_s", "replica_s"))
     waited_s = sum(r.stage_s.get("queue", 0.0) for s in simulations for r in s.requests)
     lives = [life for s in simulations for life in s.lives]
     kv_tokens = max((s.kv_tokens for s in simulations), default=0) or 1
@@ -251,11 +256,11 @@ def fleet_use(simulations: Sequence[Simulation]) -> FleetUse:
         replicas=simulations[0].replicas,
         most_replicas=max(most_ready(s) for s in simulations),
         replica_s=replica_s / n,
-        utilisation=busy_s / replica_s,
-        batch_mean=sum(s.sequence_s for s in simulations) / busy_s,
-        kv_mean=sum(s.kv_token_s for s in simulations) / busy_s / kv_tokens,
+        utilisation=_ratio(busy_s, replica_s),
+        batch_mean=_ratio(sum(s.sequence_s for s in simulations), busy_s),
+        kv_mean=_ratio(sum(s.kv_token_s for s in simulations), busy_s) / kv_tokens,
         kv_peak=max((float(t.kv_tokens.max()) for t in lines), default=0.0) / kv_tokens,
-        waiting_mean=waited_s / replica_s,
+        waiting_mean=_ratio(waited_s, replica_s),
         waiting_peak=max((int(t.waiting.max()) for t in lines), default=0),
         attempts=sum(s.attempts for s in simulations),
         retries=sum(s.retries for s in simulations),

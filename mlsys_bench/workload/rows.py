@@ -60,9 +60,10 @@ def _csv(path: Path) -> Table:
             for row in reader:
                 if not row:
                     continue
-                if len(row) < len(columns):
-                    missing = f"has {len(row)} fields where the header has {len(columns)}"
-                    raise BadInput(f"{path}: line {reader.line_num}: {missing}; was the file cut off?")
+                if len(row) < len(columns) or any(row[len(columns) :]):
+                    odd = f"has {len(row)} fields where the header has {len(columns)}"
+                    cause = "was the file cut off?" if len(row) < len(columns) else "is there a comma inside a number?"
+                    raise BadInput(f"{path}: line {reader.line_num}: {odd}; {cause}")
                 yield reader.line_num, [row[i] for i in at]
         except (UnicodeDecodeError, csv.Error) as error:
             raise BadInput(f"{path}: line {reader.line_num}: cannot be read as CSV: {error}") from error
@@ -117,9 +118,12 @@ def _parquet(path: Path) -> Table:
 
     def rows(names: list[str]) -> Iterator[tuple[int, Sequence[Any]]]:
         number = 0
-        for batch in file.iter_batches(batch_size=10_000, columns=names):
-            for row in zip(*(batch.column(name).to_pylist() for name in names), strict=True):
-                number += 1
-                yield number, row
+        try:
+            for batch in file.iter_batches(batch_size=10_000, columns=names):
+                for row in zip(*(batch.column(name).to_pylist() for name in names), strict=True):
+                    number += 1
+                    yield number, row
+        except (pa.ArrowInvalid, OSError) as error:
+            raise BadInput(f"{path}: row {number + 1}: is damaged: {error}") from error
 
     return Table(list(file.schema_arrow.names), rows, file.close)

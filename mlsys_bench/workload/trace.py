@@ -39,6 +39,7 @@ KNOWN = {
 NEEDED = ("time", "prompt", "output")
 TIME_UNITS = {"s": 1.0, "ms": 1e-3, "us": 1e-6, "ns": 1e-9}
 _NONE = (None, "", -1, "-1")
+_MOST_TOKENS = 2**31  # of a request: more is no length, and would overflow where lengths are added up
 _BLOCKS = (16, 32, 64, 128, 256, 512, 1024)
 
 
@@ -74,6 +75,9 @@ def cut(
     plan: Schedule, where: str, *, start_s: float = 0.0, end_s: float | None = None, speed: float = 1.0, rate_per_s: float | None = None
 ) -> Schedule:
     """Return the requests of a trace that are due in [start, end), sped up, or stretched to a rate.  Raises BadInput where none is left."""
+    if start_s < 0 or (end_s is not None and end_s <= start_s):
+        until = "" if end_s is None else f" to {end_s:g} s"
+        raise BadInput(f"{where}: nothing of a trace lies from {start_s:g} s on{until}; its times count from 0, the end after the start")
     if start_s > 0 or end_s is not None:
         plan = sliced(plan, start_s, math.inf if end_s is None else end_s)
         if len(plan) < 2:
@@ -195,7 +199,7 @@ class _Rows:
             value = float(given)  # type: ignore[arg-type]
         except (TypeError, ValueError):
             value = math.nan
-        if not (math.isfinite(value) and value >= 0 and value == int(value)):
+        if not (0 <= value < _MOST_TOKENS and value == int(value)) or isinstance(given, bool):
             raise BadInput(f"{self.path}: line {line}: {self.names[what]} is {given!r}; a number of tokens is needed")
         return int(value)
 

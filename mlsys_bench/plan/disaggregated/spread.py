@@ -95,10 +95,10 @@ def _costs(pair: Pair, pools: list[Interval], shelf: Shelf) -> dict[str, Interva
 
 def _figure(key: str, value: float, central: _Draw, draws: list[_Draw], simulated: float, analytic: float | None) -> Interval:
     if key in _RATES:
-        return value * (1 - simulated), value * (1 + simulated)
+        return value * max(0.0, 1 - simulated), value * (1 + simulated)
     if key == "goodput":
         low, high = stats.quantiles([d.keys[key] for d in draws], TAILS)
-        return min(low, value * (1 - simulated)), min(max(high, value), 1.0)
+        return max(0.0, min(low, value * (1 - simulated))), min(max(high, value), 1.0)
     if value <= 0:
         return value, value
     ratios = [d.keys[key] / central.keys[key] for d in draws if d.keys.get(key, 0.0) > 0 and central.keys.get(key, 0.0) > 0]

@@ -20,7 +20,7 @@ from mlsys_bench.plan.graph import allocation, spares
 from mlsys_bench.plan.graph.allocation import Allocation, Problem, Replicas
 from mlsys_bench.plan.graph.spread import small
 from mlsys_bench.plan.graph.work import FULL, Work, Writer
-from mlsys_bench.plan.growth import MONTHS, Growth, full_month
+from mlsys_bench.plan.growth import Growth, full_month, told
 from mlsys_bench.plan.reliability import Zones
 from mlsys_bench.simulate.conditions import TOLERANCE
 from mlsys_bench.stage_fleets import StageMonth, StageRule, StagesOutlook, StagesScaled
@@ -226,7 +226,7 @@ def outlook(fleets: Fleets, grows: Growth, headroom: float) -> StagesOutlook:
     full = {name: full_at(fleets, name) for name in asked.works}
     first = min(full, key=lambda name: full[name][0])
     together = min(1 + headroom, full[first][0])
-    planned = [fleets.rented((1 + g) ** month) for month in range(MONTHS + 1)]
+    planned = [fleets.rented((1 + g) ** month) for month in told(grows)]
     months = [
         StageMonth(month=month, rate_per_s=rate_per_s * (1 + g) ** month, replicas=fleet, usd_per_h=asked.usd_of(fleet))
         for month, fleet in enumerate(_rising(planned) if g >= 0 else planned)

@@ -68,6 +68,8 @@ def _runs(path: Path) -> tuple[str, list[Run]]:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise BadInput(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from error
+    if not text.strip():
+        raise BadInput(f"{path}: is empty")
     found: list[tuple[str, list[Run]]] = [_of(document, path) for document in _documents(text, path)]
     return found[0][0], [run for _, runs in found for run in runs]
 

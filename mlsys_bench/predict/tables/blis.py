@@ -21,7 +21,7 @@ import re
 from dataclasses import replace
 
 from mlsys_bench.predict.experiment import Experiment
-from mlsys_bench.predict.tables.rows import Cells, Column, Format, Row, Unclear, device_id, figures_of, model_id
+from mlsys_bench.predict.tables.rows import MOST, Cells, Column, Format, Row, Unclear, device_id, figures_of, model_id, precision_id
 from mlsys_bench.types import Lengths
 
 _LATENCIES = {f"{metric}_{stat}_ms": Column(f"{metric}_{stat}_s") for metric in ("e2e", "ttft", "itl") for stat in ("mean", "p90", "p99")}
@@ -47,7 +47,7 @@ def read(cells: Cells, source: str) -> Row:
         device=device_id(cells.get("gpu")),
         engine=_engine(cells),
         engine_version=cells.get("engine").partition("-")[2],
-        precision=cells.get("precision").lower() or "fp16",
+        precision=precision_id(cells.get("precision"), "fp16"),
         tp=cells.whole("tp", 1),
         replicas=cells.whole("dp", 1),
         max_seqs=cells.whole("max_num_seqs", 128),
@@ -113,7 +113,7 @@ def _rates(text: str) -> list[float]:
         rates = [float(part) for part in text.split("+")]
     except ValueError:
         rates = []
-    if not rates or min(rates) <= 0:
+    if not rates or not all(0 < rate <= MOST for rate in rates):
         raise Unclear(f"rate_rps is {text or 'empty'}; it must be a rate above 0, or several with + between them")
     return rates
 

@@ -24,7 +24,7 @@ from mlsys_bench import models
 from mlsys_bench.predict.experiment import Experiment
 from mlsys_bench.predict.tables import layouts
 from mlsys_bench.predict.tables.inferencex import REQUESTS_PER_USER, drawn
-from mlsys_bench.predict.tables.rows import Cells, Column, Format, Row, device_id, figures_of, model_id
+from mlsys_bench.predict.tables.rows import Cells, Column, Format, Row, device_id, figures_of, model_id, precision_id
 from mlsys_bench.types import Lengths
 
 _RESULTS = {"ttft_ms": Column("ttft_mean_s"), "tpot_ms": Column("tpot_mean_s")}
@@ -45,7 +45,7 @@ def read(cells: Cells, source: str) -> Row:
         device=device_id(cells.get("system")),
         engine=cells.get("backend") or "vllm",
         engine_version=cells.get("backend_version"),
-        precision=cells.get("precision") or "bf16",
+        precision=precision_id(cells.get("precision"), "bf16"),
         pp=cells.whole("pp", 1),
         prompt_tokens=drawn(prompt) if by_inferencex else Lengths(mean=prompt),
         output_tokens=drawn(output) if by_inferencex else Lengths(mean=output),

@@ -25,7 +25,7 @@ import re
 
 from mlsys_bench.predict.experiment import Experiment
 from mlsys_bench.predict.tables import layouts
-from mlsys_bench.predict.tables.rows import Cells, Column, Figure, Format, Row, device_id, figures_of, model_id
+from mlsys_bench.predict.tables.rows import Cells, Column, Figure, Format, Row, device_id, figures_of, model_id, precision_id
 from mlsys_bench.types import Lengths
 
 REQUESTS_PER_USER = 10
@@ -65,7 +65,7 @@ def read(cells: Cells, source: str) -> Row:
         device=device_id(cells.get("gpu")),
         engine=_ENGINES.get(framework.rpartition("-")[2], framework),
         engine_version=_version(cells.get("image")),
-        precision=cells.get("precision") or "bf16",
+        precision=precision_id(cells.get("precision"), "bf16"),
         prompt_tokens=drawn(cells.positive("isl")),
         output_tokens=drawn(cells.positive("osl")),
         concurrency=concurrency,

@@ -7,11 +7,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from mlsys_bench import hardware, models
-from mlsys_bench.errors import BadInput, UnknownName
+from mlsys_bench.errors import BadInput, UnknownName, did_you_mean
 from mlsys_bench.predict.experiment import Experiment
 
 Figure = tuple[float, float, float]  # point, low, high
 MS = 1000.0
+MOST = 1e7  # of tokens, requests in flight, GPUs or requests per second: what is beyond is a slip of the pen
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +76,8 @@ class Cells:
         value = self.number(column)
         if value is None or value <= 0:
             raise Unclear(f"{column} is {self.get(column) or 'empty'}; it must be above 0")
+        if value > MOST:
+            raise Unclear(f"{column} is {self.get(column)}; no run had more than {MOST:,.0f}")
         return value
 
     def whole(self, column: str, default: int | None = None) -> int:
@@ -92,8 +95,11 @@ class Cells:
         return self.get(column).lower() in ("true", "1", "yes")
 
     def measured(self, columns: Mapping[str, Column]) -> dict[str, float]:
-        """Return the results the row gives, by column; a result of 0 is none."""
+        """Return the results the row gives, by column; a result of 0 is none.  Raises BadInput for one below 0."""
         found = {column: self.number(column) for column in columns}
+        below = [column for column, value in found.items() if value is not None and value < 0]
+        if below:
+            raise BadInput(f"line {self.line}, column {below[0]}: {self.get(below[0])!r} is below 0; no time and no rate is")
         return {column: value for column, value in found.items() if value}
 
 
@@ -114,6 +120,13 @@ class Format:
 def figures_of(measured: Mapping[str, float], columns: Mapping[str, Column]) -> dict[str, float]:
     """Return results by figure, in SI units."""
     return {columns[column].figure: value / columns[column].per_unit for column, value in measured.items()}
+
+
+def precision_id(name: str, default: str) -> str:
+    """Return the precision a cell names, the default where it is empty.  Raises Unclear for one nobody knows."""
+    if name and name.lower() not in models.PRECISIONS:
+        raise Unclear(f"unknown precision {name!r}{did_you_mean(name, models.PRECISIONS)}")
+    return name.lower() or default
 
 
 def model_id(name: str) -> str:
