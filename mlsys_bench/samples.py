@@ -26,7 +26,7 @@ STRICT_LEVEL = 0.999  # of the interval that decides to stop: it is asked many t
 LEAST_BLOCKS = 20  # below, a trend is not told from noise
 DRIFT_ALPHA, DRIFT_CHANGE = 0.01, 0.02  # a trend is refused when so unlikely by chance, and so large from the first third to the last
 HINT_ALPHA = 0.25  # ... and watched further from here
-CROWDED = 1.1  # a core is shared from so much of its least crowding on: alone it varies by 1 to 4 %, beside a neighbour it is 1.15 to 1.3
+CROWDED = 1.1  # a core is shared from so much of its least crowding on: alone it varies by 1 to 4 %, beside a neighbour it is 1.18 to 1.26
 ALONE = 0.02  # ... and this quantile of a launch's crowding is its least: the very lowest may be an accident
 EARLY, LEAST_EARLY, EARLY_ALPHA = 0.25, 3, 0.003  # first visits at a level of their own: at most this share, at least so many, by chance
 
