@@ -571,31 +571,3 @@ class Demo:
     files: dict[str, str]
     took_s: dict[str, float]
     machine_slower: float | None = None
-
-
-# ---------------------------------------------------------------- what a person looks up
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Ability:
-    """One thing this machine can or cannot do, and what would change that."""
-
-    name: str
-    works: bool
-    detail: str
-    cure: str | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Doctor:
-    """What this machine is and what can be measured on it."""
-
-    abilities: tuple[Ability, ...]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Catalog:
-    """The rows of one catalogue, as printed: every one with its source and date."""
-
-    catalog: Literal["gpus", "models", "prices"]
-    rows: tuple[dict[str, Scalar], ...]

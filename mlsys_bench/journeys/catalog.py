@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from mlsys_bench import hardware, models, pricing
-from mlsys_bench.types import Catalog, Scalar
+from mlsys_bench.looked_up import Catalog
+from mlsys_bench.types import Scalar
 
 
 def gpus() -> Catalog:

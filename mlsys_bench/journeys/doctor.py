@@ -13,7 +13,8 @@ from mlsys_bench.engine.native import build, library
 from mlsys_bench.hardware import proc
 from mlsys_bench.hardware.devices import MissedError, Nvml, Rapl
 from mlsys_bench.journeys.gating import perf
-from mlsys_bench.types import Ability, Doctor, Scalar
+from mlsys_bench.looked_up import Ability, Doctor
+from mlsys_bench.types import Scalar
 
 EXTRAS = (
     ("engine", "torch", "run the built-in engine: bench, serve, demo"),

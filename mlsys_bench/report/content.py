@@ -12,15 +12,14 @@ from mlsys_bench.fleets import Fleet, FleetPlan
 from mlsys_bench.histories import History
 from mlsys_bench.loadlimits import LoadMax, LoadSweep
 from mlsys_bench.loadtests import LoadTests
+from mlsys_bench.looked_up import Catalog, Doctor
 from mlsys_bench.productions import Production
 from mlsys_bench.record import Envelope, Record
 from mlsys_bench.report.parts import Section
 from mlsys_bench.stages import StageGraph
 from mlsys_bench.types import (
     Bench,
-    Catalog,
     Demo,
-    Doctor,
     LatencyProfile,
     LoadTest,
     Machine,

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from mlsys_bench import slo, units
+from mlsys_bench.looked_up import Catalog, Doctor
 from mlsys_bench.report import tenants, traffic
 from mlsys_bench.report.parts import Cell, Column, Fact, Section, Table, count, mark, percent, scalar
-from mlsys_bench.types import Catalog, Doctor, Scalar, Scenario
+from mlsys_bench.types import Scalar, Scenario
 
 WIDE = ("source", "date", "region", "hf_id", "aliases", "arch", "vendor", "verified", "tdp_w", "interconnect")
 

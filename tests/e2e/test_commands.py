@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from mlsys_bench import __version__, record
-from mlsys_bench.types import Bench, Catalog, Doctor, LatencyProfile, LoadTest, Plan, Requests, Scenario, Verification, Workload
+from mlsys_bench.looked_up import Catalog, Doctor
+from mlsys_bench.types import Bench, LatencyProfile, LoadTest, Plan, Requests, Scenario, Verification, Workload
 from mlsys_bench.verdicts import Verdict
 
 if TYPE_CHECKING:
