@@ -6,7 +6,7 @@ operators  operators alone beside decode steps and the engine's own clock: three
 overhead   what the harness adds to a sample of an empty call, and spends between two
 quick      `mlsys bench gpu --suite quick` of small-160m, start included
 budget     `--budget` against what the run takes
-launches   medians of five launches, how far apart
+launches   medians of each row's first five launches that measured it, how far apart
 contended  the verdict under planted load, and on a quiet machine
 """
 

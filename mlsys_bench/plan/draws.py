@@ -8,7 +8,6 @@ the ends of that.  Draws at random would have to be many: the 5 % point of a doz
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -21,7 +20,7 @@ from mlsys_bench.types import LatencyProfile
 Floats = npt.NDArray[np.float64]
 TAILS = (0.05, 0.95)
 POOL = 1024
-COMMON = 0.4  # of the residual's variance: what is left of it in the mean of the many kinds of steps of a replica (ADR 0035)
+COMMON = 0.45  # of the residual's variance: what is left of it in a mean of many kinds of steps (ADR 0037)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,7 +33,6 @@ class Draws:
     shares: tuple[float, ...]
     slowness: Floats
     bare: tuple[float, float]  # 5 % and 95 % points of the log of a step that only decodes, over that of the profile they were drawn from
-    average: float  # sd of the log of a mean of all kinds of steps, over that of one kind
 
     def band(self, values: Sequence[float]) -> tuple[float, float]:
         """Return the 5 % and 95 % points of a figure that has these values with the profiles drawn."""
@@ -46,9 +44,12 @@ def of(profile: LatencyProfile, usual: latency.Features, bare: latency.Features,
     """Return draws of a profile whose usual step has these features, and those that only decode the others, at shares of the pool."""
     rng = np.random.default_rng(seed)
     logs = rng.multivariate_normal(np.log(profile.coefficients), np.asarray(profile.covariance), POOL, method="eigh")
-    common = np.exp(profile.residual_log_sd * rng.standard_normal(POOL))
-    terms = {name: _term(name, np.exp(logs[:, i]), common) for i, name in enumerate(profile.terms)}
-    pool, decode = (_logs(profile, terms, features) for features in (usual, bare))
+    misfit = profile.residual_log_sd * rng.standard_normal(POOL)
+    one_kind, terms = (
+        {name: _term(name, np.exp(logs[:, i]), np.exp(share**0.5 * misfit)) for i, name in enumerate(profile.terms)}
+        for share in (1.0, COMMON)
+    )
+    pool, decode = _logs(profile, terms, usual), _logs(profile, one_kind, bare)
     low, high = np.quantile(decode, TAILS)
     chosen = np.argsort(pool, kind="stable")[[int(share * POOL) for share in shares]]
     profiles = (tuple(float(terms[name][i]) for name in profile.terms) for i in chosen)
@@ -57,7 +58,6 @@ def of(profile: LatencyProfile, usual: latency.Features, bare: latency.Features,
         shares=tuple(shares),
         slowness=pool[chosen],
         bare=(float(low), float(high)),
-        average=math.sqrt(max(1 - (1 - COMMON) * profile.residual_log_sd**2 / max(float(pool.var()), 1e-12), COMMON)),
     )
 
 

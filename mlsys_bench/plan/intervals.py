@@ -6,12 +6,12 @@ A figure is what many such engines would show on average over hours, not what on
              batches (`EVENED`), of theory what was measured against long simulations (`THEORY`).  Where they contradict each other by
              more than both allow, both are believed less
     outside  what a profile that was not measured on a server is unsure of outside a request's own steps (`latency.overhead`)
-    profile  theory with profiles drawn from the profile's uncertainty (`plan.draws`); it is asymmetric
+    profile  theory with profiles drawn from the profile's uncertainty (`plan.draws`); it is asymmetric.  Steps of many kinds make a figure:
+             part of the residual of the profile's form averages out, but not of the usual gap between tokens, which is one kind of step
     all      squares of log distances added
 
 Replicas: the rate that one carries within limits and headroom, for each draw, and as far as the simulation of the binding limit is
-uncertain.  A percentile follows from one kind of step, a rate from the mean of all kinds, in which part of the residual of a profile's form
-averages out (`Draws.average`).  A smaller fleet that may be enough is inside the interval.  Of a trace theory knows the mean only:
+uncertain.  A smaller fleet that may be enough is inside the interval.  Of a trace theory knows the mean only:
 `plan.replays`.
 """
 
@@ -42,7 +42,10 @@ THEORY = {"ttft": (0.03, 0.07, 0.10), "tpot": (0.02, 0.07, 0.14), "itl": (0.03, 
 _SENSIBLE = 10  # times the replicas planned; a draw that asks for more says no rather than a number
 _RATES = ("throughput_tokens_per_s", "request_rate_per_s")  # set by the traffic while the replicas are stable
 _Z = 1.645
-EVENED = 0.7  # a run of even requests (`plan.evened`) differs from the next that much as its batches do; 0.3 to 1.1, measured over seeds
+# A run of even requests (`plan.evened`) differs from a long one so many times as its batches do, at p50, p95 and p99: measured (ADR 0037).
+# A short run misses the waves of load of hours, which show in the tails of TTFT and TPOT.
+EVENED = {"ttft": (0.7, 1.2, 1.5), "tpot": (0.7, 1.3, 1.6), "itl": (0.8, 0.9, 1.0), "e2e": (0.7, 0.8, 0.8)}
+EVENED_FLEET = 0.6  # the same where a limit says how many replicas are needed: whole numbers hold more than they must
 _HALVINGS = 7  # of the highest rate with a drawn profile: to a percent
 _ALIKE = 0.1  # of the SCV of gaps from 1
 Interval = tuple[float, float]
@@ -69,10 +72,11 @@ class _Drawn:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Centre:
-    """Log of a figure as its witnesses have it, and its sd."""
+    """Log of a figure as its witnesses have it, its sd, and the sd that counts for a fleet."""
 
     log: float
     sd: float
+    fleet_sd: float
 
 
 def of(design: Design, trial: Trial, analytic: Mapping[str, float], request: Request) -> Spread:
@@ -159,12 +163,20 @@ def centre(key: str, simulated: float, half: float, analytic: float | None, unse
 
     `unseen`: sd of the log of what both took from the profile as it is, and neither can know better.
     """
-    sampled, theory = max(EVENED * half, 1e-3) / _Z, _theory_sd(key)
-    if analytic is None or analytic <= 0 or theory is None:
-        return Centre(log=math.log(simulated), sd=math.hypot(sampled, unseen))
-    apart, both = math.log(analytic / simulated), math.hypot(sampled, theory)
-    sd = sampled * theory / both * max(1.0, abs(apart) / (_Z * both))
-    return Centre(log=math.log(simulated) + apart * sampled**2 / both**2, sd=math.hypot(sd, unseen))
+    theory, differs = _tabled(THEORY, key), _tabled(EVENED, key) or EVENED_FLEET
+    sampled, for_fleet = (max(factor * half, 1e-3) / _Z for factor in (differs, EVENED_FLEET))
+    apart = math.log(analytic / simulated) if theory is not None and analytic is not None and analytic > 0 else None
+    weight, sd = _weighed(sampled, theory, apart)
+    fleet_sd = _weighed(for_fleet, theory, apart)[1]
+    return Centre(log=math.log(simulated) + weight * (apart or 0.0), sd=math.hypot(sd, unseen), fleet_sd=math.hypot(fleet_sd, unseen))
+
+
+def _weighed(sampled: float, theory: float | None, apart: float | None) -> tuple[float, float]:
+    """Return the weight of theory, and the sd of both together."""
+    if theory is None or apart is None:
+        return 0.0, sampled
+    both = math.hypot(sampled, theory)
+    return sampled**2 / both**2, sampled * theory / both * max(1.0, abs(apart) / (_Z * both))
 
 
 def outside_sd(key: str, design: Design, predicted: Mapping[str, float]) -> float:
@@ -175,13 +187,13 @@ def outside_sd(key: str, design: Design, predicted: Mapping[str, float]) -> floa
     return outside.spread_s(design.replica.demand.mean_prompt, predicted.get("itl_p50_s", 0.0)) / predicted[key]
 
 
-def _theory_sd(key: str) -> float | None:
-    """Return how far theory is off a long simulation, for a key such as 'ttft_p95_s' or 'chat:ttft_p95_s'; None for others."""
+def _tabled(table: Mapping[str, tuple[float, float, float]], key: str) -> float | None:
+    """Return what a table says of a key such as 'ttft_p95_s' or 'chat:ttft_p95_s', by its percentile; None for other metrics."""
     metric, _, rest = key.rpartition(":")[2].partition("_")
-    if metric not in THEORY:
+    if metric not in table:
         return None
     stat = rest.removesuffix("_s")
-    return float(np.interp(float(stat[1:]) if stat.startswith("p") else 50.0, (50.0, 95.0, 99.0), THEORY[metric]))
+    return float(np.interp(float(stat[1:]) if stat.startswith("p") else 50.0, (50.0, 95.0, 99.0), table[metric]))
 
 
 def _of_crowds(design: Design, central: _Drawn, limits: SLO) -> dict[str, float]:
@@ -245,7 +257,7 @@ def _replicas(
         return at, at * _SENSIBLE
     ends = (_carried(design.replica, request, _moved(scaling, centres, way)) for way in (-_Z, _Z))
     less, more = (abs(math.log(carried / end)) if end > 0 else math.log(_SENSIBLE) for end in ends)
-    band = [found.average * end for end in found.band([math.log(usual / d.most_per_s) for d in drawn])]
+    band = found.band([math.log(usual / d.most_per_s) for d in drawn])
     needed = math.log(design.rate_per_s / carried)
     low, high = needed - math.hypot(less, min(band[0], 0.0)), needed + math.hypot(more, max(band[1], 0.0))
     return min(max(1.0, float(math.ceil(math.exp(low) - 1e-9))), at), max(float(math.ceil(math.exp(high) - 1e-9)), at)
@@ -258,7 +270,7 @@ def _carried(replica: Replica, request: Request, scaling: Mapping[str, float], h
 
 def _moved(scaling: Mapping[str, float], centres: Mapping[str, Centre], sds: float) -> dict[str, float]:
     """Return what to multiply theory by if every limit's value were so many of its sd from the centre."""
-    return {name: factor * math.exp(sds * centres[f"{name}_s"].sd) for name, factor in scaling.items()}
+    return {name: factor * math.exp(sds * centres[f"{name}_s"].fleet_sd) for name, factor in scaling.items()}
 
 
 def costs(design: Design, replicas: Interval, shelf: Shelf) -> dict[str, Interval]:
