@@ -6,6 +6,7 @@ Each class here that is a file of its own is listed in `record.KINDS`.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -261,6 +262,16 @@ class LatencyProfile:
     provenance: Provenance
     note: str | None = None
 
+    def __post_init__(self) -> None:
+        """Raise ValueError where names, coefficients and covariance do not fit together: whoever reads a record says in which file."""
+        terms, rows = len(self.terms), [len(row) for row in self.covariance]
+        if len(set(self.terms)) < terms:
+            raise ValueError(f"terms: {', '.join(self.terms)} names one twice; fit the profile again")
+        if len(self.coefficients) != terms:
+            raise ValueError(f"coefficients: {len(self.coefficients)} beside {terms} terms; each term has one: fit the profile again")
+        if rows != [terms] * terms:
+            raise ValueError(f"covariance: rows of {rows} beside {terms} terms; it is {terms} x {terms}: fit the profile again")
+
 
 # ---------------------------------------------------------------- promises and traffic
 
@@ -342,6 +353,15 @@ class TrafficSummary:
     sessions: int | None = None
     tenants: dict[str, float] = field(default_factory=dict)  # share of the requests
     notes: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Raise ValueError where a dispersion is of no window, or an interval of no dispersion."""
+        for window in self.dispersion:
+            if not re.fullmatch(r"\d+(\.\d+)?(e[+-]\d+)?s", window):
+                raise ValueError(f"dispersion: {window!r} is no window in seconds; write it like 60s")
+        beside = sorted(self.dispersion_intervals.keys() - self.dispersion.keys())
+        if beside:
+            raise ValueError(f"dispersion_intervals: {', '.join(beside)} is in no window of dispersion; leave it out")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -8,6 +8,7 @@ import re
 from mlsys_bench.errors import UnitError
 
 _QUANTITY = re.compile(r"^\s*(?P<usd>\$)?\s*(?P<number>[+-]?(?:\d+(?:_\d+)*\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)\s*(?P<unit>[A-Za-zµ%/]*)\s*$")
+_PLAIN = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
 
 SECONDS = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "min": 60.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 BYTES = {
@@ -21,6 +22,13 @@ HOURS_PER_YEAR = 12 * HOURS_PER_MONTH
 MONTHS = {"month": 1.0, "months": 1.0, "y": 12.0, "year": 12.0, "years": 12.0}
 USD_PER_BYTE = {f"/{size}": 1 / BYTES[size] for size in ("GB", "GiB", "TB", "TiB")}
 USD_PER_BYTE_MONTH = {f"{size}/month": price for size, price in USD_PER_BYTE.items()}
+
+
+def plain(text: str) -> float:
+    """Return a number written in plain decimal: '24', '0.5', '1e6'.  Raises ValueError for '0x18', '1_000', ' 24 ', 'nan' and 'inf'."""
+    if not _PLAIN.fullmatch(text) or not math.isfinite(float(text)):
+        raise ValueError(f"{text!r} is no plain number")
+    return float(text)
 
 
 def seconds(text: str | float, where: str = "") -> float:

@@ -10,17 +10,15 @@ import numpy as np
 from mlsys_bench import slo
 from mlsys_bench.backtests import Backtest, Score
 from mlsys_bench.loadtests import LoadTests
+from mlsys_bench.looked_up import Ability, Catalog, Doctor
 from mlsys_bench.record import Envelope, Record, kind_of
 from mlsys_bench.stages import Assumed, Cache, Cost, Resources, Roofline, Service, Stage, StageGraph
 from mlsys_bench.summary import repeated
 from mlsys_bench.types import (
-    Ability,
     Alternative,
     Bench,
-    Catalog,
     Check,
     Demo,
-    Doctor,
     FleetItem,
     LatencyProfile,
     LatencySummary,

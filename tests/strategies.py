@@ -10,6 +10,8 @@ from typing import Any
 
 from hypothesis import strategies as st
 
+from mlsys_bench.types import LatencyProfile, TrafficSummary
+
 FLOATS = st.floats(allow_nan=False, allow_infinity=False)
 INTS = st.integers(-(2**63), 2**63 - 1)
 TEXTS = st.text(st.characters(codec="utf-8"), max_size=8)
@@ -39,4 +41,28 @@ def of(hint: Any) -> st.SearchStrategy[Any]:
 
 def _instances(cls: type) -> st.SearchStrategy[Any]:
     hints = typing.get_type_hints(cls)
+    if cls is LatencyProfile:
+        return st.integers(0, 3).flatmap(lambda terms: _profiles(terms, hints))
+    if cls is TrafficSummary:
+        return st.sets(st.sampled_from(["1s", "0.25s", "1e+06s"])).flatmap(lambda windows: _summaries(windows, hints))
     return st.builds(cls, **{field.name: of(hints[field.name]) for field in dataclasses.fields(cls)})
+
+
+def _profiles(terms: int, hints: dict[str, Any]) -> st.SearchStrategy[Any]:
+    """Profiles of so many terms: a coefficient each, and their covariances."""
+    row = st.tuples(*[FLOATS] * terms)
+    fitting = {
+        "terms": st.lists(TEXTS, min_size=terms, max_size=terms, unique=True).map(tuple),
+        "coefficients": row,
+        "covariance": st.tuples(*[row] * terms),
+    }
+    return st.builds(LatencyProfile, **{name: fitting.get(name, of(hint)) for name, hint in hints.items()})
+
+
+def _summaries(windows: set[str], hints: dict[str, Any]) -> st.SearchStrategy[Any]:
+    """Summaries of traffic in these windows."""
+    fitting = {
+        "dispersion": st.fixed_dictionaries(dict.fromkeys(sorted(windows), FLOATS)),
+        "dispersion_intervals": st.fixed_dictionaries({}, optional=dict.fromkeys(sorted(windows), st.tuples(FLOATS, FLOATS))),
+    }
+    return st.builds(TrafficSummary, **{name: fitting.get(name, of(hint)) for name, hint in hints.items()})

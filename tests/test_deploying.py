@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -23,9 +24,12 @@ ASK = ["plan", "--qps", "20", "--model", "llama-3-8b", "--gpu", "H100", "--preci
 def test_a_plan_is_exported_compared_with_today_and_with_another(tmp_path: Path) -> None:
     """Twice the traffic is the whole difference of the two records; the manifest runs the plan's own command."""
     old, new, run = tmp_path / "old.json", tmp_path / "new.json", CliRunner()
-    first = run.invoke(app, [*ASK, "-o", str(old), "--export", f"k8s:{tmp_path}", "--from-deployment", "vllm serve llama-3-8b -tp 2 --foo"])
+    exports = ["--export", f"k8s:{tmp_path}", "--export", f"openslo:{tmp_path}"]
+    first = run.invoke(app, [*ASK, "-o", str(old), *exports, "--from-deployment", "vllm serve llama-3-8b -tp 2 --foo"])
     assert first.exit_code == 0, first.output
-    assert f"wrote {tmp_path / 'llama-3-8b-k8s.yaml'}" in first.output
+    for kind in ("k8s", "openslo"):
+        assert f"wrote {tmp_path / f'llama-3-8b-{kind}.yaml'}" in first.output
+        assert (tmp_path / f"llama-3-8b-{kind}.yaml").is_file()
     assert "tensor parallel: 2 -> 1 (--tensor-parallel-size)" in first.output
     assert "sequences at once: 1,024 -> 64 (--max-num-seqs)" in first.output
     assert "--foo is not known here" in first.output
@@ -51,8 +55,24 @@ def test_a_step_without_a_plan_leaves_the_two_ends_and_says_why() -> None:
     assert [step.replicas for step in found.steps] == [4, 0]
 
 
+@pytest.mark.parametrize("odd", [{"replicas": 0}, {"replicas": -3}, {"fleet": ()}, {"usd_per_hour": -5.0}])
+def test_a_record_of_a_fleet_that_cannot_be_is_compared_with_nothing(tmp_path: Path, odd: dict[str, Any]) -> None:
+    plan = sample_records.plan()
+    for name, value in (("good.json", plan), ("odd.json", dataclasses.replace(plan, **odd))):
+        record.write(tmp_path / name, value, sample_records.machine())
+    with pytest.raises(BadInput, match=r"odd.json: a plan .* make the record again"):
+        deploying.explained((tmp_path / "good.json", tmp_path / "odd.json"))
+
+
+def test_a_manifest_asked_for_twice_is_refused_before_anything_is_planned() -> None:
+    with pytest.raises(BadInput, match="--export k8s:a is given 2 times"):
+        deploying.check(None, ["k8s:a", "keda:a", "k8s:a"], None)
+    with pytest.raises(BadInput, match="unknown export 'k9s'"):
+        deploying.check(None, ["k8s:a", "k9s"], None)
+
+
 def test_what_is_no_plan_of_one_model_is_refused() -> None:
     with pytest.raises(BadInput, match="one model"):
-        deploying.told(sample_records.traffic(), "k8s", None)
+        deploying.told(sample_records.traffic(), ["k8s"], None)
     with pytest.raises(BadInput, match="one model"):
-        deploying.told(sample_records.traffic(), None, "vllm serve m")
+        deploying.told(sample_records.traffic(), [], "vllm serve m")

@@ -46,6 +46,8 @@ def test_options_that_are_plain_or_left_out_cost_no_validator() -> None:
         (["--max-batch", "0"], "Invalid value for '--max-batch'"),
         (["--speed", "-1"], "Invalid value for '--speed'"),
         (["--nonsense"], "No such option"),
+        (["--gpu", "H100", "--gpu=L4"], "--gpu is given 2 times"),
+        (["-o", "a.json", "--out", "b.json"], "--out is given 2 times"),
     ],
 )
 def test_what_is_wrong_with_an_option_is_said(

@@ -101,7 +101,8 @@ def test_what_a_fit_minimises_is_what_the_profile_says(
     device = hardware.find("H100")
     for constants in (bare.constants, physics.layout_constants(models.find(model), device, precision="bf16", tp=tp)):
         k = constants | {"roof_norm": norm} | stairs
-        profile = dataclasses.replace(bare, terms=solve.names(k), coefficients=tuple(np.exp(x).tolist()), constants=k)
+        exact = ((0.0,) * len(x),) * len(x)
+        profile = dataclasses.replace(bare, terms=solve.names(k), coefficients=tuple(np.exp(x).tolist()), covariance=exact, constants=k)
         assert profile.terms[:7] == solve.FITTED == bare.terms
         assert np.exp(solve.predicted(x, STEPS.T, k)) == pytest.approx(latency.step_s(profile, list(STEPS.T)), rel=1e-12)
 
@@ -122,7 +123,8 @@ def test_every_way_to_read_a_profile_shows_the_same_clock(model: str, spread: di
     fitted = known(model)
     padded = dataclasses.replace(fitted, constants=fitted.constants | {"graph_stride": 8.0, "graph_end": 64.0})
     names, values = (*fitted.terms, "pass_s"), (*fitted.coefficients, 3e-4)
-    stairs = dataclasses.replace(fitted, terms=names, coefficients=values, constants=fitted.constants | {"pass_tokens": 40.0})
+    exact, more = ((0.0,) * len(names),) * len(names), {"pass_tokens": 40.0}
+    stairs = dataclasses.replace(fitted, terms=names, coefficients=values, covariance=exact, constants=fitted.constants | more)
     beside = latency.tables([roofline, fitted, padded, stairs])
     for i, profile in enumerate((roofline, fitted, padded, stairs)):
         alone = [latency.step_s(profile, tuple(s)) for s in STEPS.tolist()]

@@ -277,12 +277,19 @@ def test_a_model_too_large_for_every_device_is_infeasible() -> None:
         plan(request(model="llama-3-70b", gpus=("l4",)))
 
 
+def test_requests_beyond_the_longest_context_are_no_matter_of_memory() -> None:
+    long = workload.synthetic(1, prompt="512", output="100000")
+    with pytest.raises(Infeasible, match=r"shortest request has 100,512 tokens, beyond the longest context of 8,192; send shorter prompts"):
+        plan(request(workload=long, gpus=("h100-sxm",)))
+
+
 @pytest.mark.parametrize(
     ("changes", "error", "says"),
     [
         ({"workload": dataclasses.replace(CHAT, rate_per_s=0.0)}, BadInput, r"--qps 0: a rate must be above zero"),
         ({"workload": dataclasses.replace(CHAT, rate_per_s=-3.0)}, BadInput, r"--qps -3"),
         ({"workload": dataclasses.replace(CHAT, rate_per_s=math.nan)}, BadInput, r"--qps nan"),
+        ({"workload": dataclasses.replace(CHAT, rate_per_s=1e300)}, BadInput, r"1e\+300 requests/s: from 1e-09 to 1e\+12 can be planned"),
         ({"workload": dataclasses.replace(CHAT, prompt_tokens=Lengths(mean=0.2))}, BadInput, "prompt lengths: a mean of 0.2"),
         ({"workload": dataclasses.replace(CHAT, arrivals="sometimes")}, BadInput, "sometimes"),
         ({"slo": ()}, BadInput, "holds no limit"),

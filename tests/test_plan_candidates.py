@@ -7,8 +7,8 @@ import dataclasses
 import pytest
 
 from mlsys_bench import hardware, latency, models, slo, workload
-from mlsys_bench.errors import NotComparable, UnknownName
-from mlsys_bench.plan import Request, candidates
+from mlsys_bench.errors import Infeasible, NotComparable, UnknownName
+from mlsys_bench.plan import Request, candidates, plan
 from mlsys_bench.types import LatencyProfile, Provenance
 
 TRAFFIC = workload.synthetic(10, prompt="512", output="128")
@@ -48,6 +48,26 @@ def test_llama_3_70b_in_bf16_needs_two_h100_and_then_has_little_cache() -> None:
     by_tp = {c.tp: c.kv_tokens for c in fits}
     assert 10_000 < by_tp[2] < 30_000, "153 GB less 141 GB of weights, activations and NCCL leave some thousand tokens of 328 kB"
     assert by_tp[4] > 20 * by_tp[2] / 2
+
+
+def test_a_batch_that_takes_the_memory_of_the_cache_is_told_as_the_reason() -> None:
+    """A million rows of 128,256 logits at 15.3 bytes are 1,962 GB: it is not the 16 GB of weights that do not fit."""
+    fits, misfits = candidates.every(request(max_batch=1_000_000))
+    assert fits == ()
+    assert misfits[0].why_not == (
+        "16.1 GB of weights and 1,962.6 GB of working memory for steps of 1,000,000 sequences and 1,000,000 tokens "
+        "leave no room for a cache on 1 x 80 GB (10% reserved)"
+    )
+    with pytest.raises(Infeasible, match=r"or a smaller --max-batch \(it is 256 when left out\)"):
+        plan(request(max_batch=1_000_000))
+
+
+def test_a_step_has_a_token_for_each_sequence() -> None:
+    """Engines refuse to start with fewer."""
+    fits, _ = candidates.every(request(max_batch=9000))
+    assert fits[0].limits[:2] == (9000, 9000)
+    assert candidates.widest(request(max_batch=9000), fits[0])[:2] == (9000, 9000)
+    assert candidates.every(request(max_batch=64))[0][0].limits[:2] == (64, 2048)
 
 
 def test_kv_heads_are_repeated_when_there_are_fewer_than_devices() -> None:

@@ -228,5 +228,14 @@ def test_manifests_without_an_engine_are_told(tmp_path: Path, text: str, what: s
         manifests.read(str(tmp_path / "none.yaml"))
 
 
+@pytest.mark.parametrize(
+    "spec", ["5", "{replicas: many}", "{template: {spec: 7}}", "{template: {spec: {containers: [word]}}}",
+             "{template: {spec: {containers: [{command: [vllm, serve, m], resources: {limits: {nvidia.com/gpu: x}}}]}}}"],
+)  # fmt: skip
+def test_a_manifest_of_odd_shape_names_its_file(tmp_path: Path, spec: str) -> None:
+    with pytest.raises(BadInput, match="is no manifest that Kubernetes would take"):
+        manifests.read(manifest(tmp_path, f"kind: Deployment\nspec: {spec}\n"))
+
+
 def test_a_command_line_is_no_file() -> None:
     assert manifests.read("vllm serve models/config.json")[0].model == "models/config.json"

@@ -47,3 +47,16 @@ def test_the_scheduler_itself_seats_and_sends_back_as_many(prompt: str, output: 
     while_full = tracks.sequence_s / tracks.busy_s
     assert 0.98 * while_full < crowd.seats < 1.2 * while_full, "the last answers leave seats empty"
     assert 0.6 * crowd.preemptions < tracks.preemptions / n < 1.3 * crowd.preemptions, "nor is it crowded at first and at last"
+
+
+def test_requests_that_are_sent_back_without_end_are_counted_for_a_while_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Answers of 20,000 tokens in a memory of 320,000: each is sent back some 80 times, so few answers say what all of them would."""
+    limits = LIMITS._replace(blocks=20_000, max_context=131_072)
+    crowd_of = demand.of(workload.synthetic(10, prompt="lognormal:512:1:8192", output="20000")).fitting(limits)
+    whole = crowded._of.__wrapped__(limits, crowded._Rows(crowd_of))
+    monkeypatch.setattr(crowded, "_MOST_PREEMPTED", 4000)
+    some = crowded._of.__wrapped__(limits, crowded._Rows(crowd_of))
+    assert whole.preemptions > 50
+    assert some != whole
+    assert some.answered_per_step == pytest.approx(whole.answered_per_step, rel=0.1)
+    assert some.seats == pytest.approx(whole.seats, rel=0.1)

@@ -59,7 +59,7 @@ def design(asked: Request, replicas: int) -> Design:
 
 
 def test_a_few_draws_know_the_ends_of_a_normal_law() -> None:
-    """The residual alone is uncertain: a step's log time is then normal, ends at 1.645 of what is left of its sd in a mean of many kinds."""
+    """The residual alone is uncertain: a step's log time is then normal, ends at 1.645 of what a mean of many kinds keeps of its sd."""
     found = draws.of(profile(), STEP, BARE, intervals.SHARES, seed=3)
     low, high = found.band(found.slowness.tolist())
     assert high == pytest.approx(1.645 * 0.05 * draws.COMMON**0.5, rel=0.12)

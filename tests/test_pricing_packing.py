@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from mlsys_bench import pricing
 from mlsys_bench.errors import BadInput, Infeasible
-from mlsys_bench.pricing import Market, Quota, Reservation
+from mlsys_bench.pricing import Market, Quota, Reservation, packing
 from mlsys_bench.types import Offer, Provenance
 
 
@@ -64,6 +64,32 @@ def test_no_mix_of_sizes_is_cheaper(items: list[tuple[int, float, str]], size: i
         assert found.usd_per_h == pytest.approx(least, abs=1e-5)
         assert sum(lot.instances * (lot.offer.devices // size) for lot in found.lots) >= replicas
         assert len({(lot.offer.provider, lot.offer.region) for lot in found.lots}) == 1
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    items=st.lists(st.tuples(st.sampled_from([1, 2, 4, 8, 16]), st.floats(0.1, 30)), min_size=1, max_size=5),
+    size=st.integers(1, 4),
+    replicas=st.integers(600, 900),
+)
+def test_what_is_bought_in_bulk_costs_as_little_as_one_by_one(items: list[tuple[int, float]], size: int, replicas: int) -> None:
+    market = Market(offers=tuple(offer(n, usd) for n, usd in dict(items).items()))
+    with pytest.MonkeyPatch.context() as patch:
+        one_by_one = pricing.pack("L4", size, replicas, market=market)
+        patch.setattr(packing, "_IN_FULL", 16 * 16)
+        bulk = pricing.pack("L4", size, replicas, market=market)
+    if one_by_one is None:
+        assert bulk is None
+        return
+    assert bulk is not None
+    assert bulk.usd_per_h == pytest.approx(one_by_one.usd_per_h, rel=1e-9)
+
+
+def test_billions_of_replicas_have_a_price() -> None:
+    """An eight costs less a device than a one, and the odd one stands alone."""
+    fleet = pricing.pack("L4", 1, 8 * 10**9 + 1, market=Market(offers=(offer(8, 7.0), offer(1, 1.0))))
+    assert fleet is not None
+    assert fleet.usd_per_h == pytest.approx(7e9 + 1)
 
 
 @settings(max_examples=40)

@@ -99,6 +99,44 @@ def test_what_needs_much_memory_goes_to_machines_that_have_it() -> None:
     assert house([], [small]) == ()
 
 
+def one_by_one(pods: list[Pods], offer: CpuOffer) -> int:
+    """First fit, largest first, a replica and a machine at a time."""
+    room: list[list[float]] = []
+    for pod in sorted(pods, key=lambda p: -p.share(offer)):
+        for _ in range(pod.count):
+            at = next((r for r in room if r[0] >= pod.vcpus - 1e-9 and r[1] >= pod.memory_bytes), None)
+            if at is None:
+                room.append(at := [float(offer.vcpus), offer.memory_bytes])
+            at[0] -= pod.vcpus
+            at[1] -= pod.memory_bytes
+    return len(room)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    pods=st.lists(
+        st.builds(
+            Pods,
+            count=st.integers(1, 40),
+            vcpus=st.sampled_from([0.1, 0.25, 0.5, 1.0, 2.0, 3.0, 5.0]),
+            memory_bytes=st.sampled_from([0.0, 2.0**28, 2.0**30, 5 * 2.0**30, 9 * 2.0**30]),
+        ),
+        max_size=5,
+    )
+)
+def test_machines_filled_many_at_a_time_are_those_filled_one_by_one(pods: list[Pods]) -> None:
+    offer = next(o for o in cpu_offers() if o.vcpus == 8)
+    assert count_of(pods, offer) == one_by_one(pods, offer)
+
+
+def test_a_hundred_million_replicas_are_housed_at_once() -> None:
+    """Four of 2 vCPUs in a machine of 8; the small ones fill what the large ones leave."""
+    offer = next(o for o in cpu_offers() if o.vcpus == 8)
+    assert count_of([Pods(count=10**8, vcpus=2)], offer) == 25 * 10**6
+    assert count_of([Pods(count=10**8, vcpus=5), Pods(count=3 * 10**8, vcpus=1)], offer) == 10**8
+    assert count_of([Pods(count=10**8, vcpus=5), Pods(count=3 * 10**8 + 1, vcpus=1)], offer) == 10**8 + 1
+
+
 def test_published_machines_are_sold_on_their_own_terms() -> None:
     assert {o.term for o in cpu_offers()} == {"on-demand"}
     assert cpu_offers("reserved") == ()

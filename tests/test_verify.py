@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from mlsys_bench import hardware, record
-from mlsys_bench.errors import NotComparable
+from mlsys_bench.errors import BadInput, NotComparable
 from mlsys_bench.journeys import verify
 from mlsys_bench.report import runs
 from mlsys_bench.types import Check, LatencySummary, Layout, LoadTest, Plan, Validity, Verification
@@ -112,8 +112,35 @@ def test_a_server_of_another_layout_is_refused_before_any_load(saying: Any, tmp_
     assert verify.of_ours("http://127.0.0.1:1") == {}
 
 
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"layout": 5, "limits": {}},
+        {"layout": {}, "limits": None},
+        {"layout": {"model": "nano", "precision": "fp32", "device": "cpu"}, "limits": {"max_seqs": 8}},
+        [[[]]],
+    ],
+)
+def test_a_server_that_says_something_like_ours_is_another_kind_of_server(saying: Any, body: Any) -> None:
+    assert verify.of_ours(saying(body)) == {}
+
+
+@pytest.mark.parametrize("url", ["127.0.0.1:abc", "http://[::1", "http://a b", "http://127.0.0.1:99999"])
+def test_an_address_that_is_none_is_left_to_the_load_test_to_refuse(url: str) -> None:
+    assert verify.of_ours(url) == {}
+
+
+def test_a_replica_whose_limits_nobody_knows_is_not_started() -> None:
+    asked = plan()
+    layout = dataclasses.replace(asked.profile.layout, device="cpu")
+    unknown = dataclasses.replace(asked, profile=dataclasses.replace(asked.profile, layout=layout, constants={}))
+    with pytest.raises(BadInput, match=r"does not say which max_step_tokens and .* give its URL"), verify.replica(unknown):
+        pass
+
+
 def test_settings_that_are_not_the_plans_are_said(saying: Any) -> None:
     asked = dataclasses.replace(plan(), max_batch=16, max_step_tokens=2048)
-    told = verify.of_ours(saying({"layout": {}, "limits": limits(asked, 8)}))
+    own = dataclasses.asdict(Layout(model="nano", precision="fp32", device="cpu"))
+    told = verify.of_ours(saying({"layout": own, "limits": limits(asked, 8)}))
     assert verify.settings(asked, told) == ("the server is not set as planned: max batch 8, planned 16",)
     assert verify.settings(asked, {"limits": limits(asked, 16)}) == verify.settings(asked, {}) == ()

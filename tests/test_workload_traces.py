@@ -248,6 +248,7 @@ def test_a_million_requests_are_read_within_a_few_hundred_megabytes(tmp_path: Pa
         ("time,prompt_tokens,output_tokens\n1,2,3\n2,2,3.5\n", "line 3: output_tokens is '3.5'"),
         ("time,prompt_tokens,output_tokens\n1,2,3\n2,2\n", "line 3: has 2 fields where the header has 3; was the file cut off?"),
         ("time,prompt_tokens,output_tokens\n1,2,3\n1,2,3\n", "all requests arrive at the same time"),
+        ("time,prompt_tokens,output_tokens\n0,2,3\n1e15,2,3\n", "come over 11,574,074,074 days, at most 366 are read; are its times in"),
         (
             "time,prompt_tokens,output_tokens,hash_ids\n1,50,3,1 2 3 4 5 6 7\n2,900,3,1\n",
             "hash_ids fits no block size; give --block-tokens",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -10,9 +11,10 @@ from typing import Any
 import typer
 from typer.core import TyperCommand, TyperGroup
 
+from mlsys_bench import units
 from mlsys_bench.errors import BadInput
 
-_NUMBER = re.compile(r"\d+(\.\d*)?")  # any other is left to the validator, which says what is wrong with it
+_NUMBER = re.compile(r"\d+(\.\d*)?", re.ASCII)  # any other is left to the validator, which says what is wrong with it
 WRITTEN = frozenset({"out", "html", "md", "csv", "png", "draw", "junit", "comment", "bmf", "smaller_is_better", "bigger_is_better"})
 READ = frozenset({"trace", "measured", "lengths_from", "dataset"})  # beside arguments: what cannot be made again once it is overwritten
 
@@ -37,6 +39,22 @@ class Lean(_Helped, TyperCommand):
         for param in self.params:
             if not param.required and param.callback is None:
                 setattr(param, "process_value", _plainly(param, param.process_value))  # noqa: B010  a method to mypy
+
+    def make_parser(self, ctx: Any) -> Any:
+        """Return what reads the words of the command line, and refuses an option that takes one value and is given several times."""
+        parser: Any = super().make_parser(ctx)
+        parse: Callable[..., tuple[dict[str, Any], list[str], list[Any]]] = parser.parse_args
+
+        def parse_args(args: list[str]) -> tuple[dict[str, Any], list[str], list[Any]]:
+            found = parse(args)
+            for param, times in Counter(found[2]).items():
+                if times > 1 and not (param.multiple or param.is_flag or param.nargs == -1):
+                    many = f"{param.opts[0]} is given {times} times, and would count once"
+                    raise BadInput(f"{many}; give it once, with commas between several values where it takes them")
+            return found
+
+        parser.parse_args = parse_args
+        return parser
 
     def invoke(self, ctx: Any) -> Any:
         """Run the command, unless one of its files would overwrite another or what it reads."""
@@ -75,6 +93,14 @@ def _files(param: Any, given: dict[str, Any]) -> Iterator[Path]:
             yield path.resolve()
 
 
+def _check_plain(text: str, option: str) -> None:
+    """Raise BadInput for what Python takes for a number and no person writes: 1_000, ' 24 ', infinity."""
+    try:
+        units.plain(text)
+    except ValueError:
+        raise BadInput(f"Invalid value for '{option}': {text!r} is no plain number; write it like 24 or 0.5") from None
+
+
 def _plainly(param: Any, validated: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
     """Return how the values of an option are read."""
     is_many, descriptor = param.multiple or param.nargs == -1, getattr(param, "type_descriptor", None)
@@ -86,6 +112,8 @@ def _plainly(param: Any, validated: Callable[[Any, Any], Any]) -> Callable[[Any,
             return () if is_many else None
         if value is param.default or (kind is str and isinstance(value, str)):
             return value
+        if kind in (int, float) and isinstance(value, str):
+            _check_plain(value, param.opts[0])
         return float(value) if is_number and _NUMBER.fullmatch(str(value)) else validated(ctx, value)
 
     return process_value

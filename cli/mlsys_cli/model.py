@@ -75,7 +75,9 @@ def plan(
     ] = None,
     diff: Annotated[tuple[Path, Path] | None, typer.Option(help="OLD NEW: why the second plan record differs from the first.")] = None,
     cluster: Cluster = None,
-    export: Annotated[str | None, typer.Option(help="k8s, keda, kserve, openslo or prometheus-rules[:DIR]: write manifests.")] = None,
+    export: Annotated[
+        list[str] | None, typer.Option(help="k8s, keda, kserve, openslo or prometheus-rules[:DIR]: write manifests; repeatable.")
+    ] = None,
     seed: Seed = 0,
     out: Out = None,
     html: Html = None,
@@ -99,17 +101,18 @@ def plan(
         availability=availability, zones=zones, survive=survive, spot=spot, autoscale=autoscale, growth=growth, mixed=mixed,
         disaggregate=disaggregate,
     )  # fmt: skip
-    if export is not None or from_deployment is not None:
+    exports = export or []
+    if exports or from_deployment is not None:
         from mlsys_bench.journeys import deploying
 
-        deploying.check(asked, export, from_deployment)
+        deploying.check(asked, exports, from_deployment)
     made = comparing.planned(asked, cluster=cluster, baseline=baseline, changes=sensitivity, small=small, quiet=as_json)
     files = [*map(planning.measured_file, measured or []), *[given for given in (trace, prices, baseline) if given]]
     show(made, as_json, out, html, md, inputs=files)
-    if export or from_deployment:
+    if exports or from_deployment:
         from mlsys_bench.journeys import deploying
 
-        typer.echo(deploying.told(made, export, from_deployment), err=as_json)
+        typer.echo(deploying.told(made, exports, from_deployment), err=as_json)
     raise typer.Exit(planning.exit_status(made))
 
 

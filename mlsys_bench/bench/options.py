@@ -105,7 +105,7 @@ def checked(options: Options) -> Options:
     for precision in options.precisions:
         if precision not in PRECISIONS:
             raise BadInput(f"the built-in engine does not run in {precision!r}{did_you_mean(precision, PRECISIONS)}")
-    if options.device not in ("auto", "cpu") and not options.device.removeprefix("cuda:").isdigit():
+    if options.device not in ("auto", "cpu") and not options.device.removeprefix("cuda:").isdecimal():
         raise BadInput(f"unknown device {options.device!r}; use auto, cpu or cuda:0")
     for field in (
         "launches",

@@ -162,7 +162,7 @@ def serve(name: str, build: Callable[[], Benchmark]) -> int:
 
 def _number(line: str) -> int:
     word, _, number = line.strip().partition(" ")
-    if word != "turn" or not number.isdigit():
+    if word != "turn" or not number.isdecimal():
         raise BadInput(f"the worker was told {line.strip()!r}; it knows `turn N` of protocol {PROTOCOL}")
     return int(number)
 

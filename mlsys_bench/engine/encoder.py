@@ -266,7 +266,7 @@ def _json(file: Path) -> dict[str, Any] | None:
         return None
     try:
         keys = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise BadInput(f"{file}: not JSON: {error}") from error
     if not isinstance(keys, dict):
         raise BadInput(f"{file}: holds no object")

@@ -35,15 +35,20 @@ def matched(base: Bench, cand: Bench) -> list[tuple[Measurement | None, Measurem
     """Return the measurements of both sides that belong together, those that both skipped left out."""
     before, after = by_key(base, "baseline"), by_key(cand, "candidate")
     couples = [(before.get(key), after.get(key)) for key in dict.fromkeys((*before, *after))]
-    return [couple for couple in couples if any(m is not None and m.skipped is None for m in couple)]
+    return [couple for couple in couples if any(m is not None and not _is_empty(m) for m in couple)]
+
+
+def _is_empty(m: Measurement) -> bool:
+    """Say whether nothing was measured."""
+    return m.skipped is not None or not m.launches
 
 
 def unmatched(base: Measurement | None, cand: Measurement | None) -> Finding | None:
     """Return the finding of a metric that has no ratio, or None where both sides can be held against each other."""
-    if base is None or base.skipped is not None:
+    if base is None or _is_empty(base):
         assert cand is not None
         return only(cand, "candidate", "not_comparable", NEW + absence(base, "baseline"))
-    if cand is None or cand.skipped is not None:
+    if cand is None or _is_empty(cand):
         return only(base, "baseline", "inconclusive", GONE + absence(cand, "candidate"))
     if (base.unit, base.better) != (cand.unit, cand.better):
         reason = f"the baseline is in {base.unit} ({base.better} is better), the candidate in {cand.unit} ({cand.better} is better)"
@@ -71,6 +76,8 @@ def only(m: Measurement, side: str, verdict: Word, reason: str) -> Finding:
 
 def absence(m: Measurement | None, side: str) -> str:
     """Say why a metric is not on a side."""
+    if m is not None and m.skipped is None:
+        return f"the {side} holds no launch of it"
     return f"not in the {side}" if m is None else f"the {side} skipped it ({m.skipped})"
 
 

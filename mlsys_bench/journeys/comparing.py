@@ -7,7 +7,7 @@ from concurrent.futures import Executor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mlsys_bench import models, pricing, record, workers
+from mlsys_bench import models, pricing, workers
 from mlsys_bench import plan as planner
 from mlsys_bench.billing import Beside, Cause, Sensitivity
 from mlsys_bench.errors import BadInput
@@ -35,7 +35,7 @@ def planned(
     _check(asked, {"--cluster": cluster, "--sensitivity": changes, "--baseline": baseline}, small)
     if cluster is None and baseline is None and not changes:
         return planning.answer(asked)
-    old = None if baseline is None else record.read(baseline, Plan)
+    old = None if baseline is None else _baseline(baseline)
     line = Line(quiet)
     try:
         with workers.hired(cluster) as crew:
@@ -55,6 +55,12 @@ def planned(
     finally:
         line.clear()
     return made
+
+
+def _baseline(path: Path) -> Plan:
+    from mlsys_bench.journeys import deploying  # what it reads of command lines would cost every plan its time
+
+    return deploying.read(path)
 
 
 def _staged(asked: object, made: Plan, crew: Executor | workers.Local | None, line: Line) -> tuple[Sensitivity, ...]:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from mlsys_bench import models, pricing, record, slo, units, workers
+from mlsys_bench import models, pricing, slo, units, workers
 from mlsys_bench import plan as planner
 from mlsys_bench.billing import BreakEven, Costs, Line, Mix, Sensitivity
 from mlsys_bench.errors import BadInput
@@ -19,6 +20,8 @@ from mlsys_bench.pricing.energy import Site
 from mlsys_bench.pricing.mix import Terms
 from mlsys_bench.pricing.spot import Reclaims
 from mlsys_bench.types import Plan, Provenance
+
+_COUNT = re.compile(r"\d{1,12}", re.ASCII)
 
 
 def cost(
@@ -43,7 +46,7 @@ def cost(
     quiet: bool = False,
 ) -> Costs:
     """Return what the plan of a record costs.  Shares and sizes are text with units, as typed; `hours` are replicas, hour by hour."""
-    plan, market = record.read(file, Plan), pricing.published() if prices is None else planning.market(prices)
+    plan, market = planning.stored(file), pricing.published() if prices is None else planning.market(prices)
     rate = _mean_rate(plan, requests_per_s)
     extra, unpriced = _extra(market, rate, vectors, egress, vcpus)
     found = Costs(
@@ -69,7 +72,7 @@ def _mean_rate(plan: Plan, given: float | None) -> float:
 
 def beside(found: Costs, plan: Plan, baseline: Path) -> Costs:
     """Return the costs of a plan with the comparison to the plan of another record."""
-    old = record.read(baseline, Plan)
+    old = planning.stored(baseline)
     return dataclasses.replace(
         found,
         comparison=compare.compare(old, plan),
@@ -106,7 +109,7 @@ def _extra(market: Market, rate: float, vectors: str | None, egress: str | None,
 def _vectors(text: str) -> tuple[float, int, int]:
     """Return count, dimensions and copies of '10000000x1536' or '10000000x1536x2'."""
     parts = text.split("x")
-    if len(parts) not in (2, 3) or not all(part.isdigit() and int(part) for part in parts):
+    if len(parts) not in (2, 3) or not all(_COUNT.fullmatch(part) and int(part) for part in parts):
         raise BadInput(f"--vectors {text}: write count x dimensions, and copies where there are several: 10000000x1536x2")
     return float(parts[0]), int(parts[1]), int(parts[2]) if len(parts) == 3 else 1
 
@@ -155,7 +158,7 @@ def _mix(plan: Plan, market: Market, hours: str, floor: int | None, spot: str | 
         raise BadInput("--hours: the plan is of several kinds or has no price; terms are compared for one kind of instance")
     offer = plan.prices[0]
     each = max(offer.devices // plan.devices_per_replica, 1)
-    wanted = [-(-replicas // each) for replicas in _whole(hours)]
+    wanted = [-(-replicas // each) for replicas in replicas_by_hour(hours)]
     kept = plan.replicas if floor is None else floor
     return mix.best(wanted, -(-kept // each), _terms(market, offer.provider, offer.instance, offer.region), _reclaims(spot))
 
@@ -177,14 +180,18 @@ def _terms(market: Market, provider: str, instance: str, region: str) -> Terms:
     )
 
 
-def _whole(text: str) -> list[int]:
+def replicas_by_hour(text: str) -> list[int]:
     """Return numbers of replicas: '2,4,10', or '2x8,4x8,10x8' for eight hours each."""
     found: list[int] = []
     for part in text.split(","):
         replicas, _, times = part.strip().partition("x")
-        if not replicas.isdigit() or not (times or "1").isdigit():
+        if not _COUNT.fullmatch(replicas) or not _COUNT.fullmatch(times or "1"):
             raise BadInput(f"--hours {text}: write replicas hour by hour, as 2,4,10 or, for eight hours each, as 2x8,4x8,10x8")
+        if len(found) + int(times or "1") > 24 * 366:
+            raise BadInput(f"--hours {text}: is more than the hours of a year; give those of a day, a week or a year")
         found += [int(replicas)] * int(times or "1")
+    if not any(found):
+        raise BadInput(f"--hours {text}: no replica runs in any hour, and there is nothing to price; write replicas x hours, as 2x8,4x16")
     return found
 
 
@@ -196,7 +203,7 @@ def _reclaims(text: str | None) -> Reclaims | None:
     if text is None:
         return None
     pairs = dict(part.strip().partition("=")[::2] for part in text.split(","))
-    if set(pairs) - {*_SPOT, "pools"} or not {"life", "pools", "start", "refill"} <= set(pairs) or not pairs["pools"].isdigit():
+    if set(pairs) - {*_SPOT, "pools"} or not {"life", "pools", "start", "refill"} <= set(pairs) or not _COUNT.fullmatch(pairs["pools"]):
         raise BadInput(f"--spot {text}: write life=6h,pools=3,start=5min,refill=10min and, where work is lost, waste=30s")
     times = {_SPOT[name]: units.seconds(value, f"--spot {name}") for name, value in pairs.items() if name != "pools"}
     return Reclaims(pools=int(pairs["pools"]), source="given", **times)

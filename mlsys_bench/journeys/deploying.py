@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
+import math
 from collections.abc import Sequence
 from concurrent.futures import Executor
 from pathlib import Path
@@ -19,24 +20,27 @@ from mlsys_bench.types import Plan
 ONE_ENGINE = "--from-deployment: one engine is compared with the plan of one model; plan that model alone"
 
 
-def check(asked: object, export: str | None, today: str | None) -> None:
+def check(asked: object, exports: Sequence[str], today: str | None) -> None:
     """Raise, before a minute of planning, for what no plan of this request could be written as or set beside."""
     from mlsys_bench.plan.export import KINDS
     from mlsys_bench.plan.fleets import FleetRequest
 
-    if export is not None and (kind := export.partition(":")[0]) not in KINDS:
-        raise unknown("export", kind, KINDS)
-    if export is not None and isinstance(asked, FleetRequest):
-        raise BadInput(f"--export {export}: manifests are of one scenario; export each scenario of the fleet by itself")
+    for export in exports:
+        if (kind := export.partition(":")[0]) not in KINDS:
+            raise unknown("export", kind, KINDS)
+        if exports.count(export) > 1:
+            raise BadInput(f"--export {export} is given {exports.count(export)} times; each file is written once")
+        if isinstance(asked, FleetRequest):
+            raise BadInput(f"--export {export}: manifests are of one scenario; export each scenario of the fleet by itself")
     if today is not None and not isinstance(asked, planner.Request):
         raise BadInput(ONE_ENGINE)
     if today is not None:
         manifests.read(today)
 
 
-def told(plan: object, asked: str | None, today: str | None) -> str:
-    """Return what follows a plan: today's deployment beside it, and where the manifest was written."""
-    return "\n".join([*(beside(plan, today) if today else ()), *([exported(plan, asked)] if asked else ())])
+def told(plan: object, exports: Sequence[str], today: str | None) -> str:
+    """Return what follows a plan: today's deployment beside it, and where the manifests were written."""
+    return "\n".join([*(beside(plan, today) if today else ()), *(exported(plan, asked) for asked in exports)])
 
 
 def exported(plan: object, asked: str, engine: str = "vllm") -> str:
@@ -74,9 +78,19 @@ def beside(plan: object, text: str) -> list[str]:
 
 def explained(files: Sequence[Path], as_json: bool = False) -> str:
     """Return what `--diff OLD NEW` prints: why the plans differ, each cause planned anew where that can be done."""
-    old, new = (record.read(path, Plan) for path in files)
+    old, new = map(read, files)
     found = compared(old, new)
     return json.dumps(dataclasses.asdict(found), indent=1) if as_json else "\n".join(difference.in_words(found))
+
+
+def read(path: Path) -> Plan:
+    """Return the plan of a record.  Raises BadInput for a fleet that cannot be: what it is compared with would be nonsense."""
+    plan = record.read(path, Plan)
+    if plan.replicas < 1 or plan.gpus < 0 or not plan.fleet:
+        raise BadInput(f"{path}: a plan of {plan.replicas} replicas, {len(plan.fleet)} kinds; make the record again with mlsys plan -o")
+    if plan.usd_per_hour is not None and not (plan.usd_per_hour >= 0 and math.isfinite(plan.usd_per_hour)):
+        raise BadInput(f"{path}: a plan for {plan.usd_per_hour:g} dollars an hour; make the record again with mlsys plan -o")
+    return plan
 
 
 def compared(

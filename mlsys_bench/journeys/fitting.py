@@ -111,7 +111,7 @@ def _kind(path: Path) -> str:
     for part in (text, text.partition(b"\n")[0]):  # one document, or one a line
         try:
             document = json.loads(part)
-        except ValueError:
+        except (ValueError, RecursionError):
             continue
         kind = document.get("kind") if isinstance(document, dict) and "schema" in document else None
         return "other" if kind is None else "loadtest" if kind in ("loadtest", "loadsweep") else "bench"

@@ -61,7 +61,7 @@ def is_foreign(path: Path) -> bool:
 def _first_of(data: bytes) -> Any:
     try:
         return json.loads(data)
-    except ValueError:
+    except (ValueError, RecursionError):
         return json.loads(data.partition(b"\n")[0])
 
 
@@ -128,7 +128,7 @@ def _documents(path: Path) -> list[Any]:
 def _is_json(line: str) -> bool:
     try:
         return isinstance(json.loads(line), dict)
-    except ValueError:
+    except (ValueError, RecursionError):
         return False
 
 

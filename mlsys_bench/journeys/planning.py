@@ -14,7 +14,7 @@ from mlsys_bench import plan as planner
 from mlsys_bench.errors import BadInput
 from mlsys_bench.fleets import Fleet, FleetPlan
 from mlsys_bench.journeys import surroundings
-from mlsys_bench.plan import confirm, trial
+from mlsys_bench.plan import confirm, costs, trial
 from mlsys_bench.pricing import Market
 from mlsys_bench.types import SLO, Bench, LatencyProfile, Plan, Scenario, Workload
 
@@ -25,6 +25,15 @@ if TYPE_CHECKING:
 DEFAULT_PROMPT = "lognormal:512:1:8192"
 DEFAULT_OUTPUT = "lognormal:128:1:1024"
 DEFAULT_SLO = "ttft_p95<500ms,tpot_p95<50ms"
+
+
+def stored(file: Path) -> Plan:
+    """Return the plan of a record.  Raises BadInput, naming the file, where its figures cannot be."""
+    plan = record.read(file, Plan)
+    try:
+        return costs.check(plan)
+    except BadInput as error:
+        raise BadInput(f"{file}: {error}; make the plan again") from error
 
 
 def profiles(files: Sequence[Path]) -> tuple[LatencyProfile, ...]:

@@ -273,7 +273,7 @@ def _get(found: Target, path: str) -> dict[str, Any]:
     try:
         connection.request("GET", path, headers={"Authorization": f"Bearer {key}"} if key else {})
         document = json.loads(connection.getresponse().read() or b"{}")
-    except (OSError, http.client.HTTPException, ValueError):
+    except (OSError, http.client.HTTPException, ValueError, RecursionError):
         return {}  # a courtesy of the server, not needed
     finally:
         connection.close()

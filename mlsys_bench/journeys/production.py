@@ -12,7 +12,7 @@ from typing import Literal
 
 from mlsys_bench import latency, record, slo, units, workload
 from mlsys_bench.errors import BadInput, MeasurementFailed
-from mlsys_bench.journeys import traffic
+from mlsys_bench.journeys import planning, traffic
 from mlsys_bench.journeys.verify import check_testable, rate_per_replica
 from mlsys_bench.plan import again, demand
 from mlsys_bench.plan.again import Foreseen
@@ -61,7 +61,7 @@ def production(
 ) -> Production:
     """Hold every prediction of a plan against what its fleet did in production."""
     check(source, url, duration)
-    plan = check_testable(record.read(plan_file, Plan))
+    plan = check_testable(planning.stored(plan_file))
     if out is not None:
         record.check_writable(out)
     where, seen = _metrics(source)

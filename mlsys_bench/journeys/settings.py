@@ -49,7 +49,7 @@ def whole(text: str, where: str) -> int:
 def number(text: str, where: str) -> float:
     """Return a number without a unit."""
     try:
-        return float(text)
+        return units.plain(text)
     except ValueError as error:
         raise BadInput(f"{where}: {text!r} is no number") from error
 

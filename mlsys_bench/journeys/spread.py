@@ -6,12 +6,11 @@ import dataclasses
 import tempfile
 from pathlib import Path
 from typing import Literal
-from urllib.parse import urlsplit
 
 from mlsys_bench import errors, loadtest
 from mlsys_bench.errors import BadInput
 from mlsys_bench.journeys.progress import Line
-from mlsys_bench.loadtest import auth, crew, fleet, manifests
+from mlsys_bench.loadtest import auth, crew, fleet, manifests, target
 from mlsys_bench.loadtest.auth import Headers
 
 
@@ -61,7 +60,7 @@ def exported(asked: str, plan: loadtest.Options, words: list[str], *, image: str
     kind, _, folder = asked.partition(":")
     if kind != "k8s":
         raise errors.unknown("export", kind, ["k8s"])
-    if crew.is_loopback(urlsplit(plan.url if "://" in plan.url else f"http://{plan.url}").hostname or ""):
+    if crew.is_loopback(target.parse(plan.url).hostname or ""):
         raise BadInput(f"--export k8s: {plan.url} is this machine, which pods cannot reach; name the server's Service")
     url, own = auth.without_user(plan.url)
     run = manifests.run(

@@ -79,6 +79,8 @@ def from_prometheus(
     """Return the workload that a Prometheus server has seen."""
     from mlsys_bench.workload import metrics, prometheus
 
+    if Path(url).is_file():
+        raise BadInput(f"--prometheus {url}: is a file, and read whole; give it as the argument: mlsys workload {url}")
     source = prometheus.server(url, authorization(auth_file))
     seen = prometheus.fetched(
         source,

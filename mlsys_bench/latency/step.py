@@ -28,6 +28,19 @@ MULTIPLIERS = (
     "link",
 )  # coefficients that stretch the time at full speed
 TERMS = (*SECONDS, *MULTIPLIERS)
+NEEDED = ("step_s", "sequence_s", "weights", "linear", "kv", "attention")  # coefficients without which no step has a time
+NEEDED_CONSTANTS = (
+    "bandwidth_bytes_per_s",
+    "peak_flops_per_s",
+    "dense_bytes",
+    "flops_per_token",
+    "head_flops",
+    "expert_bytes",
+    "experts",
+    "experts_per_token",
+    "kv_bytes_per_token",
+    "attention_flops_per_pair",
+)
 Array = npt.NDArray[np.float64]
 
 
@@ -166,11 +179,21 @@ def floor_s(profile: LatencyProfile, features: Sequence[float] | Sequence[Array]
 
 
 def check(profile: LatencyProfile) -> LatencyProfile:
-    """Return the profile, or raise BadInput where it predicts below its physics floor or is no step profile.
+    """Return the profile, or raise BadInput where it predicts below its physics floor, cannot time a step, or is no step profile.
 
     A multiplier below 1 is a speed above the hardware's: some step is then predicted below bytes / bandwidth or FLOPs / peak.
     """
-    for name, value in coefficients(profile).items():
+    known = coefficients(profile)
+    missing = [name for name in NEEDED if name not in known] + [name for name in NEEDED_CONSTANTS if name not in profile.constants]
+    if missing:
+        raise BadInput(f"latency profile: has no {' and no '.join(missing)}; no step can be timed without: fit it again")
+    _check_layout_counts(profile.layout)
+    for name, value in profile.constants.items():
+        speed = name.endswith(("bytes_per_s", "flops_per_s"))
+        if value < 0 or (speed and value == 0):
+            least = "above zero" if speed else "from 0 up"
+            raise BadInput(f"latency profile: constant {name} is {value:g}; it must be {least}: fit it again")
+    for name, value in known.items():
         if not value > 0.0:
             raise BadInput(f"latency profile: coefficient {name} is {value}; it must be a positive number")
         if name in MULTIPLIERS and value < 1.0 - 1e-9:
@@ -178,6 +201,12 @@ def check(profile: LatencyProfile) -> LatencyProfile:
                 f"latency profile: {name} = {value:.3g} is below its physics floor of 1 (faster than the hardware); fit it again"
             )
     return profile
+
+
+def _check_layout_counts(layout: Layout) -> None:
+    for name in ("tp", "pp", "ep", "attention_dp"):
+        if getattr(layout, name) < 1:
+            raise BadInput(f"latency profile: layout.{name} is {getattr(layout, name)}; a replica is split over at least 1 device")
 
 
 def draw(profile: LatencyProfile, rng: np.random.Generator) -> LatencyProfile:

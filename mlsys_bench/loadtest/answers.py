@@ -115,7 +115,7 @@ def _at_once(pieces: Sequence[Piece]) -> list[tuple[float, bytes | _Event]] | No
     is_done = body.endswith(b"\n\ndata: [DONE]\n\n")
     try:
         events: list[Any] = _decode_lines(body[6 : -16 if is_done else -2].replace(b"\n\ndata: ", b"\n"))
-    except msgspec.DecodeError:
+    except (msgspec.DecodeError, RecursionError):
         return None
     if is_done:
         events.append(b"[DONE]")
@@ -294,7 +294,7 @@ _SEVERAL_LINES = re.compile(rb"data:[^\r\n]*(?:\n|\r\n)data:|\r(?!\n)")
 def _event(data: bytes) -> _Event:
     try:
         event = _decode(data)
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, RecursionError) as error:
         raise WireError(f"an event is no completion: {data[:60]!r}") from error
     return _checked(event)
 

@@ -35,7 +35,7 @@ class Reply:
         """Return the JSON it carries, or None where it is none."""
         try:
             return json.loads(self.data)
-        except ValueError:
+        except (ValueError, RecursionError):
             return None
 
     def __str__(self) -> str:

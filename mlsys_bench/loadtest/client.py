@@ -89,10 +89,10 @@ def parse_cancel(text: str) -> Cancel:
     share_text, at, rest = text.partition("@")
     low, _, high = rest.partition("..")
     try:
-        share = float(share_text.removesuffix("%")) / (100 if share_text.endswith("%") else 1)
+        share = units.plain(share_text.removesuffix("%")) / (100 if share_text.endswith("%") else 1)
         if not at or not 0 < share <= 1:
             raise ValueError
-        if low.isdigit():
+        if low.isdecimal():
             events = (int(low), int(high or low))
             if not 1 <= events[0] <= events[1]:
                 raise ValueError

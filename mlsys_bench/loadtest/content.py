@@ -90,12 +90,12 @@ def _tenant(text: str) -> Tenant:
 
 
 def _priority(text: str, where: str) -> int:
-    if not text.strip().isdigit() or not int(text):
+    if not text.strip().isdecimal() or not int(text):
         raise BadInput(f"--tenant {where}: {text!r} is no priority; a whole number from 1, which goes first")
     return int(text)
 
 
 def _whole(text: str, where: str) -> int:
-    if not text.isdigit() or not int(text):
+    if not text.isdecimal() or not int(text):
         raise BadInput(f"{where}: {text!r} is no whole number above zero; write {_PREFIX_FORM}")
     return int(text)

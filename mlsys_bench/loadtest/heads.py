@@ -42,7 +42,7 @@ def retry_after_s(header: str | None, now_unix_s: float) -> float | None:
     """Return the seconds that a Retry-After header asks for, given in seconds or as a date; None where it says nothing of use."""
     if not header:
         return None
-    if header.strip().isdigit():
+    if header.strip().isdecimal():
         return float(header)
     try:
         return max(0.0, parsedate_to_datetime(header).timestamp() - now_unix_s)

@@ -46,10 +46,13 @@ _MOST_CONNECTIONS = 2048  # opened ahead; more are opened when needed
 
 
 def schedule(options: Options) -> Schedule:
-    """Return every request the run will send: when it is due and how long it is."""
+    """Return every request the run will send: when it is due and how long it is.  Raises BadInput where there is none."""
     _check(options)
     own.check(options)
-    return schedules.schedule(options)
+    drawn = schedules.schedule(options)
+    if not len(drawn.scheduled_s):
+        raise BadInput(f"no request falls into {units.show_s(schedules.duration_s(options))}: ask for a longer duration or a higher rate")
+    return drawn
 
 
 def run(
@@ -59,8 +62,6 @@ def run(
     url, basic = auth.without_user(options.url)
     options = dataclasses.replace(options, url=url, headers=(*options.headers, *basic))
     plan = schedule(options)
-    if not len(plan.scheduled_s):
-        raise BadInput(f"no request falls into {units.show_s(schedules.duration_s(options))}: ask for a longer duration or a higher rate")
     if importlib.util.find_spec("locust") is None:
         raise BadInput("load tests need Locust, which is not installed: pip install 'mlsys-bench[load]'")
     workers = _workers(options, on_note)  # they import Locust while we look at the target
@@ -125,6 +126,7 @@ def _own_headers(options: Options) -> tuple[tuple[str, str], ...]:
 
 
 def _check(options: Options) -> None:
+    target.parse(options.url)
     if [options.qps, options.users, options.trace, options.offline].count(None) != 3:
         raise BadInput("say how requests arrive: exactly one of --qps, --users and --trace")
     if options.qps is not None and not (math.isfinite(options.qps) and options.qps > 0):

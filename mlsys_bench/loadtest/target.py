@@ -97,7 +97,7 @@ def probe(
     client: Client | None = None,
 ) -> Target:
     """Return what is behind a URL.  Raises BadInput saying what came instead."""
-    parts, url = _parse(url), shown(url)
+    parts, url = parse(url), shown(url)
     is_websocket = parts.scheme in ("ws", "wss")
     scheme: Literal["http", "https"] = "https" if parts.scheme in ("https", "wss") else "http"
     host, port = parts.hostname or "", parts.port or (443 if scheme == "https" else 80)
@@ -123,7 +123,8 @@ def probe(
     )  # fmt: skip
 
 
-def _parse(url: str) -> SplitResult:
+def parse(url: str) -> SplitResult:
+    """Return the parts of an address.  Raises BadInput where it is none."""
     try:
         parts = urlsplit(url if "://" in url else f"http://{url}")
         _ = parts.port

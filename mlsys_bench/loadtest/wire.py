@@ -223,7 +223,7 @@ class Response:
 def _head_of(data: bytes) -> _Head:
     first, *lines = data.decode("latin-1").split("\r\n")
     version, _, rest = first.partition(" ")
-    if not version.startswith("HTTP/1.") or not rest[:3].isdigit():
+    if not version.startswith("HTTP/1.") or not rest[:3].isdecimal():
         raise WireError(f"no HTTP response: {first[:40]!r}")
     status = int(rest[:3])
     pairs = (line.partition(":") for line in lines)
@@ -237,7 +237,7 @@ def _head_of(data: bytes) -> _Head:
         return _Head(status, headers, keep_alive, False, 0)
     if length is None:
         return _Head(status, headers, False, False, -1)
-    if not length.isdigit():
+    if not length.isdecimal():
         raise WireError(f"content-length is {length!r}")
     return _Head(status, headers, keep_alive, False, int(length))
 

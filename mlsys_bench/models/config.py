@@ -93,7 +93,7 @@ def _read(path: Path) -> _File:
         keys = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise BadInput(f"{path}: {error.strerror}; --model takes a name, a config.json or the folder it lies in") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise BadInput(f"{path}: not JSON: {error}") from error
     if not isinstance(keys, dict):
         raise BadInput(f"{path}: a config.json holds one object, this holds a {type(keys).__name__}")

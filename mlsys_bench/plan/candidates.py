@@ -268,7 +268,7 @@ def widest(request: Request, candidate: Candidate) -> Limits:
     """Return the candidate's limits with the largest settings that are left open, the cache as it is."""
     seqs_open, tokens_open = open_settings(request, candidate.profile)
     limits = candidate.limits._replace(max_seqs=max(BATCHES)) if seqs_open else candidate.limits
-    return limits._replace(max_step_tokens=max(STEP_TOKENS)) if tokens_open else limits
+    return limits._replace(max_step_tokens=max(limits.max_step_tokens, *STEP_TOKENS)) if tokens_open else limits
 
 
 def _seqs(request: Request) -> int:
@@ -276,7 +276,8 @@ def _seqs(request: Request) -> int:
 
 
 def _step_tokens(request: Request) -> int:
-    return MAX_STEP_TOKENS if request.max_step_tokens is None else request.max_step_tokens
+    """Return the tokens of a step, where they are open not fewer than the sequences: engines refuse to start so."""
+    return max(MAX_STEP_TOKENS, _seqs(request)) if request.max_step_tokens is None else request.max_step_tokens
 
 
 def _alike(measured: Layout, wanted: Layout) -> bool:
@@ -356,10 +357,11 @@ def kv_pool(
     )  # fmt: skip
     count = devices_of(layout)
     devices = f"{count} x {device.memory_bytes / 1e9:.0f} GB"
-    if not budget.fits:
-        raise _TooLittleMemoryError(_too_large(models.weight_bytes(arch, layout.precision), device, layout))
-    tokens = budget.tokens * layout.attention_dp
-    pool = f"{tokens:,} KV tokens in {budget.pool_bytes * count / 1e9:.1f} GB"
     rest = (budget.activations_bytes + budget.communication_bytes) * count
-    weights = f"{budget.weights_bytes * count / 1e9:.1f} GB of weights"
-    return tokens, f"{pool} beside {weights} and {rest / 1e9:.1f} GB of working memory on {devices}"
+    taken = f"{budget.weights_bytes * count / 1e9:.1f} GB of weights and {rest / 1e9:,.1f} GB of working memory"
+    if not budget.fits:
+        _check_room(arch, device, layout)
+        steps = f"steps of {max_seqs:,} sequences and {max_step_tokens:,} tokens"
+        raise _TooLittleMemoryError(f"{taken} for {steps} leave no room for a cache on {devices} ({1 - MEMORY_SHARE:.0%} reserved)")
+    tokens = budget.tokens * layout.attention_dp
+    return tokens, f"{tokens:,} KV tokens in {budget.pool_bytes * count / 1e9:.1f} GB beside {taken} on {devices}"

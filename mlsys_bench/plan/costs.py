@@ -5,12 +5,25 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Sequence
 
-from mlsys_bench import hardware, latency, pricing
+from mlsys_bench import hardware, latency, pricing, workload
 from mlsys_bench.billing import Bill, BreakEven, Energy, Line
 from mlsys_bench.errors import BadInput
 from mlsys_bench.pricing import Load, energy
 from mlsys_bench.pricing.energy import Site
 from mlsys_bench.types import FleetItem, Offer, Plan
+
+
+def check(plan: Plan) -> Plan:
+    """Return the plan, or raise BadInput where its own figures cannot be: nothing can be priced by them."""
+    workload.checked_rate(plan.workload.rate_per_s, "workload.rate_per_s")
+    for name, value in (("replicas", plan.replicas), ("max_batch", plan.max_batch)):
+        if value < 1:
+            raise BadInput(f"{name} is {value}; a plan has at least 1")
+    if not plan.stages and plan.profile.form == "step":
+        workload.checked_lengths(plan.workload.prompt_tokens, "workload.prompt_tokens")
+        workload.checked_lengths(plan.workload.output_tokens, "workload.output_tokens")
+        latency.check(plan.profile)
+    return plan
 
 
 def load(plan: Plan, requests_per_s: float | None = None) -> Load:

@@ -19,6 +19,7 @@ from mlsys_bench.plan.demand import Demand
 
 _WARM = 3  # fills of the pool that end before any request is counted
 _MOST_ROWS = 4096
+_MOST_PREEMPTED = 30_000  # after which what was seen is enough: answers that fill the memory by themselves are sent back without end
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,6 +114,15 @@ class _Pool:
         self.back.appendleft((seat.row, seat.done + self.leave(seat)))
         self.preempted += 1
 
+    def answer(self, requests: int) -> int:
+        """Let so many requests be answered, fewer where most of the time goes into sending some back; return how many were."""
+        most = self.preempted + _MOST_PREEMPTED
+        for answered in range(requests):
+            if self.preempted > most:
+                return answered
+            self.complete()
+        return requests
+
     def complete(self) -> None:
         """Let time pass until a request is answered; those that find no memory on the way are sent back."""
         while True:
@@ -164,12 +174,9 @@ class _Rows:
 def _of(limits: Limits, rows: _Rows) -> Crowd:
     pool = _Pool(limits, rows.demand)
     pool.admit()
-    for _ in range(_WARM * pool.seated):
-        pool.complete()
+    pool.answer(_WARM * pool.seated)
     start, steps, read, preempted = pool.now, pool.seat_steps, pool.read_tokens, pool.preempted
-    answered = len(pool.prompt)
-    for _ in range(answered):
-        pool.complete()
+    answered = pool.answer(len(pool.prompt))
     return Crowd(
         seats=(pool.seat_steps - steps) / max(pool.now - start, 1e-9),
         answered_per_step=answered / max(pool.now - start, 1e-9),

@@ -42,8 +42,11 @@ def from_manifest(path: Path) -> tuple[Deployment, ...]:
         raise BadInput(f"{path}: cannot be read: {error}") from None
     except yaml.YAMLError as error:
         raise BadInput(f"{path}: is no YAML: {' '.join(str(error).split())}") from None
-    listed = [item for d in documents for item in (d.get("items", []) if d.get("kind") == "List" else [d])]
-    found = tuple(deployment for document in listed for deployment in _engines(document, path))
+    try:
+        listed = [item for d in documents for item in (d.get("items", []) if d.get("kind") == "List" else [d])]
+        found = tuple(deployment for document in listed for deployment in _engines(document, path))
+    except (TypeError, ValueError, AttributeError) as error:  # a list or a word where Kubernetes has keys, a word where it has a number
+        raise BadInput(f"{path}: is no manifest that Kubernetes would take ({error}); mend it: kubectl apply --dry-run=client") from None
     if not found:
         kinds = ", ".join(sorted({str(d.get("kind")) for d in listed})) or "nothing"
         raise BadInput(f"{path}: starts no engine known here (found {kinds}); give a Deployment of vLLM, SGLang or TensorRT-LLM")

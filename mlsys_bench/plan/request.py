@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 MAX_BATCH = 256  # sequences at once, as engines set it by default: the first that is tried
 MAX_STEP_TOKENS = 2048  # tokens a step, likewise
+LEAST_PER_S, MOST_PER_S = 1e-9, 1e12  # one request in thirty years, and more than a hundred a second for everybody
 DISAGGREGATE = ("auto", "never", "only")
 ROUTINGS = ("random", "round_robin", "least_loaded", "power_of_two")
 BATCHES = (16, 32, 64, 128, 256, 512)  # that are tried where none is given
@@ -169,6 +170,9 @@ def _check_spares(request: Request) -> None:
 
 def _check_traffic(traffic: Workload) -> None:
     workload.checked_rate(traffic.rate_per_s)
+    if not LEAST_PER_S <= traffic.rate_per_s <= MOST_PER_S:
+        possible = f"from {LEAST_PER_S:g} to {MOST_PER_S:g} can be planned for"
+        raise BadInput(f"{traffic.rate_per_s:g} requests/s: {possible}; check --qps and --speed")
     workload.parse_arrivals(traffic.arrivals)
     workload.checked_lengths(traffic.prompt_tokens, "prompt lengths")
     workload.checked_lengths(traffic.output_tokens, "output lengths")

@@ -28,6 +28,7 @@ from mlsys_bench.types import Limit
 SURELY = 1.25  # times a limit: what even a request alone exceeds so far is missed without further question
 TUNED = 4  # candidates whose engine settings are searched
 WORTHWHILE = 1.03  # times as many replicas are needed with the default, or it stays
+TOO_LONG = "beyond the longest context"
 _ROUGH = 256  # samples of a first look at a setting
 
 
@@ -69,6 +70,8 @@ def bounds(request: Request, fitting: Sequence[Candidate], traffic: Demand) -> t
             served[held] = traffic.fitting(candidate.limits)
         if served[held].share <= 0 or memory_slots(candidate.limits, served[held]) < 1:
             why_not = f"no room for an average request: {candidate.memory}"
+            if totals[0] > candidate.limits.max_context:
+                why_not = f"the shortest request has {totals[0]:,.0f} tokens, {TOO_LONG} of {candidate.limits.max_context:,}"
             misfits.append(Misfit(gpu=candidate.gpu, layout=candidate.layout, why_not=why_not))
         else:
             alike.setdefault(held, []).append(candidate)

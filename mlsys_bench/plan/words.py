@@ -10,8 +10,8 @@ from mlsys_bench.batching import Limits
 from mlsys_bench.plan import intervals, sizing
 from mlsys_bench.plan.candidates import Candidate, Misfit
 from mlsys_bench.plan.latencies import Latencies
-from mlsys_bench.plan.request import Request
-from mlsys_bench.plan.search import Bound, Search
+from mlsys_bench.plan.request import MAX_BATCH, Request
+from mlsys_bench.plan.search import TOO_LONG, Bound, Search
 from mlsys_bench.plan.sizing import Design
 from mlsys_bench.plan.trial import Trial
 from mlsys_bench.pricing import Fleet, Shelf
@@ -102,7 +102,11 @@ def _exceeds(latencies: Latencies, limit: Limit, limits: SLO) -> str:
 def nothing_fits(request: Request, misfits: Sequence[Misfit]) -> str:
     """Return why no candidate holds the model."""
     seen = "; ".join(f"{m.name}: {m.why_not}" for m in misfits[-3:]) or "none has a price"
-    return f"{request.model} runs on no device considered: {seen}; name devices with more memory, or another --precision"
+    if misfits and all(TOO_LONG in misfit.why_not for misfit in misfits[-3:]):
+        return f"{request.model} serves no such traffic: {seen}; send shorter prompts and answers, or name a model of a longer context"
+    large = request.max_batch is not None and request.max_batch > MAX_BATCH
+    smaller = f", or a smaller --max-batch (it is {MAX_BATCH} when left out)" if large else ""
+    return f"{request.model} runs on no device considered: {seen}; name devices with more memory, or another --precision{smaller}"
 
 
 def nothing_meets(search: Search) -> str:

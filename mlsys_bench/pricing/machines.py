@@ -7,7 +7,9 @@ share costs least; the cheapest of these is taken.  What the operating system an
 
 from __future__ import annotations
 
+import dataclasses
 import functools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -69,18 +71,40 @@ def _filled(pods: Sequence[Pods], way: Sequence[CpuOffer]) -> tuple[Machines, ..
 
 def count_of(pods: Sequence[Pods], offer: CpuOffer) -> int:
     """Return the machines of one kind that first fit, largest first, fills with these replicas."""
-    room: list[list[float]] = []
+    rooms: list[_Rooms] = []
     for pod in sorted(pods, key=lambda p: -p.share(offer)):
-        first = 0  # equal replicas: what has no room for one has none for the next
-        for _ in range(pod.count):
-            while first < len(room) and not _fits(room[first], pod):
-                first += 1
-            if first == len(room):
-                room.append([float(offer.vcpus), offer.memory_bytes])
-            room[first][0] -= pod.vcpus
-            room[first][1] -= pod.memory_bytes
-    return len(room)
+        left, filled = pod.count, list[_Rooms]()
+        for alike in rooms:
+            left, after = alike.filled(pod, left)
+            filled += after
+        empty = _Rooms(count=1, vcpus=offer.vcpus, memory_bytes=offer.memory_bytes)
+        more = math.ceil(left / max(1, empty.takes(pod, left)))
+        rooms = [*filled, *dataclasses.replace(empty, count=more).filled(pod, left)[1]]
+    return sum(alike.count for alike in rooms)
 
 
-def _fits(room: Sequence[float], pod: Pods) -> bool:
-    return room[0] >= pod.vcpus - 1e-9 and room[1] >= pod.memory_bytes * (1 - 1e-12)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Rooms:
+    """So many machines in a row with the same room left: first fit makes a handful of these of millions of machines."""
+
+    count: int
+    vcpus: float
+    memory_bytes: float
+
+    def takes(self, pod: Pods, most: int) -> int:
+        """Return how many of a pod, at most so many, one of these machines has room for."""
+        by_vcpus = most if not pod.vcpus else math.floor((self.vcpus + 1e-9) / pod.vcpus)
+        by_memory = most if not pod.memory_bytes else math.floor(self.memory_bytes / pod.memory_bytes + 1e-12)
+        return max(0, min(most, by_vcpus, by_memory))
+
+    def filled(self, pod: Pods, left: int) -> tuple[int, list[_Rooms]]:
+        """Return how many of a pod find no place when these are filled one after another, and the machines then."""
+        each = self.takes(pod, left)
+        full = min(self.count, left // each) if each else 0
+        left -= full * each
+        last = int(full < self.count and 0 < left < each)
+        after = [self._with(full, each, pod), self._with(last, left, pod), self._with(self.count - full - last, 0, pod)]
+        return left * (1 - last), [alike for alike in after if alike.count]
+
+    def _with(self, count: int, each: int, pod: Pods) -> _Rooms:
+        return _Rooms(count=count, vcpus=self.vcpus - each * pod.vcpus, memory_bytes=self.memory_bytes - each * pod.memory_bytes)

@@ -21,6 +21,7 @@ from mlsys_bench.types import Offer
 
 _WITHIN = {"region": 2, "provider": 1, "anywhere": 0}  # how much of (provider, region) the instances of a fleet share
 TIE = 1e-9  # dollars an hour a device counts for among equal prices: far below what the prices can differ by
+_IN_FULL = 4096  # replicas: what is beyond them is bought in bulk; more than two sorts of instances multiplied
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -177,13 +178,19 @@ def _buyable(offer: Offer, market: Market) -> int | None:
 
 
 def _knapsack(items: Sequence[Item], size: int, replicas: int) -> Counter[Offer]:
-    """Return the cheapest cover: best(n) = min over i of usd_i + best(n - k_i), best(n <= 0) = 0."""
+    """Return the cheapest cover: best(n) = min over i of usd_i + best(n - k_i), best(n <= 0) = 0.
+
+    Of a large fleet most are on the instance that costs least a replica: as many others as that has places for can be swapped for it, for
+    among them there are some that together fill a whole number of these.
+    """
     best: list[tuple[float, int]] = [(0.0, -1)]
     steps = [(item.usd_per_h + TIE * item.offer.devices, item.offer.devices // size) for item in items]
-    for n in range(1, replicas + 1):
+    cheapest = min(range(len(steps)), key=lambda i: steps[i][0] / steps[i][1])
+    bulk = max(0, replicas - _IN_FULL) // steps[cheapest][1]
+    left = replicas - bulk * steps[cheapest][1]
+    for n in range(1, left + 1):
         best.append(min((best[max(n - k, 0)][0] + usd, i) for i, (usd, k) in enumerate(steps)))
-    found: Counter[Offer] = Counter()
-    left = replicas
+    found: Counter[Offer] = Counter({items[cheapest].offer: bulk} if bulk else {})
     while left > 0:
         i = best[left][1]
         found[items[i].offer] += 1

@@ -78,9 +78,11 @@ class Section:
 
 
 def digits(value: float) -> str:
-    """Print three significant digits, thousands marked: 1234.5 -> '1,234', 0.01234 -> '0.0123'."""
+    """Print three significant digits, thousands marked: 1234.5 -> '1,234', 0.01234 -> '0.0123'; nothing of what is beyond any number."""
     if value == 0:
         return "0"
+    if not math.isfinite(value):
+        return NONE
     decimals = max(0, 2 - math.floor(math.log10(abs(value)) + 1e-12))
     return f"{value:,.{min(decimals, 9)}f}"
 

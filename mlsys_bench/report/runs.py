@@ -69,7 +69,12 @@ def _lead(r: LoadTest) -> str:
     good = f", {percent(100 * r.goodput_ratio)} within all limits" if r.goodput_ratio is not None else ""
     open_ = [name for name, kept in r.slo_met.items() if kept is None]
     undecided = f" Too few answers to decide {', '.join(open_)}." if open_ and r.source == "loadtest" else ""
-    return f"{r.ok:,} of {count(r.requests, 'request')} answered in {time(r.duration_s)}{good}.{undecided}"
+    return f"{r.ok:,} of {count(r.requests, 'request')} answered{f' in {time(r.duration_s)}' if r.duration_s else ''}{good}.{undecided}"
+
+
+def _rate(r: LoadTest, per_s: float | None) -> str:
+    """Print a rate of a run; none where all its requests are due at one moment."""
+    return units.show_rate(per_s if r.duration_s else None)
 
 
 def _facts(r: LoadTest, tag: str) -> list[Fact]:
@@ -78,16 +83,24 @@ def _facts(r: LoadTest, tag: str) -> list[Fact]:
     facts = [
         Fact(
             "Rate",
-            f"{asked}, {units.show_rate(r.request_rate_per_s)} completed",
+            f"{asked}, {_rate(r, r.request_rate_per_s)} completed",
             f"{r.arrivals}{'' if r.offered_rate_per_s is None else ' arrivals'}, window of {time(r.duration_s)}",
             tag,
         ),
         Fact("Requests", f"{r.ok:,} of {r.requests:,} ok", errors or "no errors", tag, "bad" if errors else ""),
-        Fact("Tokens", f"{digits(r.output_tokens_per_s)} output{_prompts(r)} tokens/s", courses.tokens(r), tag),
     ]
+    if r.duration_s:
+        facts.append(Fact("Tokens", f"{digits(r.output_tokens_per_s)} output{_prompts(r)} tokens/s", courses.tokens(r), tag))
     if r.goodput_ratio is not None:
         interval = span(r.goodput_interval, 100, " %")
-        facts.append(Fact("Goodput", f"{units.show_rate(r.goodput_per_s)} = {percent(100 * r.goodput_ratio)}", interval, tag))
+        facts.append(
+            Fact(
+                "Goodput",
+                f"{_rate(r, r.goodput_per_s)} = {percent(100 * r.goodput_ratio)}" if r.duration_s else percent(100 * r.goodput_ratio),
+                interval,
+                tag,
+            )
+        )
     facts += courses.facts(r)
     if r.lateness_s is not None and r.lateness_s.count:
         worst = next((s for s in ("p99", "p95", "p90", "p50", "mean") if getattr(r.lateness_s, s) is not None), None)

@@ -71,14 +71,15 @@ def _observed(seen: TrafficSummary, tag: str) -> tuple[Fact, ...]:
     if seen.length_correlation is not None:
         made.append(Fact("Lengths", f"prompt and output ranks correlate by {seen.length_correlation:.2f}", "", tag))
     if seen.sessions is not None:
-        made.append(Fact("Sessions", f"{seen.sessions:,}", f"{seen.requests / seen.sessions:.2f} requests each", tag))
+        each = f"{seen.requests / seen.sessions:.2f} requests each" if seen.sessions else ""
+        made.append(Fact("Sessions", f"{seen.sessions:,}", each, tag))
     if seen.tenants:
         made.append(Fact("Tenants", ", ".join(f"{name} {units.show_share(share)}" for name, share in seen.tenants.items()), "", tag))
     return tuple(made)
 
 
 def _times(seen: TrafficSummary) -> str:
-    return f"{seen.peak_rate_per_s / seen.rate_per_s:.2f} times the mean"
+    return f"{seen.peak_rate_per_s / seen.rate_per_s:.2f} times the mean" if seen.rate_per_s else ""
 
 
 def _tables(seen: TrafficSummary) -> tuple[Table, ...]:

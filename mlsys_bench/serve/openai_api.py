@@ -231,6 +231,8 @@ def decode(data: bytes, kind: type[B], model: str) -> B:
         fields = msgspec.json.decode(data)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise ApiError(400, f"the body is not JSON: {error}") from None
+    except RecursionError:
+        raise ApiError(400, "the body is nested deeper than any request needs") from None
     if not isinstance(fields, dict):
         raise ApiError(400, "the body must be a JSON object")
     known = set(kind.__struct_fields__)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import signal
 import socket
@@ -52,7 +53,9 @@ def bind(host: str, port: int) -> socket.socket:
         listener.listen(_BACKLOG)
     except OSError as error:
         listener.close()
-        raise errors.BadInput(f"{host}:{port}: cannot listen there: {error.strerror}; stop what uses it or give another --port") from None
+        is_elsewhere = error.errno == errno.EADDRNOTAVAIL
+        cure = "give an address of this machine as --host" if is_elsewhere else "stop what uses it or give another --port"
+        raise errors.BadInput(f"{host}:{port}: cannot listen there: {error.strerror}; {cure}") from None
     return listener
 
 

@@ -56,7 +56,7 @@ def loadtest(
     rates = np.array([_rates(s) for s in simulations])
     inside = sum(r.in_window for r in records)
     duration_s = float(sum(s.window[1] - s.window[0] for s in simulations))
-    good = None if together.goodput_ratio is None else _per_s(together.goodput_ratio * inside, duration_s)
+    good = None if together.goodput_ratio is None or duration_s <= 0 else together.goodput_ratio * inside / duration_s
     said = f"{len(groups)} runs" if len(simulations) > 1 and len(groups) == len(simulations) else f"{len(groups)} batches of requests"
     return dataclasses.replace(
         together,
@@ -71,11 +71,6 @@ def loadtest(
         tenants=_tenants(records, slo),
         fleet=fleet_use(simulations),
     )
-
-
-def _per_s(count: float, duration_s: float) -> float:
-    """Return a rate, 0 where no time has passed."""
-    return count / duration_s if duration_s > 0 else 0.0
 
 
 def latency(groups: Sequence[Sequence[float | None]]) -> LatencySummary:
@@ -215,7 +210,10 @@ def _batches(values: Sequence[float | None]) -> list[Sequence[float | None]]:
 
 
 def _validity(simulations: Sequence[Simulation], reasons: Sequence[str]) -> Validity:
-    """Warn of a queue that grows to the end: its latencies say how long the run was, not what users see."""
+    """Warn of a window without length, which has no rates, and of a queue that grows to the end: latencies then say how long it was."""
+    if all(start_s == end_s for start_s, end_s in (s.window for s in simulations)):
+        why = "all requests that count are due at one moment: no rate can be told of them; simulate more --requests, or a --duration"
+        return Validity(verdict="degraded", reasons=(why, *reasons))
     growing = sum(is_growing(s) for s in simulations)
     if growing * 2 > len(simulations):
         why = "the queue still grows when the last requests come: the load is at or above capacity, and latencies depend on the duration"

@@ -334,7 +334,7 @@ def _trace(path: Path, where: str) -> ArrivalLaw:
 def _number(text: str, where: str, form: str, least: float | None = None) -> float:
     """Return a finite number above zero, or from `least` on."""
     try:
-        value = float(text)
+        value = units.plain(text)
     except ValueError:
         raise BadInput(f"{where}: {text!r} is no number; write {form}") from None
     if not (math.isfinite(value) and (value > 0 if least is None else value >= least)):

@@ -133,7 +133,7 @@ def cap(lengths: Lengths) -> float:
 
 def _positive(text: str, where: str, form: str) -> float:
     try:
-        value = float(text)
+        value = units.plain(text)
     except ValueError:
         raise BadInput(f"{where}: write {form}") from None
     if not (math.isfinite(value) and value > 0):

@@ -22,6 +22,7 @@ _BY_HOUR = "the dispersion is about the mean of each hour; the hours are in the 
 _MOST_BLOCKS = 5_000_000  # a cache of a given size is followed block by block: a minute of CPU
 _CACHE_TOKENS = (100_000, 1_000_000, 10_000_000)
 _STEP_S = 1.0  # of the counts
+_MOST_S = 366 * 86400.0  # of a trace, which is counted by the second
 
 
 def of_trace(trace: Trace, path: Path) -> Workload:
@@ -32,6 +33,9 @@ def of_trace(trace: Trace, path: Path) -> Workload:
     plan = trace.schedule
     if not np.ptp(nominal_s(plan)) > 0:
         raise BadInput(f"{path}: all requests arrive at the same time; a rate needs a trace that lasts")
+    if np.ptp(nominal_s(plan)) > _MOST_S:
+        lasts = f"its requests come over {np.ptp(nominal_s(plan)) / 86400:,.0f} days, at most {_MOST_S / 86400:g} are read"
+        raise BadInput(f"{path}: {lasts}; are its times in another unit? (`mlsys workload {path.name} --time-unit ms`)")
     counts = counts_of_trace(trace)
     found = course.dispersions(counts, 3 * resolution_s(nominal_s(plan)))
     seen = summarise(trace, counts, found)

@@ -15,7 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
+from mlsys_bench import units
 from mlsys_bench.errors import BadInput, MeasurementFailed
 from mlsys_bench.workload import counters
 from mlsys_bench.workload.counters import Series
@@ -25,6 +27,7 @@ MAX_POINTS = 11_000  # of one series in one answer: Prometheus refuses more
 _CHUNK_SAMPLES = 1_000_000  # of all series in one answer: what it takes in memory here and there
 _COARSE_STEPS = 1_000  # histograms need no more
 _TIMEOUT_S = 60.0
+_LONGEST_S = 2 * 365 * 86_400.0  # of one series: beyond it a time is in the wrong unit, and steps of a second would fill the memory
 _FAMILIES = '{__name__=~"(vllm|sglang)[:_].+|mlsys_.+"'
 _LABEL = re.compile(r'\s*([A-Za-z_]\w*)\s*=\s*"((?:[^"\\]|\\.)*)"\s*,?')
 
@@ -60,7 +63,7 @@ class Server:
             reason = getattr(error, "reason", None) or error
             raise BadInput(f"{self.shown}: cannot be reached: {reason}; is it the address of a Prometheus server?") from None
         document = _json(text, self.shown)
-        if not isinstance(document, dict) or document.get("status") != "success":
+        if not isinstance(document, dict) or document.get("status") != "success" or "data" not in document:
             raise BadInput(f"{self.shown}: answers, but not as Prometheus does; give the address without /graph or /api/v1")
         return document["data"]
 
@@ -69,7 +72,7 @@ class Server:
             return BadInput(f"{self.shown}: HTTP {status}: it wants credentials; put a token into MLSYS_PROMETHEUS_TOKEN or --auth-file")
         try:
             said = str(json.loads(body)["error"])
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, RecursionError, KeyError, TypeError):
             said = "no reason given"
         if status in (400, 422):
             return BadInput(f"{self.shown}: refuses the query: {said}")
@@ -78,7 +81,10 @@ class Server:
 
 def server(url: str, authorization: str | None = None) -> Server:
     """Return a server by its address; user and password in it become a header.  Raises BadInput."""
-    parts = urllib.parse.urlsplit(url)
+    try:
+        parts = urllib.parse.urlsplit(url)
+    except ValueError:
+        parts = urllib.parse.urlsplit("")
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise BadInput(
             f"--prometheus {url.rpartition('@')[2]}: write an address like http://prometheus:9090, or the name of an exported file"
@@ -165,7 +171,7 @@ def _raw(source: Server, query: str, start_s: float, end_s: float) -> Iterator[S
     while at_s < end_s:
         until_s = min(at_s + piece_s, end_s)
         seconds = max(1, math.ceil(until_s - at_s))  # the piece may begin a little early: what two pieces hold counts once
-        yield from _matrix(source.get("query", query=f"{query}[{seconds}s]", time=until_s))
+        yield from _matrix(source.get("query", query=f"{query}[{seconds}s]", time=until_s), source.shown)
         at_s = until_s
 
 
@@ -173,7 +179,7 @@ def _density(source: Server, query: str, start_s: float, end_s: float) -> tuple[
     """Return the least time between samples and the number of series, from the last, the middle and the first ten minutes of a range."""
     look_s = min(600.0, end_s - start_s)
     for at_s in (end_s, (start_s + end_s + look_s) / 2, start_s + look_s):
-        found = list(_matrix(source.get("query", query=f"{query}[{max(1, math.ceil(look_s))}s]", time=at_s)))
+        found = list(_matrix(source.get("query", query=f"{query}[{max(1, math.ceil(look_s))}s]", time=at_s), source.shown))
         steps = [float(np.median(np.diff(s.times_s))) for s in found if len(s.times_s) > 1]
         if steps:
             return max(min(steps), 0.1), len(found)
@@ -186,7 +192,7 @@ def _stepped(source: Server, query: str, start_s: float, end_s: float, step_s: f
     for first in range(0, last + 1, MAX_POINTS - 10):
         at_s = start_s + first * step_s
         until_s = start_s + min(first + MAX_POINTS - 11, last) * step_s
-        yield from _matrix(source.get("query_range", query=query, start=at_s, end=until_s, step=step_s))
+        yield from _matrix(source.get("query_range", query=query, start=at_s, end=until_s, step=step_s), source.shown)
 
 
 def _models(source: Server, start_s: float, end_s: float) -> str:
@@ -194,16 +200,30 @@ def _models(source: Server, start_s: float, end_s: float) -> str:
     return f"; it has {', '.join(map(repr, names))}" if names else ""
 
 
-def _matrix(data: Any) -> Iterator[Series]:
+def _matrix(data: Any, where: str) -> Iterator[Series]:
     """Yield the series of an answer."""
     if not isinstance(data, dict) or data.get("resultType") != "matrix":
-        raise BadInput("the answer is no matrix: export the result of query_range, or of a range such as NAME[1h]")
-    for row in data["result"]:
-        samples = [(float(t), float(v)) for t, v in row.get("values", ()) if v != "NaN"]
+        raise BadInput(f"{where}: the answer is no matrix: export the result of query_range, or of a range such as NAME[1h]")
+    try:
+        rows = [
+            ({k: str(v) for k, v in row["metric"].items()}, [(float(t), float(v)) for t, v in row.get("values", ()) if v != "NaN"])
+            for row in data["result"]
+        ]
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise BadInput(f"{where}: is not the answer of query_range: {error!r}") from error
+    for labels, samples in rows:
         if samples:
-            labels = dict(row["metric"])
             times, values = np.array(samples).T
+            _check_samples(times, values, f"{where}: {labels.get('__name__', 'a series')}")
             yield Series(name=labels.pop("__name__", ""), labels=labels, times_s=times.copy(), values=values.copy())
+
+
+def _check_samples(times_s: npt.NDArray[np.float64], values: npt.NDArray[np.float64], where: str) -> None:
+    """Raise BadInput for what no counter can have shown, and for times so far apart that one of them must be wrong."""
+    if not (np.isfinite(times_s).all() and np.isfinite(values).all()):
+        raise BadInput(f"{where}: has a sample that is no finite number; export the raw counters")
+    if len(times_s) and times_s.max() - times_s.min() > _LONGEST_S:
+        raise BadInput(f"{where}: its samples lie more than two years apart; is one of the times in another unit?")
 
 
 # ---------------------------------------------------------------- files
@@ -223,17 +243,12 @@ def _read(path: Path) -> list[Series]:
 def _from_json(text: str, path: Path) -> Iterator[Series]:
     try:
         documents = [json.loads(text)]
-    except ValueError:
+    except (ValueError, RecursionError):
         documents = [_json(line.encode(), str(path)) for line in text.splitlines() if line.strip()]
     for document in documents:
         for answer in document if isinstance(document, list) else [document]:
             data = answer.get("data", answer) if isinstance(answer, dict) else answer
-            try:
-                yield from _matrix(data)
-            except (KeyError, TypeError, ValueError) as error:
-                raise BadInput(f"{path}: is not the answer of query_range: {error!r}") from error
-            except BadInput as error:
-                raise BadInput(f"{path}: {error}") from error
+            yield from _matrix(data, str(path))
 
 
 def _from_csv(text: str, path: Path) -> Iterator[Series]:
@@ -244,10 +259,11 @@ def _from_csv(text: str, path: Path) -> Iterator[Series]:
     times = np.array([_time_s(row[0], path) for row in rows[1:]])
     for column, head in enumerate(rows[0][1:], 1):
         cells = [row[column].strip() if column < len(row) else "" for row in rows[1:]]
-        given = np.array([cell not in ("", "NaN", "null", "undefined") for cell in cells])
+        given = np.array([cell.lower() not in ("", "nan", "null", "undefined") for cell in cells])
         if given.any():
             name, labels = _head(head, path)
             values = np.array([_value(cell, path) for cell, known in zip(cells, given, strict=True) if known])
+            _check_samples(times[given], values, f"{path}: {name}")
             yield Series(name=name, labels=labels, times_s=times[given], values=values)
 
 
@@ -272,12 +288,14 @@ def _time_s(text: str, path: Path) -> float:
         except ValueError:
             raise BadInput(f"{path}: {text!r} is no time; write Unix seconds, milliseconds or a date") from None
         return (moment if moment.tzinfo else moment.replace(tzinfo=datetime.UTC)).timestamp()
+    if not math.isfinite(value):
+        raise BadInput(f"{path}: {text!r} is no time; write Unix seconds, milliseconds or a date")
     return value / 1000 if value > 1e11 else value
 
 
 def _value(text: str, path: Path) -> float:
     try:
-        return float(text)
+        return units.plain(text)
     except ValueError:
         raise BadInput(f"{path}: {text!r} is no number; export raw values without units") from None
 
@@ -294,7 +312,7 @@ def _bare(url: str) -> str:
 def _json(text: bytes, where: str) -> Any:
     try:
         return json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         raise BadInput(f"{where}: what came is not JSON; is it the address of a Prometheus server?") from None
 
 

@@ -79,7 +79,7 @@ def _json_lines(path: Path) -> Table:
             if text.strip():
                 try:
                     row = json.loads(text)
-                except ValueError as error:
+                except (ValueError, RecursionError) as error:
                     wanted = "a trace has one JSON object per line, with columns of time, prompt and output"
                     raise BadInput(f"{path}: line {number}: is not JSON ({error}); {wanted}") from error
                 if not isinstance(row, dict):

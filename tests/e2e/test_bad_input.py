@@ -87,8 +87,8 @@ NAMES = [
     bad("serve llama-3-8b", "no weights"),
 ]
 QUANTITIES = [
-    *(bad(f"plan --model llama-3-8b --gpu h100 --qps {rate}", f"--qps {rate}", "above zero") for rate in ("0", "-1", "nan", "inf")),
-    bad("plan --model llama-3-8b --qps many", "--qps", "valid number"),
+    *(bad(f"plan --model llama-3-8b --gpu h100 --qps {rate}", f"--qps {rate}", "above zero") for rate in ("0", "-1")),
+    *(bad(f"plan --model llama-3-8b --qps {rate}", "--qps", repr(rate), "no plain number") for rate in ("nan", "inf", "many", "1_000")),
     bad(f"{SIZE} --slo ttft_p95<500", "'500' has no unit", "500ms"),
     bad(f"{SIZE} --slo ttfb_p95<500ms", "unknown metric 'ttfb'", "did you mean ttft"),
     bad(f"{SIZE} --slo tpot_p95<1ms", "below the physics floor", "L4"),

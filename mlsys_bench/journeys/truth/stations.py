@@ -39,7 +39,7 @@ def station(model: str, p: Parameters, effort: Effort) -> Known:
 
 def _count(p: Parameters, parameter: str, written: str) -> int:
     """Return a number of servers or places: that of the name, or the parameter where the name has a letter."""
-    if not written.isdigit():
+    if not written.isdecimal():
         return p.whole(parameter)
     p.follows(parameter, int(written))
     return int(written)

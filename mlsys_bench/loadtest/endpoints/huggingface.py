@@ -102,4 +102,4 @@ class _Event(msgspec.Struct, gc=False):
 def _computed(response: Response) -> Usage:
     """Return the tokens the server worked through, which it says in a header."""
     said = response.headers.get("x-compute-tokens", "")
-    return Usage(prompt_tokens=int(said) if said.isdigit() else None)
+    return Usage(prompt_tokens=int(said) if said.isdecimal() else None)

@@ -96,7 +96,7 @@ class Infer:
         """Return the moment of the tensors.  Their numbers are not parsed."""
         body = response.body()
         head = response.headers.get("inference-header-content-length", "")
-        said = decoded(body[: int(head)] if head.isdigit() else body, _Inferred, "inference")
+        said = decoded(body[: int(head)] if head.isdecimal() else body, _Inferred, "inference")
         if said.outputs is None:
             raise WireError(f"an answer without outputs is no inference: {body[:60]!r}")
         return answers.whole(response.pieces, usage=Usage())

@@ -27,7 +27,7 @@ def decoded(data: bytes, kind: type[T], what: str) -> T:
     """Return JSON as a type of ours.  Raises WireError naming what it should have been."""
     try:
         return msgspec.json.decode(data, type=kind)
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, RecursionError) as error:
         raise WireError(f"no {what}: {data[:60]!r}") from error
 
 

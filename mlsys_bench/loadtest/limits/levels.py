@@ -29,7 +29,7 @@ def parse(text: str, points: int = POINTS) -> tuple[float, ...]:
     """Return the rates of '1,2,4,8' or of '1..64': so many, each by the same factor above the one before."""
     low, dots, high = text.partition("..")
     try:
-        rates = [float(part) for part in ((low, high) if dots else text.split(","))]
+        rates = [units.plain(part.strip()) for part in ((low, high) if dots else text.split(","))]
     except ValueError:
         raise BadInput(f"--rates {text}: write rates per second, 1,2,4,8 or 1..64") from None
     if not all(math.isfinite(rate) and rate > 0 for rate in rates):

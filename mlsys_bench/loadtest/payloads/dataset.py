@@ -95,7 +95,7 @@ def _rows(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
 def _list(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
     try:
         document = msgspec.json.decode(path.read_bytes(), type=list[Any])
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, RecursionError) as error:
         raise BadInput(f"{path}: is no list of JSON objects: {error}") from error
     for number, given in enumerate(document, 1):
         yield number, _object(given, f"{path}: row {number}")
@@ -117,7 +117,7 @@ def _lines(path: Path, is_json: bool) -> Iterator[tuple[int, Mapping[str, Any]]]
 def _json(line: bytes, where: str) -> Mapping[str, Any]:
     try:
         return _object(msgspec.json.decode(line), where)
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, RecursionError) as error:
         raise BadInput(f"{where}: is not JSON: {error}; a data set has one object per line, or is one list") from error
 
 

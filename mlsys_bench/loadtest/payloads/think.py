@@ -57,7 +57,7 @@ def _pause(text: str, where: str) -> float:
 
 def _cv(kind: str, text: str, where: str) -> float:
     try:
-        value = float(text)
+        value = units.plain(text)
     except ValueError:
         raise BadInput(f"{where}: {text!r} is no coefficient of variation; write {_FORM}") from None
     most = 1 / math.sqrt(3) if kind == "uniform" else 100.0

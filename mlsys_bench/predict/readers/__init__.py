@@ -98,13 +98,13 @@ def _documents(text: str, path: Path) -> list[Any]:
     """Return the JSON of a file: one object, an object a line, or a table of AIPerf's."""
     try:
         whole = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         table = aiperf.from_csv(text)
         if table is not None:
             return [table]
         try:
             return [json.loads(line) for line in text.splitlines() if line.strip()]
-        except ValueError:
+        except (ValueError, RecursionError):
             raise BadInput(f"{path}: is no JSON, JSON lines or AIPerf table: {error}; known results: {', '.join(KNOWN)}") from None
     return whole if isinstance(whole, list) and whole and all(isinstance(item, dict) for item in whole) else [whole]
 

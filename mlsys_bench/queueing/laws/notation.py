@@ -17,7 +17,7 @@ def parse_law(text: str, mean_s: float = 1.0) -> Law:
     `exp`, `det`, `unif`, `erl:k` (or `erlk`), `gamma:v`, `logn:v`, `h2:v`, `cox2:v`, `mix:p:a:b`, `hyper:p1:m1:p2:m2…`.
     """
     kind, *parts = text.strip().lower().split(":")
-    if kind.startswith("erl") and kind[3:].isdigit():
+    if kind.startswith("erl") and kind[3:].isdecimal():
         kind, parts = "erl", [kind[3:], *parts]
     try:
         numbers = [float(part) for part in parts]
