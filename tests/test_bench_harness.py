@@ -444,7 +444,7 @@ def test_what_settled_beside_a_neighbour_is_measured_again_once_it_has_gone() ->
 
     tasks = [harness.Task(specs=(spec(name),), visit=work, cost_s=0.0) for name, work in (("steady", steady), ("wild", wild))]
     harness.visit_all(tasks, rounds=200, deadline=math.inf, rng=np.random.default_rng(0), hearer=log, watch=watch)
-    assert log.visits.count("wild") > 100
+    assert log.visits.count("wild") > samples.LEAST_BLOCKS  # as often as time is shared: it outlasts the neighbour
     assert [r.values for r in rounds].count((1.25,)) == samples.LEAST_BLOCKS  # then it had settled, until the core was seen alone
     assert [r.values for r in rounds].count((1.0,)) >= samples.LEAST_BLOCKS
 

@@ -19,7 +19,7 @@ import pytest
 import torch
 
 from mlsys_bench import models
-from mlsys_bench.bench import alone, collectives, harness, kernels, machine, operators, paged
+from mlsys_bench.bench import alone, collectives, harness, kernels, machine, operators, paged, paged
 from mlsys_bench.bench.alone import Call
 from mlsys_bench.bench.alone_gpu import Triton
 from mlsys_bench.bench.harness import Task
@@ -233,6 +233,7 @@ def test_what_a_small_model_reads_in_a_step_is_what_rotates(monkeypatch: pytest.
     assert [one, many] == [math.ceil(ops.step_bytes(m, operators.CONTEXT) / (4 * 96 * 96)) for m in (1, 8)]
     assert len(ops.matrices("out", 1)[0]) == one
     ops.decode(64, 2)  # it reserves its blocks
+    assert len(paged.decode_steps(ops.pool, 64, 2)) >= math.ceil(ops.step_bytes(2, 64) / ops.attention_bytes(64, 2))
     attend, _ = ops._attend(64, 2, 1)
     assert attend.before * attend.times >= ops.step_bytes(2, 64) / ops.attention_bytes(64, 2)
 

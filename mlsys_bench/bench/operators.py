@@ -208,9 +208,9 @@ class Operators:
         return self.task("op.attention.prefill", parameters, work, KV_TOLERANCE[name_of(self.kv)], make)
 
     def _reserved(self, context: int, batch: int, chunk: int) -> Callable[[], Made]:
-        """Return what makes a case, for which the cache will have room."""
-        own = batch * -(-context // self.block_tokens)
-        self._most_blocks = max(self._most_blocks, own, self._blocks_of(self.cold_bytes(batch, context)))
+        """Return what makes a case, for which the cache will have room: for whole cases, as many as it rotates through."""
+        own, apart = batch * -(-context // self.block_tokens), self._apart(context, batch)
+        self._most_blocks = max(self._most_blocks, own * apart)
         return functools.partial(self._attend, context, batch, chunk)
 
     def _attention_work(self, *, queries: int, keys: int, pairs: int) -> Work:
@@ -223,13 +223,16 @@ class Operators:
         """Return what the cache of a case takes."""
         return batch * context * token_bytes(self.d.shape, self.kv) / self.d.shape.layers
 
+    def _apart(self, context: int, batch: int) -> int:
+        """Return how many cases on blocks of their own take the bytes that rotate."""
+        return math.ceil(self.cold_bytes(batch, context) / self.attention_bytes(context, batch)) or 1
+
     def _attend(self, context: int, batch: int, chunk: int) -> Made:
         a = self.d.shape
         if self.pool.blocks < self._most_blocks:
             del self.pool  # made for smaller cases than have come since
         pool = self.pool
-        apart = math.ceil(self.cold_bytes(batch, context) / self.attention_bytes(context, batch)) or 1
-        steps = (decode_steps(pool, context, batch) if chunk == 1 else prefill_steps(pool, context, chunk))[:apart]
+        steps = (decode_steps(pool, context, batch) if chunk == 1 else prefill_steps(pool, context, chunk))[: self._apart(context, batch)]
         qkv = self.gaussian(batch * chunk, (a.heads + 2 * a.kv_heads) * a.head_dim)
         at = picked(len(qkv))
         exact = torch.stack([attended(self.d, pool, steps[0], qkv, t) for t in at])
