@@ -197,23 +197,6 @@ def test_steps_that_carry_a_prompt_are_met_as_often_as_prompts_come() -> None:
     assert all(found[f"itl_{stat}"].agrees(0.12) for stat in ("mean", "p50", "p99"))
 
 
-def test_prompts_that_let_others_come_make_slow_answers() -> None:
-    """Prefills take two fifths of the time: answers that meet many of them also decode beside many, and are met by what those let come."""
-    documents = workload.synthetic(1, prompt="lognormal:2500:0.7:8000", output="lognormal:350:0.8:1500")
-    one = agreement.of(L4, AMPLE._replace(blocks=60_000, max_context=16_384), documents)
-    assert one.binds == "slots"
-    found = {a.key: a for a in agreement.compare(one, documents, 0.5, requests=2400, keys=("tpot_p50", "tpot_p95", "tpot_p99"))}
-    assert found["tpot_p99"].simulated_s > 1.3 * found["tpot_p50"].simulated_s
-    assert all(a.agrees(0.06) for a in found.values())
-
-
-@pytest.mark.parametrize("lives", [1e-6, 1e-3, 0.5, 40.0])
-def test_what_is_over_by_the_end_by_quadrature(lives: float) -> None:
-    """Of one that starts at a time uniform over l lives, 1 - e^-(what is left) is over, on average."""
-    left = (np.arange(200_000) + 0.5) / 200_000 * lives
-    assert float(analytic._integrated(np.array(lives))) == pytest.approx(float(-np.expm1(-left).mean()), rel=1e-3)
-
-
 def test_what_binds_is_said_because_theory_is_for_slots() -> None:
     assert replica(CHAT).binds == "slots"
     assert replica(CHAT, limits=AMPLE._replace(blocks=1500)).binds == "memory"

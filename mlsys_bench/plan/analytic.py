@@ -14,7 +14,7 @@ From them come, on a fixed sample of requests, the same for every rate and candi
            + the steps until its own last prompt token, those that came before it first
            + the time outside the engine
     ITL  = T(n, W), as often as tokens meet it
-    TPOT = the mean of ITL over a life: n as averaged over it, and a gamma law for the prefills met, which beget others
+    TPOT = the mean of ITL over a life: n as averaged over it, and a gamma law for the prefills met
     E2E  = TTFT + (output tokens - 1) x TPOT
 
 The wait, given that all slots are taken, is the rest of the shortest of B services and, for each request ahead, the rest of one met by
@@ -30,7 +30,6 @@ Approximate: arrivals are taken as Poisson and preemption below saturation as ab
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from statistics import NormalDist
@@ -51,7 +50,6 @@ from mlsys_bench.types import LatencyProfile
 Ints = npt.NDArray[np.int64]
 Binding = Literal["slots", "memory", "budget"]
 _FINE, _COARSE = (256, 9), (128, 3)  # points of the lattice of backlogs, batch sizes it is solved at; the second for small samples
-_LEAST_MET = 0.05  # of the mean prefill in a gap: what the fewest meet beside a small batch
 _STAGES = 60  # steps that one prompt may take
 _CROWDED = 1.25  # times as many as may be seated find memory on average: with fewer, chance fills it at times
 _SLACK = 0.85  # of the full budget: closer to it the queue is one of prompt tokens as much as of slots
@@ -219,8 +217,8 @@ class Replica:
         rows = np.arange(len(self.randoms.batch)) % len(self.demand.prompt)  # there are fewer pairs where some can never be served
         prompt, output = self.demand.prompt[rows], self.demand.output[rows]
         order = None if self.order is None else self.order.rows(rows)
-        ttft, read_s = self._first_token(rate_per_s, seats, decodes, steps, prompt, order)
-        tpot = self._per_token(rate_per_s, decodes, steps, output, read_s)
+        ttft = self._first_token(rate_per_s, seats, decodes, steps, prompt, order)
+        tpot = self._per_token(decodes, steps, output)
         itl, weights = self._gaps(decodes, steps)
         e2e = ttft + np.where(output > 1, (output - 1) * np.nan_to_num(tpot), 0.0)
         tenant = None if self.demand.tenant is None else self.demand.tenant[rows]
@@ -252,11 +250,8 @@ class Replica:
 
     def _first_token(
         self, rate: float, seats: Clustered, found: Clustered, steps: Steps, prompt: Floats, order: priority.Order | None
-    ) -> tuple[Floats, Floats]:
-        """Return TTFT by request, and the part of it in which others come to be read behind it.
-
-        seats: the law of seats taken; found: that of decodes.
-        """
+    ) -> Floats:
+        """Return TTFT by request.  seats: the law of seats taken; found: that of decodes."""
         u, slots = self.randoms, self.slots
         decoding = np.minimum(np.searchsorted(np.cumsum(found.batch_law), u.batch), slots - 1).astype(np.float64)
         waits, idle = u.batch > 1 - seats.p_wait, u.batch < seats.batch_law[0]
@@ -282,8 +277,7 @@ class Replica:
         mine_s = self._prefill_s(rate, decodes, left + ahead, prompt, behind, 0.0 if order is None else order.prompts_before)
         usual_s = (steps.law * steps.step_s).sum(axis=1)[node]
         planned_s = self._overhead.planned_steps * np.where(idle, 0.0, np.where(waits, self.full_s, usual_s))
-        read_s = np.asarray(rest_s + planned_s + mine_s + self._overhead.seconds(prompt))
-        return self._waited_s(seats, order) + read_s, rest_s + mine_s
+        return np.asarray(self._waited_s(seats, order) + rest_s + planned_s + mine_s + self._overhead.seconds(prompt))
 
     def _waited_s(self, chain: Clustered, order: priority.Order | None) -> Floats:
         """Return the wait for a slot: until the first completion, and for each request ahead until one more."""
@@ -335,39 +329,29 @@ class Replica:
                 prompt, share_jumps = prompt[left], share_jumps[left]
         return total_s
 
-    def _per_token(self, rate: float, chain: Clustered, steps: Steps, output: Floats, read_s: Floats) -> Floats:
-        """Return TPOT by request, NaN where there is one token.  read_s: how long others came behind it until its first token.
+    def _per_token(self, chain: Clustered, steps: Steps, output: Floats) -> Floats:
+        """Return TPOT by request, NaN where there is one token.
 
         The batch is averaged over a request's life: its autocorrelation is taken as exp(-r'(n) t), the chain made linear at its
-        mean, so that long answers see the mean.
-
-        The prefills that its gaps meet are of those who came behind it, beyond the usual step's, of those who come while its gaps decode,
-        and of those whom these prefills let come in turn: a prompt of p seconds lets rate x p others come, b of them on average.  As in a
-        busy period of M/G/1 begun by a delay of a second, each second of decodes meets b / (1 - b) on average, with variance
-        rate E[p^2] / (1 - b)^3 (Kleinrock 1975, Queueing Systems I, 5.8).  Their sum is taken as gamma.
-
-        Who is read in a life decodes beside it then: prefills met and mean batch correlate, as arrivals and the number in an M/G/infinity
-        system of exponential lives do over a time of l lives, by ((l - 1 + e^-l) / (2 l))^0.5.
+        mean, so that long answers see the mean.  Steps beside each other are alike, as prompts beget prompts: their sum has
+        (1 + b) / (1 - b) times the variance of as many steps drawn alone; its excess over decode steps is taken as gamma.
         """
         law, sizes = chain.batch_law_of_tokens, np.arange(1, self.slots + 1, dtype=np.float64)
         step_s = self._by_batch(steps)
+        spread_s2 = np.interp(sizes, self.nodes, (steps.law * steps.step_s**2).sum(axis=1)) - step_s[1:] ** 2
         mean, gaps = float(law @ sizes), np.maximum(output - 1, 1.0)
-        sd = math.sqrt(max(float(law @ sizes**2) - mean**2, 1e-12))
-        away = (sizes[np.minimum(np.searchsorted(np.cumsum(law), self.randoms.life), self.slots - 1)] - mean) / sd
+        now = sizes[np.minimum(np.searchsorted(np.cumsum(law), self.randoms.life), self.slots - 1)]
         rates = np.append(chain.completions_per_s, chain.completions_per_s[-1])
         pull_per_s = float(np.interp(mean, sizes, np.gradient(rates)[:-1]))
-        lives = gaps * np.interp(mean, sizes, step_s[1:]) * max(pull_per_s, 0.0)
-        batch = mean + away * sd * np.sqrt(2 * _integrated(lives) / np.maximum(lives, 1e-6))
+        lives = np.maximum(gaps * np.interp(mean, sizes, step_s[1:]) * max(pull_per_s, 0.0), 1e-6)
+        batch = mean + (now - mean) * np.sqrt(2 * (lives - 1 + np.exp(-lives))) / lives
         decode = np.interp(batch, sizes, self.decode_s[1:])
         added = np.maximum(np.interp(batch, sizes, step_s[1:]) - decode, 1e-15)
-        beget = np.clip(added / (added + decode), 0.0, 0.9)
-        met = np.maximum(gaps + (read_s - added - decode) / decode, 1e-3)  # gaps whose decodes would bring as many
-        variance = decode * beget**2 * (1 + self._members[0]) / (max(rate, 1e-12) * (1 - beget) ** 3)
-        with_batch = np.sqrt(_integrated(gaps / max(self.demand.mean_output - 1, 1e-9)) / 2)
-        each = np.maximum(added + with_batch * away * np.sqrt(variance / met), _LEAST_MET * added)
-        shape = np.maximum(met * each**2 / (variance * (1 - with_batch**2)), 1e-3)
-        total = _gamma(shape, self.randoms.met, self.randoms.phase) / shape * each * met
-        return np.where(output > 1, decode + total / gaps, np.nan)
+        alike = np.clip(added / (added + decode), 0.0, 0.9)
+        spread = np.maximum(np.interp(batch, sizes, spread_s2), 1e-30) * (1 + alike) / (1 - alike)
+        shape = np.maximum(gaps * added**2 / spread, 1e-3)
+        total = _gamma(shape, self.randoms.met, self.randoms.phase) / shape * added
+        return np.where(output > 1, decode + total, np.nan)
 
     def _gaps(self, chain: Clustered, steps: Steps) -> tuple[Floats, Floats]:
         """Return steps and how many tokens meet each."""
@@ -384,12 +368,6 @@ class Replica:
         weight = np.concatenate([(nodes[:-1, None] * steps.law).ravel(), full])
         kept = weight > 1e-9 * weight.max()
         return every[kept], weight[kept]
-
-
-def _integrated(lives: Floats) -> Floats:
-    """Return (l - 1 + e^-l) / l: the mean over a time of l lives of how much of one that starts within it is over by its end."""
-    safe = np.maximum(lives, 1e-6)
-    return np.asarray(np.where(lives > 1e-3, (safe + np.expm1(-safe)) / safe, safe / 2))
 
 
 def _rest(work_s: Floats) -> tuple[float, float]:

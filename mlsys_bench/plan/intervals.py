@@ -38,7 +38,7 @@ __all__ = ["DRAWS", "TAILS", "Interval", "Spread", "of"]
 DRAWS = 12  # where profiles are drawn at random
 SHARES = (0.05, 0.18, 0.31, 0.44, 0.56, 0.69, 0.82, 0.95)  # of engines that are faster than each of those worked out here
 # sd of the log of theory over a long simulation, at p50, p95 and p99
-THEORY = {"ttft": (0.03, 0.07, 0.10), "tpot": (0.02, 0.05, 0.14), "itl": (0.03, 0.05, 0.05), "e2e": (0.02, 0.02, 0.03)}
+THEORY = {"ttft": (0.03, 0.07, 0.10), "tpot": (0.02, 0.07, 0.14), "itl": (0.03, 0.05, 0.05), "e2e": (0.02, 0.03, 0.04)}
 _SENSIBLE = 10  # times the replicas planned; a draw that asks for more says no rather than a number
 _RATES = ("throughput_tokens_per_s", "request_rate_per_s")  # set by the traffic while the replicas are stable
 _Z = 1.645
