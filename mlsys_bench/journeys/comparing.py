@@ -35,7 +35,7 @@ def planned(
     _check(asked, {"--cluster": cluster, "--sensitivity": changes, "--baseline": baseline}, small)
     if cluster is None and baseline is None and not changes:
         return planning.answer(asked)
-    old = None if baseline is None else _baseline(baseline)
+    old = None if baseline is None else planning.stored(baseline)
     line = Line(quiet)
     try:
         with workers.hired(cluster) as crew:
@@ -55,12 +55,6 @@ def planned(
     finally:
         line.clear()
     return made
-
-
-def _baseline(path: Path) -> Plan:
-    from mlsys_bench.journeys import deploying  # what it reads of command lines would cost every plan its time
-
-    return deploying.read(path)
 
 
 def _staged(asked: object, made: Plan, crew: Executor | workers.Local | None, line: Line) -> tuple[Sensitivity, ...]:

@@ -5,14 +5,14 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
-import math
 from collections.abc import Sequence
 from concurrent.futures import Executor
 from pathlib import Path
 
 from mlsys_bench import plan as planner
-from mlsys_bench import record, slo, workers
+from mlsys_bench import slo, workers
 from mlsys_bench.errors import BadInput, Infeasible, unknown
+from mlsys_bench.journeys import planning
 from mlsys_bench.plan import command, difference, manifests
 from mlsys_bench.plan.difference import Difference, Figures, Inputs
 from mlsys_bench.types import Plan
@@ -78,19 +78,9 @@ def beside(plan: object, text: str) -> list[str]:
 
 def explained(files: Sequence[Path], as_json: bool = False) -> str:
     """Return what `--diff OLD NEW` prints: why the plans differ, each cause planned anew where that can be done."""
-    old, new = map(read, files)
+    old, new = map(planning.stored, files)
     found = compared(old, new)
     return json.dumps(dataclasses.asdict(found), indent=1) if as_json else "\n".join(difference.in_words(found))
-
-
-def read(path: Path) -> Plan:
-    """Return the plan of a record.  Raises BadInput for a fleet that cannot be: what it is compared with would be nonsense."""
-    plan = record.read(path, Plan)
-    if plan.replicas < 1 or plan.gpus < 0 or not plan.fleet:
-        raise BadInput(f"{path}: a plan of {plan.replicas} replicas, {len(plan.fleet)} kinds; make the record again with mlsys plan -o")
-    if plan.usd_per_hour is not None and not (plan.usd_per_hour >= 0 and math.isfinite(plan.usd_per_hour)):
-        raise BadInput(f"{path}: a plan for {plan.usd_per_hour:g} dollars an hour; make the record again with mlsys plan -o")
-    return plan
 
 
 def compared(

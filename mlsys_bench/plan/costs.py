@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Sequence
 
 from mlsys_bench import hardware, latency, pricing, workload
@@ -14,11 +15,15 @@ from mlsys_bench.types import FleetItem, Offer, Plan
 
 
 def check(plan: Plan) -> Plan:
-    """Return the plan, or raise BadInput where its own figures cannot be: nothing can be priced by them."""
+    """Return the plan, or raise BadInput where its own figures cannot be: nothing can be priced by them, or compared."""
     workload.checked_rate(plan.workload.rate_per_s, "workload.rate_per_s")
     for name, value in (("replicas", plan.replicas), ("max_batch", plan.max_batch)):
         if value < 1:
             raise BadInput(f"{name} is {value}; a plan has at least 1")
+    if plan.gpus < 0 or not plan.fleet:
+        raise BadInput(f"a fleet of {plan.gpus} devices and {len(plan.fleet)} kinds; a plan has some")
+    if plan.usd_per_hour is not None and not (plan.usd_per_hour >= 0 and math.isfinite(plan.usd_per_hour)):
+        raise BadInput(f"usd_per_hour is {plan.usd_per_hour:g}; a price is from 0 up")
     if not plan.stages and plan.profile.form == "step":
         workload.checked_lengths(plan.workload.prompt_tokens, "workload.prompt_tokens")
         workload.checked_lengths(plan.workload.output_tokens, "workload.output_tokens")
