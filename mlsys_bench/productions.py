@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from mlsys_bench.types import Check
+from mlsys_bench.checked import Check
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

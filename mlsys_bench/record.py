@@ -26,6 +26,7 @@ from mlsys_bench import longform
 from mlsys_bench.backtests import Backtest
 from mlsys_bench.billing import Costs
 from mlsys_bench.calibrations import Calibration
+from mlsys_bench.checked import Demo, Verification
 from mlsys_bench.claims import Claims
 from mlsys_bench.errors import BadInput, RecordError, did_you_mean
 from mlsys_bench.fleets import Fleet, FleetPlan
@@ -37,7 +38,6 @@ from mlsys_bench.productions import Production
 from mlsys_bench.stages import StageGraph
 from mlsys_bench.types import (
     Bench,
-    Demo,
     LatencyProfile,
     LoadTest,
     Machine,
@@ -45,7 +45,6 @@ from mlsys_bench.types import (
     RequestRecord,
     Requests,
     Scenario,
-    Verification,
     Workload,
 )
 from mlsys_bench.verdicts import GateCalibration, GateRun, Verdict

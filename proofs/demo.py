@@ -3,14 +3,13 @@
 `nox -s bench -- demo` on a machine that does nothing else: an engine on two cores is as fast as the rest of the machine lets it be.
 `python proofs/demo.py FOLDER` judges what `mlsys demo --out FOLDER` left there.
 
-To tell where an error comes from, the load test's own steps stand beside the profile, by what they computed, and the same requests are
-replayed with the profile and with a profile as fast as these steps were ("own speed"): where only the second agrees, the machine was
-another than at calibration; where neither does, look at the form of the profile, the simulator, HTTP or the client.
+To tell where an error comes from, the load test's own steps stand beside the profile, by what they computed, and each error in its parts
+(`journeys.causes`): a large part of steps is a machine that was another than at calibration, or the form of the profile; for what is
+left over, look at the simulator, HTTP or the client.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import subprocess
 import sys
 import tempfile
@@ -20,13 +19,12 @@ from pathlib import Path
 
 import numpy as np
 
-from mlsys_bench import latency, record, stats, summary
-from mlsys_bench.batching import Limits
+from mlsys_bench import latency, record
+from mlsys_bench.checked import Causes, Demo
 from mlsys_bench.journeys import demo, served
-from mlsys_bench.types import Demo, LatencyProfile, RequestRecord, Requests
+from mlsys_bench.types import LatencyProfile, Requests
 
-METRICS = {"ttft": summary.ttft_s, "tpot": summary.tpot_s, "e2e": summary.e2e_s}
-KEYS = tuple(f"{metric}_{stat}_s" for metric in METRICS for stat in ("p50", "p95"))
+KEYS = tuple(f"{metric}_{stat}_s" for metric in ("ttft", "tpot", "e2e") for stat in ("p50", "p95"))
 ERROR_PERCENT = 15.0
 RESIDUAL_PERCENT = 5.0
 UTILISATION = 0.6
@@ -61,7 +59,7 @@ def judged(folder: Path, took_min: float | None) -> int:
         _holds(f"load test {result.measured.validity.verdict}", result.measured.validity.verdict == "valid"),
     ])  # fmt: skip
     print("; ".join(result.measured.validity.reasons) or f"{result.measured.ok} answers; missed: {missed}")
-    explain(folder, profile)
+    explain(folder, profile, result.causes)
     return 1 if missed else 0
 
 
@@ -80,11 +78,11 @@ def _holds(what: str, kept: bool) -> bool:
 # ---------------------------------------------------------------- where an error comes from
 
 
-def explain(folder: Path, profile: LatencyProfile) -> None:
-    """Print the load test's own steps beside the profile, what HTTP added, and two replays of its requests."""
+def explain(folder: Path, profile: LatencyProfile, why: Causes | None) -> None:
+    """Print the load test's own steps beside the profile, what HTTP added, and the parts of each error."""
     requests, log = record.read(folder / "requests.parquet", Requests), folder / demo.STEPS
     seen = served.logged(log, [requests], 0.0)
-    waited = 100 * served.waited(profile, log, requests)
+    waited = 100 * served.waited(profile, seen)
     print(f"profile: {profile.note}")
     print(", ".join(f"{name} {value:.3g}" for name, value in zip(profile.terms, profile.coefficients, strict=True)))
     quiet = "" if waited < QUIET_PERCENT else "  THE MACHINE WAS NOT QUIET: errors below what that explains say nothing of the demo"
@@ -92,12 +90,9 @@ def explain(folder: Path, profile: LatencyProfile) -> None:
     print("profile against these steps, by tokens (steps): " + ", ".join(_by_tokens(profile, seen)))
     for name, constant in (("request", "request_overhead_s"), ("token", "token_overhead_s")):
         print(f"HTTP added to a {name}: {1e3 * getattr(seen, f'{name}_s'):.2f} ms, profile {1e3 * profile.constants[constant]:.2f} ms")
-    limits = _limits(profile)
-    ways = {"profile": profile, "own speed": served.around(profile, [dataclasses.replace(seen, own_s=seen.period_s)])}
-    measured = _figures(requests.requests)
-    for name, way in ways.items():
-        again = _figures(served.replayed(requests, way, limits))
-        print(f"replay, {name}: " + ", ".join(f"{key} {100 * (again[key] / value - 1):+.1f} %" for key, value in measured.items()))
+    for each in why.figures if why else ():
+        parts = f"arrivals {each.arrivals_percent:+.1f}, steps {each.steps_percent:+.1f}, all else {each.rest_percent:+.1f} %"
+        print(f"{each.key}: {each.error_percent:+.1f} % = {parts}")
 
 
 def _by_tokens(profile: LatencyProfile, seen: served.Window) -> Iterator[str]:
@@ -108,21 +103,6 @@ def _by_tokens(profile: LatencyProfile, seen: served.Window) -> Iterator[str]:
         if rows.sum() >= FEWEST:
             whole, own = (100 * (told_s[rows].sum() / taken_s[rows].sum() - 1) for taken_s in (seen.period_s, seen.own_s))
             yield f"{low} to {high} {whole:+.1f} %, own {own:+.1f} % ({rows.sum()})"
-
-
-def _limits(profile: LatencyProfile) -> Limits:
-    k = {name: int(profile.constants[name]) for name in ("max_batch", "max_step_tokens", "block_tokens", "kv_tokens", "max_context")}
-    return Limits(
-        max_seqs=k["max_batch"], max_step_tokens=k["max_step_tokens"], block_tokens=k["block_tokens"],
-        blocks=k["kv_tokens"] // k["block_tokens"], max_context=k["max_context"],
-    )  # fmt: skip
-
-
-def _figures(records: Sequence[RequestRecord]) -> dict[str, float]:
-    """Return p50 and p95 of every metric over the requests that count."""
-    counted = [r for r in records if r.in_window and r.outcome == "ok"]
-    values = {name: [v for r in counted if (v := metric(r)) is not None] for name, metric in METRICS.items()}
-    return {f"{name} p{p}": stats.quantile(v, p / 100) for name, v in values.items() for p in (50, 95)}
 
 
 if __name__ == "__main__":

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from mlsys_bench.checked import Check
 from mlsys_bench.productions import Kept, Production, Seen
-from mlsys_bench.types import Check
 
 
 def check(key: str, predicted: float, low: float, high: float, seen: float | None, ends: tuple[float | None, float | None]) -> Check:

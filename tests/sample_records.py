@@ -9,6 +9,7 @@ import numpy as np
 
 from mlsys_bench import slo
 from mlsys_bench.backtests import Backtest, Score
+from mlsys_bench.checked import Cause, Causes, Check, Demo, Verification
 from mlsys_bench.loadtests import LoadTests
 from mlsys_bench.looked_up import Ability, Catalog, Doctor
 from mlsys_bench.record import Envelope, Record, kind_of
@@ -17,8 +18,6 @@ from mlsys_bench.summary import repeated
 from mlsys_bench.types import (
     Alternative,
     Bench,
-    Check,
-    Demo,
     FleetItem,
     LatencyProfile,
     LatencySummary,
@@ -37,7 +36,6 @@ from mlsys_bench.types import (
     Scalar,
     Scenario,
     Validity,
-    Verification,
     Workload,
 )
 from mlsys_bench.verdicts import Finding, Verdict
@@ -350,6 +348,17 @@ def cpu_plan() -> Plan:
     )
 
 
+def causes() -> Causes:
+    parts = {c.key: c.error_percent for c in checks() if c.error_percent is not None and c.key.startswith(("ttft", "tpot", "e2e"))}
+    return Causes(
+        steps_longer={"all": 0.034, "decode": 0.081, "prompt": 0.012},
+        figures=tuple(
+            Cause(key=key, error_percent=error, arrivals_percent=0.25 * error, steps_percent=0.5 * error, rest_percent=0.25 * error)
+            for key, error in parts.items()
+        ),
+    )
+
+
 def demo() -> Demo:
     return Demo(
         plan=cpu_plan(),
@@ -358,7 +367,7 @@ def demo() -> Demo:
         prediction_error_percent={c.key: c.error_percent for c in checks() if c.error_percent is not None},
         files={"plan": "demo/plan.json", "requests": "demo/requests.parquet", "report": "demo/report.html"},
         took_s={"bench": 61.2, "fit": 0.4, "plan": 2.1, "serve": 4.4, "loadtest": 75.0, "total": 143.1},
-        machine_slower=0.034,
+        causes=causes(),
     )
 
 
@@ -371,6 +380,7 @@ def verification() -> Verification:
         holds=False,
         measured=loadtest(),
         notes=("one replica",),
+        causes=causes(),
     )
 
 

@@ -244,9 +244,10 @@ def test_a_load_test_s_steps_are_set_beside_the_profile(tmp_path: Path) -> None:
     lines = [f"{100 + 2 * told_s * i},{2 * told_s},1,0,{','.join(map(str, step))},{told_s}" for i in range(10)]
     path.write_text("\n".join([",".join(steplog.COLUMNS), *lines, ""]))
     run = Requests(t0_unix_s=100.0, requests=(RequestRecord(index=0, scheduled_s=0.0, done_s=20 * told_s),))
-    assert served.slower(served_on, path, run) == pytest.approx(1.0, rel=1e-3)
-    assert served.waited(served_on, path, run) == pytest.approx(0.5, rel=1e-3)
-    assert served.waited(on_gpu, path, run) == 0.0
+    seen = served.of_run(path, run)
+    assert served.stretch(served_on, dataclasses.replace(seen, own_s=seen.period_s)) == pytest.approx(2.0, rel=1e-3)
+    assert served.waited(served_on, seen) == pytest.approx(0.5, rel=1e-3)
+    assert served.waited(on_gpu, seen) == 0.0
 
 
 def test_two_calibrations_that_agree_by_chance_do_not_prove_a_steady_machine() -> None:

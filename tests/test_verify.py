@@ -13,10 +13,11 @@ from typing import Any
 import pytest
 
 from mlsys_bench import hardware, record
+from mlsys_bench.checked import Check, Verification
 from mlsys_bench.errors import BadInput, NotComparable
 from mlsys_bench.journeys import verify
 from mlsys_bench.report import runs
-from mlsys_bench.types import Check, LatencySummary, Layout, LoadTest, Plan, Validity, Verification
+from mlsys_bench.types import LatencySummary, Layout, LoadTest, Plan, Validity
 from tests.sample_records import plan, verification
 
 
@@ -134,7 +135,10 @@ def test_a_replica_whose_limits_nobody_knows_is_not_started() -> None:
     asked = plan()
     layout = dataclasses.replace(asked.profile.layout, device="cpu")
     unknown = dataclasses.replace(asked, profile=dataclasses.replace(asked.profile, layout=layout, constants={}))
-    with pytest.raises(BadInput, match=r"does not say which max_step_tokens and .* give its URL"), verify.replica(unknown):
+    with (
+        pytest.raises(BadInput, match=r"does not say which max_step_tokens and .* give its URL"),
+        verify.replica(unknown, Path("steps.csv")),
+    ):
         pass
 
 

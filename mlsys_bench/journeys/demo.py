@@ -11,8 +11,9 @@ from pathlib import Path
 
 from mlsys_bench import bench, hardware, record, report, serve, units
 from mlsys_bench import plan as planner
-from mlsys_bench.journeys import benchmark, planning, served, verify
-from mlsys_bench.types import Bench, Check, Demo, LatencyProfile, LoadTest, Plan, Requests
+from mlsys_bench.checked import Causes, Check, Demo
+from mlsys_bench.journeys import benchmark, causes, planning, served, verify
+from mlsys_bench.types import Bench, LatencyProfile, LoadTest, Plan, Requests
 
 SCENARIO = "demo"
 ONLY = ("memory", "gemm", "engine.coldstart")  # the machine's ceilings; the steps are those of the served engine
@@ -82,10 +83,10 @@ def demo(out: Path, *, seed: int = 0, quiet: bool = False) -> Demo:
             requests_file = files["requests.parquet"]
             seen, requests = verify.trial(plan, server.url, duration_s=LOAD_S, seed=seed + 1, requests_file=requests_file, quiet=quiet)
             record.write(files["loadtest.json"], seen, machine, [requests_file])
-            slower = served.slower(profile, log, requests)
-            stage.say(_drift_line(slower, served.waited(profile, log, requests)))
+            stage.say(_seen_line(seen, served.waited(profile, served.of_run(log, requests))))
     with stage("report", "setting prediction beside measurement (mlsys verify, mlsys report)"):
-        result = _result(plan, seen, files, stage.took_s, slower)
+        checks = verify.checks(plan, seen)
+        result = _result(plan, seen, checks, files, stage.took_s, causes.of(checks, profile, health, log, requests))
         record.write(files["demo.json"], result, machine, [p for n, p in files.items() if n not in ("demo.json", "report.html")])
         _report(files, result, requests)
     return result
@@ -119,20 +120,19 @@ def _profile_line(profile: LatencyProfile) -> str:
     return f"{layout.model} {layout.precision} on {where}: residual {units.show_share(profile.residual_log_sd)} of a step"
 
 
-def _drift_line(slower: float, waited: float) -> str:
-    said = "longer" if slower >= 0 else "shorter"
-    return (
-        f"its steps took {100 * abs(slower):.1f} % {said} than the profile says; others had their core for {100 * waited:.1f} % of the time"
-    )
-
-
 def _plan_line(plan: Plan) -> str:
     cost = f"{units.show_usd(plan.usd_per_hour)}/h" if plan.usd_per_hour is not None else "unpriced"
     return f"{plan.replicas} replica(s) of one {plan.gpu}, {cost}, {plan.provenance.value}; binds: {plan.binding_constraint}"
 
 
-def _result(plan: Plan, seen: LoadTest, files: dict[str, Path], took_s: dict[str, float], slower: float) -> Demo:
-    checks = verify.checks(plan, seen)
+def _seen_line(seen: LoadTest, waited: float) -> str:
+    others = f"others had the engine's core for {units.show_share(waited)} of its steps' time"
+    return f"{seen.ok:,} of {seen.requests:,} requests answered; {others}"
+
+
+def _result(
+    plan: Plan, seen: LoadTest, checks: tuple[Check, ...], files: dict[str, Path], took_s: dict[str, float], why: Causes | None
+) -> Demo:
     return Demo(
         plan=plan,
         measured=seen,
@@ -140,7 +140,7 @@ def _result(plan: Plan, seen: LoadTest, files: dict[str, Path], took_s: dict[str
         checks=checks,
         files={name: str(path) for name, path in files.items()},
         took_s=dict(took_s),
-        machine_slower=slower,
+        causes=why,
     )
 
 

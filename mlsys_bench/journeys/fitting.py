@@ -8,12 +8,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mlsys_bench import hardware, latency, models, predict, record, units
+from mlsys_bench.checked import Check
 from mlsys_bench.errors import BadInput
 from mlsys_bench.latency import service
 from mlsys_bench.loadlimits import LoadSweep
 from mlsys_bench.predict import beside, opaque, readers
 from mlsys_bench.predict.readers import Design, loadtests
-from mlsys_bench.types import Bench, Check, LatencyProfile, Layout, LoadTest
+from mlsys_bench.types import Bench, LatencyProfile, Layout, LoadTest
 
 NOTHING = (
     "mlsys fit: name bench files (`mlsys bench gpu -o bench.json` makes one), load tests or results of other tools "

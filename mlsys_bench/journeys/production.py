@@ -11,13 +11,14 @@ from pathlib import Path
 from typing import Literal
 
 from mlsys_bench import latency, record, slo, units, workload
+from mlsys_bench.checked import Check
 from mlsys_bench.errors import BadInput, MeasurementFailed
 from mlsys_bench.journeys import planning, traffic
 from mlsys_bench.journeys.verify import check_testable, rate_per_replica
 from mlsys_bench.plan import again, demand
 from mlsys_bench.plan.again import Foreseen
 from mlsys_bench.productions import Kept, Production, Seen
-from mlsys_bench.types import Check, Limit, Plan, Workload
+from mlsys_bench.types import Limit, Plan, Workload
 from mlsys_bench.workload import metrics, prometheus, served
 from mlsys_bench.workload.metrics import Metrics
 from mlsys_bench.workload.served import Estimate, Histogram

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mlsys_bench import latency, loadtest, simulate, workload
-from mlsys_bench.batching import Limits
+from mlsys_bench.batching import Limits, StepFeatures
 from mlsys_bench.errors import MeasurementFailed
 from mlsys_bench.serve import steplog
 from mlsys_bench.types import Bench, LatencyProfile, Launch, Measurement, RequestRecord, Requests, Round, Scalar, Workload
@@ -208,21 +208,16 @@ def taken(profile: LatencyProfile, window: Window) -> float:
     return float(window.period_s.sum() / _counted(dataclasses.asdict(profile.layout), window).sum())
 
 
-def slower(profile: LatencyProfile, log: Path, run: Requests) -> float:
-    """Return by how much longer the steps of a load test took than the profile says of them, -0.1 for a tenth shorter."""
-    seen = _of_run(log, run)
-    return stretch(profile, dataclasses.replace(seen, own_s=seen.period_s)) - 1
-
-
-def waited(profile: LatencyProfile, log: Path, run: Requests) -> float:
-    """Return the share of a load test's steps' time in which others had the engine's core; 0 where the log cannot tell."""
-    return 1 - 1 / taken(profile, _of_run(log, run))
-
-
-def _of_run(log: Path, run: Requests) -> Window:
+def of_run(log: Path, run: Requests) -> Window:
+    """Return what a server logged of one load test, without what HTTP added."""
     steps = _within(steplog.read(log), run)
     times: dict[str, Any] = {"features": steps.features, "period_s": _periods(steps), "own_s": _own(steps)}
     return Window(begun_unix_s=run.t0_unix_s, **times, request_s=0.0, token_s=0.0, flood_per_s=0.0)
+
+
+def waited(profile: LatencyProfile, seen: Window) -> float:
+    """Return the share of a window's steps' time in which others had the engine's core; 0 where the log cannot tell."""
+    return 1 - 1 / taken(profile, seen)
 
 
 def _drift_variance(drift: float, windows: int) -> float:
@@ -302,10 +297,15 @@ def schedule_of(requests: Requests) -> Schedule:
     )
 
 
-def replayed(requests: Requests, profile: LatencyProfile, limits: Limits) -> tuple[RequestRecord, ...]:
-    """Return the same requests as the simulator sees them, in order of time, each counted where the measured one was."""
+def replayed(
+    requests: Requests, profile: LatencyProfile, limits: Limits, clock: Callable[[StepFeatures], float] | None = None
+) -> tuple[RequestRecord, ...]:
+    """Return the same requests as the simulator sees them, in order of time, each counted where the measured one was.
+
+    `clock`: how long each step takes, one after the other, if not what the profile says.
+    """
     sent = sorted((r for r in requests.requests if r.prompt_tokens is not None and r.output_tokens), key=lambda r: r.scheduled_s)
-    found = simulate.run(schedule_of(requests), profile, limits).requests
+    found = simulate.run(schedule_of(requests), profile, limits, clock=clock, steady_clock=clock is None).requests
     return tuple(dataclasses.replace(r, in_window=real.in_window) for r, real in zip(found, sent, strict=True))
 
 

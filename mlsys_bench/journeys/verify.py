@@ -7,6 +7,7 @@ import dataclasses
 import http.client
 import json
 import math
+import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,11 +16,13 @@ from urllib.parse import urlsplit
 import msgspec
 
 from mlsys_bench import latency, loadtest, record, slo, stats, summary, units, workload
+from mlsys_bench.checked import Check, Verification
 from mlsys_bench.errors import BadInput
-from mlsys_bench.journeys import planning
+from mlsys_bench.journeys import causes, planning
 from mlsys_bench.journeys.load import progress
 from mlsys_bench.journeys.progress import Line
-from mlsys_bench.types import Check, Layout, LoadTest, Plan, Requests, Verification
+from mlsys_bench.serve import ServerProcess
+from mlsys_bench.types import Layout, LoadTest, Plan, Requests
 
 KEYS = (*(f"{metric}_{stat}_s" for metric in ("ttft", "tpot", "e2e") for stat in ("p50", "p95", "p99")), "throughput_tokens_per_s")
 _LIMITS = ("max_step_tokens", "block_tokens", "kv_tokens", "max_context")  # constants of a profile
@@ -34,9 +37,13 @@ def verify(plan_file: Path, url: str | None, *, duration: str, seed: int, out: P
     told = {} if url is None else of_ours(url)
     if told:
         latency.check_layout(plan.profile, msgspec.convert(told["layout"], Layout))
-    with replica(plan) if url is None else contextlib.nullcontext(url) as target:
-        measured, _ = trial(plan, target, duration_s=duration_s, seed=seed, requests_file=requests_file, quiet=quiet)
-    found = checks(plan, measured)
+    with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
+        log = Path(folder) / "steps.csv"
+        own = stack.enter_context(replica(plan, log)) if url is None else None
+        target = own.url if own else str(url)
+        measured, requests = trial(plan, target, duration_s=duration_s, seed=seed, requests_file=requests_file, quiet=quiet)
+        found = checks(plan, measured)
+        why = causes.of(found, plan.profile, own.health(), log, requests) if own else None
     return Verification(
         plan_file=plan_file.name,
         target=target,
@@ -45,6 +52,7 @@ def verify(plan_file: Path, url: str | None, *, duration: str, seed: int, out: P
         holds=all(check.inside is not False for check in found) and measured.validity.verdict != "invalid",
         measured=measured,
         notes=(*notes(plan, measured), *settings(plan, told)),
+        causes=why,
     )
 
 
@@ -111,8 +119,8 @@ def rate_per_replica(plan: Plan) -> float:
 
 
 @contextlib.contextmanager
-def replica(plan: Plan) -> Iterator[str]:
-    """Run one replica of the plan as a server, in the layout its profile was measured in, and give its URL."""
+def replica(plan: Plan, log: Path) -> Iterator[ServerProcess]:
+    """Run one replica of the plan as a server, in the layout its profile was measured in.  `log`: where it writes its steps."""
     from mlsys_bench import serve
 
     layout, constants = plan.profile.layout, plan.profile.constants
@@ -137,10 +145,11 @@ def replica(plan: Plan) -> Iterator[str]:
         engine_cores=layout.pinned_cores,
         port=0,
         queue_limit=1000,  # an open loop must see the queue, not its limit
+        step_log=str(log),
     )
     with serve.start(options) as server:
         latency.check_layout(plan.profile, msgspec.convert(server.health()["layout"], Layout))
-        yield server.url
+        yield server
 
 
 def trial(

@@ -6,10 +6,11 @@ import math
 from collections.abc import Iterable, Sequence
 
 from mlsys_bench import latency
+from mlsys_bench.checked import Check
 from mlsys_bench.predict import opaque
 from mlsys_bench.predict.experiment import Prediction
 from mlsys_bench.predict.readers import Reading
-from mlsys_bench.types import Check, LatencyProfile
+from mlsys_bench.types import LatencyProfile
 
 _Z90 = 1.6449  # of a two-sided normal interval
 

@@ -7,6 +7,7 @@ from typing import assert_never
 from mlsys_bench.backtests import Backtest
 from mlsys_bench.billing import Costs
 from mlsys_bench.calibrations import Calibration
+from mlsys_bench.checked import Demo, Verification
 from mlsys_bench.claims import Claims
 from mlsys_bench.fleets import Fleet, FleetPlan
 from mlsys_bench.histories import History
@@ -19,14 +20,12 @@ from mlsys_bench.report.parts import Section
 from mlsys_bench.stages import StageGraph
 from mlsys_bench.types import (
     Bench,
-    Demo,
     LatencyProfile,
     LoadTest,
     Machine,
     Plan,
     Requests,
     Scenario,
-    Verification,
     Workload,
 )
 from mlsys_bench.verdicts import GateCalibration, GateRun, Verdict

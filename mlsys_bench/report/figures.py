@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 import numpy as np
 
 from mlsys_bench import summary
+from mlsys_bench.checked import Check
 from mlsys_bench.report import comparisons, costs, latencies, plans
 from mlsys_bench.report.parts import Interval, digits, time, time_unit
-from mlsys_bench.types import Alternative, Bench, Check, LatencyProfile, Plan, RequestRecord, Requests
+from mlsys_bench.types import Alternative, Bench, LatencyProfile, Plan, RequestRecord, Requests
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from mlsys_bench import slo as limits
+from mlsys_bench.checked import Check
 from mlsys_bench.report.parts import NONE, Cell, Column, Interval, Table, digits, mark, percent, span, time, time_cell
-from mlsys_bench.types import Check, LatencySummary, Limit, LoadTest, Plan
+from mlsys_bench.types import LatencySummary, Limit, LoadTest, Plan
 
 METRICS = ("ttft", "tpot", "itl", "e2e")
 STATS = ("mean", "p50", "p90", "p95", "p99")

@@ -6,6 +6,7 @@ import importlib.util
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
+from mlsys_bench.checked import Check, Demo, Verification
 from mlsys_bench.fleets import FleetPlan
 from mlsys_bench.histories import History
 from mlsys_bench.loadlimits import LoadMax, LoadSweep
@@ -15,7 +16,7 @@ from mlsys_bench.record import Envelope, Record
 from mlsys_bench.report import drawing, productions, stacks
 from mlsys_bench.stage_fleets import NO_END_S
 from mlsys_bench.stages import StageGraph
-from mlsys_bench.types import Bench, Check, Demo, LatencyProfile, LoadTest, Plan, Requests, Verification
+from mlsys_bench.types import Bench, LatencyProfile, LoadTest, Plan, Requests
 from mlsys_bench.verdicts import GateCalibration, GateRun, Verdict
 
 if TYPE_CHECKING:

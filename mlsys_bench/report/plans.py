@@ -7,6 +7,7 @@ import math
 from collections.abc import Sequence
 
 from mlsys_bench import slo, units
+from mlsys_bench.checked import Check
 from mlsys_bench.report import apart, latencies, tenants, traffic
 from mlsys_bench.report.parts import (
     NONE,
@@ -29,7 +30,7 @@ from mlsys_bench.report.parts import (
     whole,
 )
 from mlsys_bench.report.surroundings import share
-from mlsys_bench.types import Alternative, Check, FleetItem, LatencyProfile, Layout, Limit, Offer, Plan, Provenance
+from mlsys_bench.types import Alternative, FleetItem, LatencyProfile, Layout, Limit, Offer, Plan, Provenance
 
 Z90 = 1.6448536269514722  # two-sided 90 % of a normal law
 OCCUPIED = "share of capacity in use"

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections import Counter
 
 from mlsys_bench import stats, summary, units
-from mlsys_bench.report import askings, courses, latencies, plans, senders, serversides, simulations
+from mlsys_bench.checked import Check, Demo, Verification
+from mlsys_bench.report import askings, courses, latencies, plans, senders, serversides, simulations, whys
 from mlsys_bench.report.parts import (
     Cell,
     Column,
@@ -21,7 +22,7 @@ from mlsys_bench.report.parts import (
     time_cell,
     time_span,
 )
-from mlsys_bench.types import Check, Demo, LatencySummary, LoadTest, RequestRecord, Requests, Validity, Verification
+from mlsys_bench.types import LatencySummary, LoadTest, RequestRecord, Requests, Validity
 
 VERDICT_TONE: dict[str, Tone] = {"valid": "good", "degraded": "unsure", "invalid": "bad"}
 
@@ -158,8 +159,8 @@ def verification(record: Verification) -> tuple[Section, ...]:
             Fact("Target", record.target, f"one replica at {units.show_rate(record.rate_per_s)}", "measured"),
             _validity(record.measured.validity),
         ),
-        tables=(latencies.checks(record.checks),),
-        notes=(("Notes", record.notes),) if record.notes else (),
+        tables=(latencies.checks(record.checks), *whys.table(record.causes)),
+        notes=tuple((head, lines) for head, lines in (("The machine", whys.machine(record.causes)), ("Notes", record.notes)) if lines),
     )
     return section, loadtest(record.measured)
 
@@ -187,6 +188,7 @@ def demo(record: Demo) -> tuple[Section, ...]:
     if worst is not None and worst.error_percent is not None:
         name = latencies.name(worst.key)
         lead = f"{plans.lead(record.plan)} Measured: {lead} Largest error: {name} {percent(worst.error_percent, signed=True)}."
+        lead += whys.most(record.causes)
     section = Section(
         kind="demo",
         title="Demo: prediction beside measurement",
@@ -194,10 +196,10 @@ def demo(record: Demo) -> tuple[Section, ...]:
         tag="measured",
         tone="good" if all(c.inside is not False for c in record.checks) else "unsure",
         tiles=_error_tiles(record.checks),
-        tables=(latencies.checks(record.checks), *_errors(record)),
+        tables=(latencies.checks(record.checks), *whys.table(record.causes), *_errors(record)),
         notes=tuple(
             (head, lines)
-            for head, lines in (("The machine", _drift(record)), ("Files", _files(record)), ("Time taken", (_took(record),)))
+            for head, lines in (("The machine", whys.machine(record.causes)), ("Files", _files(record)), ("Time taken", (_took(record),)))
             if lines
         ),
     )
@@ -222,14 +224,6 @@ def _errors(record: Demo) -> tuple[Table, ...]:
     left = {k: v for k, v in record.prediction_error_percent.items() if k not in {c.key for c in record.checks}}
     rows = tuple((Cell(latencies.name(key)), Cell(percent(value, signed=True))) for key, value in left.items())
     return (Table(title="Other errors", columns=(Column("figure"), Column("error", right=True)), rows=rows),) if rows else ()
-
-
-def _drift(record: Demo) -> tuple[str, ...]:
-    if record.machine_slower is None:
-        return ()
-    than = "longer" if record.machine_slower >= 0 else "shorter"
-    by = percent(100 * abs(record.machine_slower))
-    return (f"the load test's own steps took {by} {than} than the profile says of them: drift since calibration is part of every error",)
 
 
 def _files(record: Demo) -> tuple[str, ...]:

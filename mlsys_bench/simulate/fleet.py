@@ -45,13 +45,15 @@ def run(
     clock: Callable[[StepFeatures], float] | None = None,
     policy: Policy = core.VLLM,
     conditions: Conditions | None = None,
+    steady_clock: bool = True,
 ) -> Simulation:
     """Return the fate of every request of a schedule.
 
     `queue_limit`: a replica that holds max_seqs + queue_limit requests answers 429 (outcome rejected).  A request that never
     fits the context or the KV cache answers 400.  `until_s` stops the run there: what is not done is unfinished.
     Requests scheduled before `warmup_s` (by default the first tenth of all) are not `in_window`.  `clock` replaces the profile's;
-    for one and the same batch it must not fall when the cache grows.
+    for one and the same batch it must not fall when the cache grows.  `steady_clock`: it gives equal steps equal times, which is what the
+    tokens a second are asserted by; not so one that plays back measured times, one a step.
     Of the profile's constants (`latency.overhead`), `request_overhead_s` delays the way to the engine and `token_overhead_s` the way back
     of every token; what its prompt takes outside the engine, and steps planned before it came, delay all tokens of a request.
     `conditions`: timeouts, retries, failures, autoscaling, disaggregation; `replicas` is then the number at the start, or of those that
@@ -69,7 +71,7 @@ def run(
             Scheduled(schedule), profile, limits, clock, policy=policy, replicas=replicas, routing=routing, seed=seed,
             queue_limit=queue_limit, until_s=until_s, counted=lambda scheduled_s: _counted(scheduled_s, warmup_s), conditions=around,
         )  # fmt: skip
-    return _checked(found, profile, limits, clock, policy, around)
+    return _checked(found, profile, limits, clock, policy, around) if steady_clock else found
 
 
 def closed(

@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING
 import pytest
 
 from mlsys_bench import __version__, record
+from mlsys_bench.checked import Verification
 from mlsys_bench.looked_up import Catalog, Doctor
-from mlsys_bench.types import Bench, LatencyProfile, LoadTest, Plan, Requests, Scenario, Verification, Workload
+from mlsys_bench.types import Bench, LatencyProfile, LoadTest, Plan, Requests, Scenario, Workload
 from mlsys_bench.verdicts import Verdict
 
 if TYPE_CHECKING:
@@ -237,6 +238,19 @@ def test_verify_sets_every_prediction_beside_a_measurement(mlsys: Cli, server: s
     assert {check.key for check in result.checks} >= LATENCIES
     believed = result.measured.validity.verdict != "invalid"
     assert said.returncode == (3 if not believed else 0 if result.holds else 1)
+    assert result.causes is None, "of a server that was there before nobody sees the steps"
+
+
+def test_verify_with_a_replica_of_its_own_says_where_errors_come_from(mlsys: Cli, records: Path) -> None:
+    said = mlsys("verify", records / "plan.json", "--duration", "8s", "--json")
+    result = printed(said, Verification, status=said.returncode)
+    assert isinstance(result, Verification)
+    assert result.causes is not None
+    errors = {check.key: check.error_percent for check in result.checks}
+    assert result.causes.figures
+    for each in result.causes.figures:
+        assert each.error_percent == errors[each.key]
+        assert each.arrivals_percent + each.steps_percent + each.rest_percent == pytest.approx(each.error_percent)
 
 
 # ---------------------------------------------------------------- signals and terminals
