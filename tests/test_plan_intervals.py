@@ -19,7 +19,7 @@ from mlsys_bench.plan.latencies import Latencies
 from mlsys_bench.plan.sizing import Design
 from mlsys_bench.plan.trial import Trial
 from mlsys_bench.pricing import Shelf, published
-from mlsys_bench.types import LatencyProfile
+from mlsys_bench.types import SLO, LatencyProfile
 from mlsys_bench.workload import Schedule
 
 STEP = (8.0, 1600.0, 64.0, 2048.0, 9.0)
@@ -245,27 +245,57 @@ def test_a_worse_known_engine_has_wider_intervals() -> None:
 # ---------------------------------------------------------------- traces
 
 
-@pytest.mark.parametrize(("compiled", "longest"), [(True, planner.SURER), (False, confirm.LONGER)])
-def test_an_uncertain_fleet_is_simulated_for_longer_where_that_is_quick(
-    monkeypatch: pytest.MonkeyPatch, compiled: bool, longest: int
-) -> None:
-    """A limit near what an idle replica takes leaves the replicas uncertain: with numba the last run is 24 times as long."""
-    efforts: list[int] = []
+Played = list[tuple[int, int, Trial]]  # replicas, how long, what was seen
+
+
+@pytest.fixture
+def played(monkeypatch: pytest.MonkeyPatch) -> Played:
+    """Every simulation of a plan, in order; all of them short."""
 
     def watched(asked: Request, fleet: Design, effort: int = 1) -> Trial:
-        efforts.append(effort)
-        return trial(asked, fleet, effort)
+        found.append((fleet.replicas, effort, trial(asked, fleet, effort)))
+        return found[-1][2]
 
-    trial = confirm.trial
+    found, trial = Played(), confirm.trial
     monkeypatch.setattr(confirm, "trial", watched)
     monkeypatch.setattr(confirm, "MAX_STEPS", 400)
-    monkeypatch.setattr(planner, "WIDE", 0.0)
+    return found
+
+
+@pytest.mark.parametrize("wide", [0.0, 10.0])
+@pytest.mark.parametrize(("compiled", "longest"), [(True, planner.SURER), (False, confirm.LONGER)])
+def test_a_plan_shows_its_longest_run(monkeypatch: pytest.MonkeyPatch, played: Played, compiled: bool, longest: int, wide: float) -> None:
+    """Whether its replicas are uncertain or not; and no fleet is played twice for as long."""
+    monkeypatch.setattr(planner, "WIDE", wide)
     monkeypatch.setattr(planner.jit, "HAVE_NUMBA", compiled)
     many = dataclasses.replace(SMALL, rate_per_s=150.0)
+    asked = request(workload=many, slo=slo.parse("ttft_p95<900ms"), profiles=(profile(residual=0.1),))
+    made = planner.plan(asked)
+    shown = [found.keys(asked.slo) for replicas, effort, found in played if (replicas, effort) == (made.replicas, longest)]
+    assert shown == [made.predicted]
+    assert max(effort for _, effort, _ in played) == longest
+    ways = [(replicas, effort) for replicas, effort, _ in played]
+    assert len(ways) == len(set(ways))
+    assert made.predicted["ttft_p95_s"] < 0.9
+
+
+def test_replicas_are_sought_again_where_the_longer_run_misses_a_limit(monkeypatch: pytest.MonkeyPatch, played: Played) -> None:
+    """A short run that saw nothing of the tail: its fleet misses in the longer one, and grows until it does not."""
+
+    def of_longer() -> list[int]:
+        return [replicas for replicas, effort, _ in played if effort == planner.SURER]
+
+    def worst(found: Trial, limits: SLO) -> float:
+        replicas = next(replicas for replicas, _, one in played if one is found)
+        return 0.5 if found.effort < planner.SURER else 1.5 if replicas < 5 + of_longer()[0] else 0.9
+
+    monkeypatch.setattr(planner.jit, "HAVE_NUMBA", True)
+    monkeypatch.setattr(planner, "WIDE", 10.0)
+    monkeypatch.setattr(confirm, "worst", worst)
+    many = dataclasses.replace(SMALL, rate_per_s=150.0)
     made = planner.plan(request(workload=many, slo=slo.parse("ttft_p95<900ms"), profiles=(profile(residual=0.1),)))
-    low, high = made.intervals["replicas"]
-    assert high - low > 1, "else there is nothing to make sure of"
-    assert max(efforts) == longest
+    assert (of_longer()[0], 1) in [(replicas, effort) for replicas, effort, _ in played], "what the short run took for enough"
+    assert made.replicas == of_longer()[0] + 5
 
 
 def test_the_busiest_stretch_is_where_the_work_comes_fastest() -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
@@ -42,12 +42,18 @@ LONGER = 6  # times as long is the run that then decides
 Play = Callable[[Design, int], Trial]  # a fleet, and how many times as long as usual
 
 
-def confirm(design: Design, request: Request, effort: int = 1) -> tuple[Design, Trial] | None:
-    """Return the design with the fewest replicas that keep all limits in simulation, and that simulation; None where none does."""
+def confirm(design: Design, request: Request, effort: int = 1, known: Mapping[int, Trial] | None = None) -> tuple[Design, Trial] | None:
+    """Return the design with the fewest replicas that keep all limits in simulation, and that simulation; None where none does.
+
+    `effort`: how many times as long as usual every run is.  `known`: runs of such length, by replicas.
+    """
     if request.trace is None:
-        return fewest(design, request.slo, request.shelf, lambda d, e: trial(request, d, max(e, effort)), _TRIALS)
+        efforts = (effort,) if effort >= LONGER else (effort, LONGER)
+        return fewest(design, request.slo, request.shelf, lambda d, e: trial(request, d, e), _TRIALS, efforts, known)
     trace = request.trace
-    return fewest(design, request.slo, request.shelf, lambda d, _: replay(d, trace, request.routing, request.seed), _TRIALS_OF_A_TRACE)
+    return fewest(
+        design, request.slo, request.shelf, lambda d, _: replay(d, trace, request.routing, request.seed), _TRIALS_OF_A_TRACE, (1,)
+    )
 
 
 def once(design: Design, request: Request) -> Trial:
@@ -57,23 +63,30 @@ def once(design: Design, request: Request) -> Trial:
     return replay(design, request.trace, request.routing, request.seed)
 
 
-def fewest(design: Design, limits: SLO, shelf: Shelf, play: Play, trials: int) -> tuple[Design, Trial] | None:
+def fewest(
+    design: Design,
+    limits: SLO,
+    shelf: Shelf,
+    play: Play,
+    trials: int,
+    efforts: Sequence[int] = (1, LONGER),
+    known: Mapping[int, Trial] | None = None,
+) -> tuple[Design, Trial] | None:
     """Return the design with the fewest replicas that keep all limits when played, and what was played; None where none is found.
 
-    Starts from the analytic answer.  Goes down while the headroom lasts, or up, with doubling steps, and then halves the bracket.
+    Starts from the analytic answer.  Goes down while the headroom lasts, or up, with doubling steps, and then halves the bracket.  A fleet
+    is played with the next of the `efforts` as long as it is close to a limit.
     """
-    tried: dict[int, Trial] = {}
-    unstable: set[int] = set()
+    tried = dict(known or {})
 
     def meets(replicas: int) -> bool:
+        fleet = resized(design, replicas, shelf)
         if replicas not in tried:
-            tried[replicas] = play(resized(design, replicas, shelf), 1)
-            busy = design.replica.utilisation(design.rate_per_s / replicas) > BUSY
-            if abs(math.log(max(worst(tried[replicas], limits), 1e-9))) < CLOSE or (busy and growing(tried[replicas])):
-                tried[replicas] = play(resized(design, replicas, shelf), LONGER)
-            if busy and growing(tried[replicas]):
-                unstable.add(replicas)
-        return replicas not in unstable and worst(tried[replicas], limits) < 1
+            for effort in efforts:
+                tried[replicas] = play(fleet, effort)
+                if abs(math.log(max(worst(tried[replicas], limits), 1e-9))) >= CLOSE and not unstable(fleet, tried[replicas]):
+                    break
+        return keeps(fleet, tried[replicas], limits)
 
     low, high = _bracket(design, meets, trials)
     if high is None:
@@ -103,6 +116,16 @@ def _bracket(design: Design, meets: Callable[[int], bool], trials: int) -> tuple
     return low, None
 
 
+def keeps(design: Design, found: Trial, limits: SLO) -> bool:
+    """Say whether a fleet keeps all limits in its simulation, and would for longer."""
+    return not unstable(design, found) and worst(found, limits) < 1
+
+
+def unstable(design: Design, found: Trial) -> bool:
+    """Say whether a busy fleet's queue grew in its simulation."""
+    return design.replica.utilisation(design.each_per_s) > BUSY and growing(found)
+
+
 def growing(found: Trial) -> bool:
     """Say whether first tokens come later from batch to batch, at the end twice as late as at first: a queue without end looks so."""
     usual = [float(np.median(batch.ttft_s)) for batch in found.batches if len(batch.ttft_s)]
@@ -123,12 +146,12 @@ def trial(request: Request, design: Design, effort: int = 1) -> Trial:
     One long run rather than several: the empty start and the last long answers cost as many steps as 300 requests.
     """
     sample = 1 if request.routing == "random" else min(design.replicas, SAMPLE)
-    effort *= times(request.workload) * (CROWDED if design.replica.binds == "memory" else 1)
-    before, counted, after = (sample * n for n in lengths(design, sample, effort))
+    longer = effort * times(request.workload) * (CROWDED if design.replica.binds == "memory" else 1)
+    before, counted, after = (sample * n for n in lengths(design, sample, longer))
     drawn = of_sample(design, request.workload, sample, before + BATCHES * counted + after, request.seed)
     schedule = evened(drawn, design.replica, sample * design.each_per_s)
     batches = [(first, first + counted) for first in range(before, before + BATCHES * counted, counted)]
-    return _played(design, schedule, batches, sample, request.routing, request.seed)
+    return dataclasses.replace(_played(design, schedule, batches, sample, request.routing, request.seed), effort=effort)
 
 
 def times(traffic: Workload) -> int:

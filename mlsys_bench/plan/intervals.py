@@ -44,8 +44,9 @@ _RATES = ("throughput_tokens_per_s", "request_rate_per_s")  # set by the traffic
 _Z = 1.645
 # A run of even requests (`plan.evened`) differs from a long one so many times as its batches do, at p50, p95 and p99: measured (ADR 0037).
 # A short run misses the waves of load of hours, which show in the tails of TTFT and TPOT.
-EVENED = {"ttft": (0.7, 1.2, 1.5), "tpot": (0.7, 1.3, 1.6), "itl": (0.8, 0.9, 1.0), "e2e": (0.7, 0.8, 0.8)}
-EVENED_FLEET = 0.6  # the same where a limit says how many replicas are needed: whole numbers hold more than they must
+EVENED = {"ttft": (0.7, 1.0, 1.2), "tpot": (0.7, 1.0, 1.1), "itl": (0.8, 0.9, 1.0), "e2e": (0.7, 0.8, 0.8)}
+EVENED_FLEET = 0.5  # the same where a limit says how many replicas are needed
+_WHOLE = 0.9  # of what drawn profiles spread a fleet: rounded up to whole replicas, an interval holds more than it must (ADR 0039)
 _HALVINGS = 7  # of the highest rate with a drawn profile: to a percent
 _ALIKE = 0.1  # of the SCV of gaps from 1
 Interval = tuple[float, float]
@@ -257,7 +258,7 @@ def _replicas(
         return at, at * _SENSIBLE
     ends = (_carried(design.replica, request, _moved(scaling, centres, way)) for way in (-_Z, _Z))
     less, more = (abs(math.log(carried / end)) if end > 0 else math.log(_SENSIBLE) for end in ends)
-    band = found.band([math.log(usual / d.most_per_s) for d in drawn])
+    band = tuple(_WHOLE * end for end in found.band([math.log(usual / d.most_per_s) for d in drawn]))
     needed = math.log(design.rate_per_s / carried)
     low, high = needed - math.hypot(less, min(band[0], 0.0)), needed + math.hypot(more, max(band[1], 0.0))
     return min(max(1.0, float(math.ceil(math.exp(low) - 1e-9))), at), max(float(math.ceil(math.exp(high) - 1e-9)), at)

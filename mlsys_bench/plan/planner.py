@@ -22,7 +22,7 @@ from mlsys_bench.pricing import Shelf
 from mlsys_bench.types import SLO, FleetItem, Limit, Plan, Provenance
 
 CONFIRMED = 3  # designs that are simulated at most
-SURER = 24  # times as long is the run that decides where the replicas' interval is wide
+SURER = 24  # times as long is the run whose figures a plan shows, where simulation is compiled
 WIDE = 0.1  # of the replicas
 
 
@@ -101,14 +101,19 @@ def _decide(
 
 
 def _surer(request: Request, found: Search, trial: Trial) -> tuple[Search, Trial]:
-    """Return the winner simulated for longer, and resized by that, where the first simulation leaves its replicas uncertain.
+    """Return the winner and a longer simulation of it, which is what the plan shows.
 
-    Only where simulation is compiled (extra `fast`): in plain Python it would take half a minute.
+    It is resized by such runs where the longer one misses a limit, or where the first leaves its replicas uncertain; the latter only where
+    simulation is compiled (extra `fast`): in plain Python it would take half a minute.
     """
-    winner = found.designs[0]
-    if request.trace is not None or not jit.HAVE_NUMBA or not _is_wide(_spread(winner, trial, request).intervals["replicas"]):
+    if request.trace is not None:
         return found, trial
-    judged = confirm.confirm(winner, request, SURER)
+    winner, effort = found.designs[0], SURER if jit.HAVE_NUMBA else confirm.LONGER
+    longer = trial if trial.effort >= effort else confirm.trial(request, winner, effort)
+    uncertain = jit.HAVE_NUMBA and _is_wide(_spread(winner, trial, request).intervals["replicas"])
+    if not uncertain and confirm.keeps(winner, longer, request.slo):
+        return found, longer
+    judged = confirm.confirm(winner, request, effort, {winner.replicas: longer})
     if judged is None:
         return found, trial
     return dataclasses.replace(found, designs=(judged[0], *found.designs[1:])), judged[1]

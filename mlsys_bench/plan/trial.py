@@ -23,12 +23,16 @@ ANSWERED = 200  # the fate of a request in `Tracks`
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Trial:
-    """One number of replicas, simulated; latencies and rates by batch.  `preempted` is the share of requests that lost their cache."""
+    """One number of replicas, simulated; latencies and rates by batch.
+
+    `preempted` is the share of requests that lost their cache, `effort` how many times as long as usual the run was.
+    """
 
     batches: tuple[Latencies, ...]
     tokens_per_s: tuple[float, ...]  # of one replica
     requests_per_s: tuple[float, ...]
     preempted: float
+    effort: int = 1
 
     @property
     def all(self) -> Latencies:
