@@ -55,7 +55,7 @@ def _waits(service: Service, rho: float, until: float, up: bool) -> Floats:
     from scipy.signal import lfilter
 
     n = int(until / STEP) + 2
-    cells = np.diff(service.left(np.arange(n + 1) * STEP))
+    cells = np.diff(service.left(np.arange(n + 1, dtype=np.float64) * STEP))
     remainder = np.concatenate([[0.0], cells[:-1]]) if up else cells
     recursion = -rho * np.trim_zeros(remainder, "b")
     recursion[0] += 1.0
@@ -66,7 +66,7 @@ def _waits(service: Service, rho: float, until: float, up: bool) -> Floats:
 
 def _crossing(service: Service, waits: Floats, p: float, until: float) -> float:
     """Return when the share p of sojourns is over, the wait having this law."""
-    at, low, high = np.arange(len(waits)) * STEP, 0.0, until
+    at, low, high = np.arange(len(waits), dtype=np.float64) * STEP, 0.0, until
     for _ in range(60):
         middle = (low + high) / 2
         over = float(waits @ service.done(middle - at))

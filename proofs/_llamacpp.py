@@ -18,6 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -214,7 +215,8 @@ def measure(path: str, threads: int) -> None:
     answer(peer.hello(path))
     for line in sys.stdin:
         kind, *numbers = line.split()
-        answer({"decode": peer.decode, "prefill": peer.prefill}[kind](*map(int, numbers)))
+        ways: dict[str, Callable[..., dict[str, object]]] = {"decode": peer.decode, "prefill": peer.prefill}
+        answer(ways[kind](*map(int, numbers)))
 
 
 def answer(said: dict[str, object]) -> None:

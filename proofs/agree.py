@@ -145,7 +145,7 @@ def engine(levels: Sequence[tuple[float, float]] = LEVELS) -> int:
         chosen = {i: s for i, s in enumerate(slices) if s.share == share}
         own = served.fit(health, [s.own for s in chosen.values()], alone)
         ways: dict[str, Way] = {name: always(p) for name, p in fixed.items()}
-        ways["own steps"] = lambda i, own=own: served.around(own, [slices[i].own])  # type: ignore[misc]
+        ways["own steps"] = lambda i, own=own: served.around(own, [slices[i].own])
         missed += judge(chosen, ways, judged, limits)
         explain(chosen, judged)
     print(f"{time.monotonic() - began_s:.0f} s\n")
@@ -251,7 +251,7 @@ def figures(records: Sequence[RequestRecord]) -> dict[str, float]:
 def banded(slices: Mapping[int, Slice], judged: Sequence[LatencyProfile], limits: Limits) -> dict[str, tuple[float, float]]:
     """Return the 5 % and 95 % points of each figure over draws of the profile's uncertainty, one draw at a time for all slices."""
     draws = {i: sizing.drawn(judged[i], DRAWS, seed=0) for i in slices}
-    found = [told(slices, lambda i, k=k: draws[i][k], limits) for k in range(DRAWS)]  # type: ignore[misc]
+    found = [told(slices, lambda i, k=k: draws[i][k], limits) for k in range(DRAWS)]
     return {key: (stats.quantile([f[key] for f in found], 0.05), stats.quantile([f[key] for f in found], 0.95)) for key in found[0]}
 
 

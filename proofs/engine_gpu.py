@@ -592,8 +592,9 @@ def candidates(
     """Return ways to multiply: ours in several tiles, and torch's."""
     from mlsys_bench.engine.gpu import ways
 
-    form, count, found = held[0].form, len(held), {}
-    own = [("own", None)]
+    form, count = held[0].form, len(held)
+    found: dict[str, Callable[[int], object]] = {}
+    own: list[tuple[str, Any]] = [("own", None)]
     if rows <= 8:
         base = ways.gemv(form, rows, n, k)
         own += [(f"gemv bn{bn}", dataclasses.replace(base, bn=bn)) for bn in {max(1, base.bn // 2), base.bn, 2 * base.bn}]

@@ -209,7 +209,7 @@ def engines(sheet: Sheet) -> None:
         (found,) = [c for c in candidates.every(case.request)[0] if c.layout == made.profile.layout]
         least = max(1, math.ceil(case.request.workload.rate_per_s / ((1 - case.request.headroom) * made.capacity_per_replica_per_s) - 1e-9))
         brute = functools.cache(functools.partial(_judged, case.request, found))
-        may, must = (_least(lambda n, brute=brute, say=say: brute(n) in say, made.replicas, least) for say in (("?", "keeps"), ("keeps",)))  # type: ignore[misc]
+        may, must = (_least(lambda n, brute=brute, say=say: brute(n) in say, made.replicas, least) for say in (("?", "keeps"), ("keeps",)))
         low, high = made.intervals["replicas"]
         sheet.counts(f"{case.name}", made.replicas, may, must, f"  90 %: {low:g}–{high:g}, {made.utilisation:.0%} busy, {took_s:.1f} s")
 
@@ -273,7 +273,8 @@ def _replayed(asked: plan.Request, chosen: plan.Candidate, replicas: int) -> lis
     assert asked.trace is not None
     run = simulate.run(asked.trace, chosen.profile, chosen.limits, replicas=replicas, routing=asked.routing, seed=asked.seed)
     ok = [r for r in run.requests if r.outcome == "ok"]
-    seen = {"ttft": [summary.ttft_s(r) for r in ok], "tpot": [t for r in ok if (t := summary.tpot_s(r)) is not None]}
+    ways = {"ttft": summary.ttft_s, "tpot": summary.tpot_s}
+    seen = {name: [t for r in ok if (t := way(r)) is not None] for name, way in ways.items()}
     return [(float(np.quantile(seen[limit.metric], float(limit.stat[1:]) / 100)) / limit.limit, limit) for limit in asked.slo]
 
 
@@ -348,8 +349,8 @@ def disaggregated(sheet: Sheet) -> None:
         usd = pair.resized(prefill, decode, request.shelf).usd_per_h
         said = f"  {pairs.station(pair.prefill).utilisation(pair.prefill.each_per_s):.0%} and "
         said += f"{pairs.station(pair.decode).utilisation(pair.decode.each_per_s):.0%} busy, ${pair.usd_per_h} for ${usd}/h, {took_s:.1f} s"
-        sheet.counts(f"{case.name}: prefill{spread_of(pair.prefill)}", pair.prefill.replicas, prefill)
-        sheet.counts(f"{case.name}: decode{spread_of(pair.decode)}", pair.decode.replicas, decode, said)
+        sheet.counts(f"{case.name}: prefill{spread_of(pair.prefill)}", pair.prefill.replicas, prefill, prefill)
+        sheet.counts(f"{case.name}: decode{spread_of(pair.decode)}", pair.decode.replicas, decode, decode, said)
     _won_and_lost(sheet)
 
 

@@ -209,7 +209,7 @@ def folds(evidence: Evidence) -> dict[str, holdout.Fold]:
         asked[f"closed {i}"] = ((*train, *evidence.open), test)
     closed_loops = (*evidence.closed, *evidence.inferencex)
     for model in dict.fromkeys(e.model for e in closed_loops):
-        train = without((*evidence.closed, *evidence.open), lambda e, model=model: e.model == model)  # type: ignore[misc]
+        train = without((*evidence.closed, *evidence.open), lambda e, model=model: e.model == model)
         asked[f"closed model {model}"] = (train, tuple(e for e in closed_loops if e.model == model))
     points, rest = holdout.first_points(evidence.inferencex, configuration)
     known = without((*evidence.closed, *evidence.open), lambda e: e.model in {other.model for other in evidence.inferencex})
