@@ -54,7 +54,7 @@ def settled(run: Columns, *, duration_s: float, warmup_s: float | None, stationa
     answered = _Answered.of(run, duration_s)
     if not stationary:
         given = warmup_s or 0.0
-        said = "the offered load changes by design, so that figures are averages over its course"
+        said = "arrivals follow a schedule of their own: no warm-up is told apart, and figures are averages over its course"
         return Steadiness(verdict="too_short" if len(answered.ttft_s) < LEAST_REQUESTS else "steady", warmup_s=given,
                           decided_by="given" if warmup_s is not None else "nothing", reasons=(said,))  # fmt: skip
     if len(answered.ttft_s) < LEAST_REQUESTS:
