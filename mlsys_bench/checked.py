@@ -28,7 +28,7 @@ class Cause:
 
     `arrivals_percent`: the prediction, of hours of such traffic, less a simulation of this run's very arrivals and lengths.
     `steps_percent`: that simulation less the same with steps as long as this run's own were: the machine has changed since it was measured,
-    or was measured wrongly.
+    or was measured wrongly, and single steps scatter.
     `rest_percent`: what then remains: the simulator, HTTP and the client.
     """
 
@@ -45,9 +45,11 @@ class Causes:
 
     `steps_longer`: by how much longer they took than the profile says of them, as a share (-0.1 for a tenth shorter): `all` steps, `decode`
     those of decodes alone, which mostly read memory, `prompt` those with prompt tokens, which mostly compute.
+    `others_share`: of their time, in which others had the engine's core.
     """
 
     steps_longer: dict[str, float]
+    others_share: float
     figures: tuple[Cause, ...]
 
 

@@ -352,6 +352,7 @@ def causes() -> Causes:
     parts = {c.key: c.error_percent for c in checks() if c.error_percent is not None and c.key.startswith(("ttft", "tpot", "e2e"))}
     return Causes(
         steps_longer={"all": 0.034, "decode": 0.081, "prompt": 0.012},
+        others_share=0.021,
         figures=tuple(
             Cause(key=key, error_percent=error, arrivals_percent=0.25 * error, steps_percent=0.5 * error, rest_percent=0.25 * error)
             for key, error in parts.items()

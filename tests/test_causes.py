@@ -99,6 +99,24 @@ def test_it_is_said_which_steps_have_slowed(slowed: tuple[Run, Causes]) -> None:
     assert 0.0 < found.steps_longer["all"] < SLOWER - 1
 
 
+def test_what_neither_arrivals_nor_steps_explain_is_left_over(slowed: tuple[Run, Causes]) -> None:
+    """HTTP that takes 20 ms more than the profile says, of every first token and of nothing else."""
+    run, _ = slowed
+    checks = [dataclasses.replace(c, measured=c.measured + 0.02) for c in run.checks if c.key.startswith("ttft") and c.measured]
+    found = causes.of(checks, TRUE, HEALTH, run.log, run.requests)
+    assert found is not None
+    for each, check in zip(found.figures, checks, strict=True):
+        assert check.measured
+        assert each.rest_percent == pytest.approx(-2.0 / check.measured, abs=0.01)
+
+
+def test_requests_that_were_never_answered_leave_nothing_to_say(slowed: tuple[Run, Causes]) -> None:
+    """Their steps are in the log, and nobody knows how long they would have been."""
+    run, _ = slowed
+    some = dataclasses.replace(run.requests, requests=run.requests.requests[::2])
+    assert causes.of(run.checks, TRUE, HEALTH, run.log, some) is None
+
+
 def test_an_engine_that_has_not_changed_leaves_no_part_to_its_steps(tmp_path: Path) -> None:
     run = run_of(tmp_path, lambda _: 1.0)
     found = causes.of(run.checks, TRUE, HEALTH, run.log, run.requests)
@@ -118,9 +136,11 @@ def test_a_machine_that_changes_on_the_way_is_followed(tmp_path: Path) -> None:
     assert max(abs(each.steps_percent) for each in found.figures) > 20.0
 
 
-@pytest.mark.parametrize(("decode", "prompt", "named"), [(0.20, 0.01, True), (0.20, 0.18, False), (-0.10, 0.05, False)])
+@pytest.mark.parametrize(
+    ("decode", "prompt", "named"), [(0.20, 0.01, True), (0.20, 0.10, False), (0.20, 0.18, False), (-0.01, -0.10, False)]
+)
 def test_memory_is_named_where_only_what_reads_it_has_slowed(decode: float, prompt: float, named: bool) -> None:
-    said = " ".join(whys.machine(Causes(steps_longer={"all": 0.13, "decode": decode, "prompt": prompt}, figures=())))
+    said = " ".join(whys.machine(Causes(steps_longer={"all": 0.13, "decode": decode, "prompt": prompt}, others_share=0.0, figures=())))
     assert "took 13.0 % longer" in said
     assert f"{abs(100 * decode):.1f} % {'longer' if decode > 0 else 'less'}" in said
     assert ("memory was slower" in said) is named

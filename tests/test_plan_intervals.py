@@ -263,7 +263,7 @@ def played(monkeypatch: pytest.MonkeyPatch) -> Played:
 
 
 @pytest.mark.parametrize("wide", [0.0, 10.0])
-@pytest.mark.parametrize(("compiled", "longest"), [(True, planner.SURER), (False, confirm.LONGER)])
+@pytest.mark.parametrize(("compiled", "longest"), [(True, confirm.SURER), (False, confirm.LONGER)])
 def test_a_plan_shows_its_longest_run(monkeypatch: pytest.MonkeyPatch, played: Played, compiled: bool, longest: int, wide: float) -> None:
     """Whether its replicas are uncertain or not; and no fleet is played twice for as long."""
     monkeypatch.setattr(planner, "WIDE", wide)
@@ -283,11 +283,11 @@ def test_replicas_are_sought_again_where_the_longer_run_misses_a_limit(monkeypat
     """A short run that saw nothing of the tail: its fleet misses in the longer one, and grows until it does not."""
 
     def of_longer() -> list[int]:
-        return [replicas for replicas, effort, _ in played if effort == planner.SURER]
+        return [replicas for replicas, effort, _ in played if effort == confirm.SURER]
 
     def worst(found: Trial, limits: SLO) -> float:
         replicas = next(replicas for replicas, _, one in played if one is found)
-        return 0.5 if found.effort < planner.SURER else 1.5 if replicas < 5 + of_longer()[0] else 0.9
+        return 0.5 if found.effort < confirm.SURER else 1.5 if replicas < 5 + of_longer()[0] else 0.9
 
     monkeypatch.setattr(planner.jit, "HAVE_NUMBA", True)
     monkeypatch.setattr(planner, "WIDE", 10.0)

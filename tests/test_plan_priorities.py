@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from mlsys_bench import batching, hardware, jit, latency, models, record, scenario, slo, workload
 from mlsys_bench.batching import Limits, Policy
 from mlsys_bench.errors import BadInput
-from mlsys_bench.plan import Request, candidates, command, confirm, demand, plan, planner, priority, search, sizing
+from mlsys_bench.plan import Request, candidates, command, confirm, demand, plan, priority, search, sizing
 from mlsys_bench.plan.analytic import Replica
 from mlsys_bench.queueing import priorities
 from mlsys_bench.report import content
@@ -216,7 +216,7 @@ def request(text: str = "chat:ttft_p99<400ms,batch:e2e_p95<60s", **changes: obje
 @functools.cache
 def made() -> Plan:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(planner, "SURER", 1)  # the longer run would take ten seconds and changes nothing that is asserted here
+        patch.setattr(confirm, "SURER", 1)  # the longer run would take ten seconds and changes nothing that is asserted here
         return plan(request())
 
 

@@ -4,7 +4,8 @@ A prediction is of hours of traffic on the machine that was calibrated; a load t
 minute.  So the same requests are simulated twice: with the profile of the prediction, and with steps as long as the server's own were.
 
     prediction - simulation of these arrivals          what this run's arrivals and lengths did
-    that simulation - the one with the own steps       what changed in the machine since it was calibrated, or the profile has wrong
+    that simulation - the one with the own steps       what changed in the machine since it was calibrated, what the profile has wrong, and
+                                                       how single steps scatter, which a profile does not say
     the latter - measurement                           simulator, HTTP and client
 
 For the second, the k-th simulated step of a kind (decodes alone; with prompt tokens) takes as many times what the profile says of it as the
@@ -31,36 +32,58 @@ from mlsys_bench.types import LatencyProfile, RequestRecord, Requests
 
 METRICS = {"ttft": summary.ttft_s, "tpot": summary.tpot_s, "e2e": summary.e2e_s}
 FEWEST = 10  # steps of each kind, below which nothing is said
+ALIKE, FEW = 0.05, 3  # by which share, or number, simulated and logged steps may differ
 KINDS = ("decode", "prompt")
 
 Ratios = dict[str, npt.NDArray[np.float64]]
 
 
 def of(checks: Sequence[Check], profile: LatencyProfile, health: Mapping[str, Any], log: Path, requests: Requests) -> Causes | None:
-    """Return what the errors of a load test's latencies are made of; None where too few steps were logged to tell.
+    """Return what the errors of a load test's latencies are made of; None where the log cannot tell.
 
-    `health`: what the server says of itself.  `log`: its steps.  `requests`: the whole load test.
+    That is of too few steps, and of requests that were never answered: their steps are in the log, and no simulation knows their lengths.
+    `health`: what the server said of itself.  `log`: its steps.  `requests`: the whole load test.
     """
     try:
         seen = served.of_run(log, requests)
-    except (BadInput, MeasurementFailed):
+    except (BadInput, MeasurementFailed, OSError):
         return None
-    took, told = seen.period_s, np.asarray(latency.step_s(profile, list(seen.features.T)))
-    rows = dict(zip(KINDS, (seen.features[:, 2] == 0, seen.features[:, 2] > 0), strict=True))
-    if min(some.sum() for some in rows.values()) < FEWEST:
+    told = np.asarray(latency.step_s(profile, list(seen.features.T)))
+    sound = (seen.period_s > 0) & (told > 0)
+    prompt = seen.features[:, 2] > 0
+    rows = {"all": sound, "decode": sound & ~prompt, "prompt": sound & prompt}
+    ratios = {kind: seen.period_s[rows[kind]] / told[rows[kind]] for kind in KINDS}
+    if min(map(len, ratios.values())) < FEWEST:
         return None
-    limits = Limits(**health["limits"])
-    own = _clock(profile, {kind: took[some] / told[some] for kind, some in rows.items()})
+    limits, own = Limits(**health["limits"]), _Clock(latency.clock(profile), ratios)
     again, as_they_were = (_latencies(served.replayed(requests, profile, limits, clock)) for clock in (None, own))
-    longer = {kind: float(took[some].sum() / told[some].sum() - 1) for kind, some in {"all": took > 0, **rows}.items()}
-    return Causes(steps_longer=longer, figures=tuple(_causes(checks, again, as_they_were)))
+    if not own.is_alike():
+        return None
+    return Causes(
+        steps_longer={kind: float(seen.period_s[some].sum() / told[some].sum() - 1) for kind, some in rows.items()},
+        others_share=served.waited(profile, seen),
+        figures=tuple(_causes(checks, again, as_they_were)),
+    )
 
 
-def _clock(profile: LatencyProfile, ratios: Ratios) -> Callable[[StepFeatures], float]:
-    """Return a clock by which every step takes so many times what the profile says, kind by kind in their order."""
-    tell = latency.clock(profile)
-    following = {kind: itertools.cycle(each.tolist()) for kind, each in ratios.items()}
-    return lambda step: tell(step) * next(following["prompt" if step.prefill_tokens else "decode"])
+class _Clock:
+    """By which every step takes so many times what the profile says, kind by kind in their order; from the beginning again at the end."""
+
+    def __init__(self, tell: Callable[[StepFeatures], float], ratios: Ratios) -> None:
+        self._tell = tell
+        self._logged = {kind: len(each) for kind, each in ratios.items()}
+        self._taken = dict.fromkeys(ratios, 0)
+        self._following = {kind: itertools.cycle(each.tolist()) for kind, each in ratios.items()}
+
+    def __call__(self, step: StepFeatures) -> float:
+        """Return the seconds of the next step."""
+        kind = KINDS[step.prefill_tokens > 0]
+        self._taken[kind] += 1
+        return float(self._tell(step) * next(self._following[kind]))
+
+    def is_alike(self) -> bool:
+        """Say whether about as many steps of each kind were asked for as were logged: then the k-th of both are of one moment."""
+        return all(abs(self._taken[kind] - logged) <= max(ALIKE * logged, FEW) for kind, logged in self._logged.items())
 
 
 def _latencies(records: Sequence[RequestRecord]) -> dict[str, list[float]]:
@@ -72,7 +95,7 @@ def _latencies(records: Sequence[RequestRecord]) -> dict[str, list[float]]:
 def _causes(checks: Sequence[Check], again: Mapping[str, list[float]], as_they_were: Mapping[str, list[float]]) -> Iterator[Cause]:
     for check in checks:
         metric, _, stat = check.key.removesuffix("_s").partition("_p")
-        if not check.measured or check.error_percent is None or not again.get(metric):
+        if not check.measured or check.error_percent is None or not again.get(metric) or not as_they_were[metric]:
             continue
         simulated, own = (stats.quantile(found[metric], float(stat) / 100) for found in (again, as_they_were))
         yield Cause(

@@ -83,10 +83,11 @@ def demo(out: Path, *, seed: int = 0, quiet: bool = False) -> Demo:
             requests_file = files["requests.parquet"]
             seen, requests = verify.trial(plan, server.url, duration_s=LOAD_S, seed=seed + 1, requests_file=requests_file, quiet=quiet)
             record.write(files["loadtest.json"], seen, machine, [requests_file])
-            stage.say(_seen_line(seen, served.waited(profile, served.of_run(log, requests))))
+            checks = verify.checks(plan, seen)
+            why = causes.of(checks, profile, health, log, requests)
+            stage.say(_seen_line(seen, why))
     with stage("report", "setting prediction beside measurement (mlsys verify, mlsys report)"):
-        checks = verify.checks(plan, seen)
-        result = _result(plan, seen, checks, files, stage.took_s, causes.of(checks, profile, health, log, requests))
+        result = _result(plan, seen, checks, files, stage.took_s, why)
         record.write(files["demo.json"], result, machine, [p for n, p in files.items() if n not in ("demo.json", "report.html")])
         _report(files, result, requests)
     return result
@@ -125,9 +126,9 @@ def _plan_line(plan: Plan) -> str:
     return f"{plan.replicas} replica(s) of one {plan.gpu}, {cost}, {plan.provenance.value}; binds: {plan.binding_constraint}"
 
 
-def _seen_line(seen: LoadTest, waited: float) -> str:
-    others = f"others had the engine's core for {units.show_share(waited)} of its steps' time"
-    return f"{seen.ok:,} of {seen.requests:,} requests answered; {others}"
+def _seen_line(seen: LoadTest, why: Causes | None) -> str:
+    others = f"; others had the engine's core for {units.show_share(why.others_share)} of its steps' time" if why else ""
+    return f"{seen.ok:,} of {seen.requests:,} requests answered{others}"
 
 
 def _result(

@@ -40,10 +40,11 @@ def verify(plan_file: Path, url: str | None, *, duration: str, seed: int, out: P
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
         log = Path(folder) / "steps.csv"
         own = stack.enter_context(replica(plan, log)) if url is None else None
-        target = own.url if own else str(url)
+        target, health = (own.url, own.health()) if own else (str(url), {})
         measured, requests = trial(plan, target, duration_s=duration_s, seed=seed, requests_file=requests_file, quiet=quiet)
         found = checks(plan, measured)
-        why = causes.of(found, plan.profile, own.health(), log, requests) if own else None
+        in_order = not plan.workload.tenants  # a replay knows no priorities
+        why = causes.of(found, plan.profile, health, log, requests) if own and in_order else None
     return Verification(
         plan_file=plan_file.name,
         target=target,

@@ -41,7 +41,7 @@ def foresee(plan: Plan, traffic: Workload, replicas: int, *, seed: int = 0) -> F
         return _foreseen(design, {}, {}, seed)
     limits = (*(limit for limit in slo.parse(plan.slo) if limit.tenant is None), *MEANS)
     request = Request(model=plan.model, workload=traffic, slo=limits, profiles=(plan.profile,), seed=seed)
-    trial = confirm.trial(request, design, confirm.LONGER)
+    trial = confirm.trial(request, design, confirm.surest())
     analytic = design.replica.predict(design.each_per_s).keys(limits)
     spread = intervals.of(design, trial, analytic, request)
     return _foreseen(design, trial.keys(limits), spread.intervals, seed)

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from mlsys_bench import latency, workload
+from mlsys_bench import jit, latency, workload
 from mlsys_bench.plan.evened import evened
 from mlsys_bench.plan.request import Request
 from mlsys_bench.plan.sizing import Design, resized
@@ -39,6 +39,7 @@ BUSY = 0.85  # of capacity: from there on a queue that grows within the run is o
 CROWDED = 2  # times as long is every run of a replica whose memory is full: crowds are rare, and last
 MOST_DRAWN = 2_000_000  # requests of a fleet, from which those of a sample are taken
 LONGER = 6  # times as long is the run that then decides
+SURER = 24  # times as long is the run whose figures a plan shows, where simulation is compiled; no run is longer for its effort
 Play = Callable[[Design, int], Trial]  # a fleet, and how many times as long as usual
 
 
@@ -56,10 +57,15 @@ def confirm(design: Design, request: Request, effort: int = 1, known: Mapping[in
     )
 
 
+def surest() -> int:
+    """Return how many times as long as usual the run is whose figures are shown: in plain Python 24 times would take half a minute."""
+    return SURER if jit.HAVE_NUMBA else LONGER
+
+
 def once(design: Design, request: Request) -> Trial:
-    """Return a simulation of a design with the replicas it has, whatever limits that keeps."""
+    """Return a simulation of a design with the replicas it has, whatever limits that keeps, as long as those that are shown."""
     if request.trace is None:
-        return trial(request, design)
+        return trial(request, design, surest())
     return replay(design, request.trace, request.routing, request.seed)
 
 
@@ -146,7 +152,8 @@ def trial(request: Request, design: Design, effort: int = 1) -> Trial:
     One long run rather than several: the empty start and the last long answers cost as many steps as 300 requests.
     """
     sample = 1 if request.routing == "random" else min(design.replicas, SAMPLE)
-    longer = effort * times(request.workload) * (CROWDED if design.replica.binds == "memory" else 1)
+    asked = times(request.workload) * (CROWDED if design.replica.binds == "memory" else 1)
+    longer = min(effort * asked, max(SURER, asked))
     before, counted, after = (sample * n for n in lengths(design, sample, longer))
     drawn = of_sample(design, request.workload, sample, before + BATCHES * counted + after, request.seed)
     schedule = evened(drawn, design.replica, sample * design.each_per_s)

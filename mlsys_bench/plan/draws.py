@@ -20,7 +20,7 @@ from mlsys_bench.types import LatencyProfile
 Floats = npt.NDArray[np.float64]
 TAILS = (0.05, 0.95)
 POOL = 1024
-COMMON = 0.55  # of the residual's variance: what is left of it in a mean of many kinds of steps (ADR 0037)
+COMMON = 0.55  # of the residual's variance: what is left of it in a mean of many kinds of steps (ADR 0039)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -22,7 +22,6 @@ from mlsys_bench.pricing import Shelf
 from mlsys_bench.types import SLO, FleetItem, Limit, Plan, Provenance
 
 CONFIRMED = 3  # designs that are simulated at most
-SURER = 24  # times as long is the run whose figures a plan shows, where simulation is compiled
 WIDE = 0.1  # of the replicas
 
 
@@ -101,22 +100,35 @@ def _decide(
 
 
 def _surer(request: Request, found: Search, trial: Trial) -> tuple[Search, Trial]:
-    """Return the winner and a longer simulation of it, which is what the plan shows.
+    """Return the search with its winner held against longer simulations, and the one of the winner, which is what the plan shows.
 
-    It is resized by such runs where the longer one misses a limit, or where the first leaves its replicas uncertain; the latter only where
-    simulation is compiled (extra `fast`): in plain Python it would take half a minute.
+    Where they ask for more replicas than the short one did, and that makes the next design the cheaper one, it is held against them too.
     """
     if request.trace is not None:
         return found, trial
-    winner, effort = found.designs[0], SURER if jit.HAVE_NUMBA else confirm.LONGER
-    longer = trial if trial.effort >= effort else confirm.trial(request, winner, effort)
+    longer = trial if trial.effort >= confirm.surest() else confirm.trial(request, found.designs[0], confirm.surest())
+    best: tuple[Design, Trial] | None = None
+    for i, design in enumerate(found.designs[:CONFIRMED]):
+        if best is not None and not design.sort_key() < best[0].sort_key():
+            break
+        judged = _longer(request, design, trial, longer) if i == 0 else confirm.confirm(design, request, confirm.surest())
+        if judged is not None and (best is None or judged[0].sort_key() < best[0].sort_key()):
+            best = judged
+    if best is None:
+        return found, longer  # none keeps its limits for so long: the plan shows which it misses
+    others = [design for design in found.designs if design.candidate is not best[0].candidate]
+    return dataclasses.replace(found, designs=(best[0], *others)), best[1]
+
+
+def _longer(request: Request, winner: Design, trial: Trial, longer: Trial) -> tuple[Design, Trial] | None:
+    """Return the winner with its longer simulation; resized by such runs where it misses a limit there, or its replicas are uncertain.
+
+    The latter only where simulation is compiled (extra `fast`).
+    """
     uncertain = jit.HAVE_NUMBA and _is_wide(_spread(winner, trial, request).intervals["replicas"])
     if not uncertain and confirm.keeps(winner, longer, request.slo):
-        return found, longer
-    judged = confirm.confirm(winner, request, effort, {winner.replicas: longer})
-    if judged is None:
-        return found, trial
-    return dataclasses.replace(found, designs=(judged[0], *found.designs[1:])), judged[1]
+        return winner, longer
+    return confirm.confirm(winner, request, confirm.surest(), {winner.replicas: longer})
 
 
 def _is_wide(replicas: tuple[float, float]) -> bool:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from mlsys_bench.checked import Causes
 from mlsys_bench.report import latencies
 from mlsys_bench.report.parts import Cell, Column, Table, percent
 
-SHARED = 0.05  # by so much more must decodes have slowed than prompts before memory is named
+SLOWED, NOT_SLOWED = 0.05, 0.02  # decodes by more than the one, prompts by less than the other: memory is named
+NOTABLE = 0.01  # of the time in which others had the core
 KINDS = {"decode": "decodes, which mostly read memory,", "prompt": "steps with a prompt, which mostly compute,"}
 
 
@@ -47,16 +50,16 @@ def machine(record: Causes | None) -> tuple[str, ...]:
         return ()
     told = [f"{KINDS[kind]} {_longer(share)}" for kind, share in record.steps_longer.items() if kind in KINDS]
     said = f"the load test's own steps took {_longer(record.steps_longer['all'])} than the profile says of them"
-    return (f"{said}: {', '.join(told)}" if told else said, *_memory(record))
+    return (f"{said}: {', '.join(told)}" if told else said, *_others(record))
 
 
 def _longer(share: float) -> str:
     return f"{percent(100 * abs(share))} {'longer' if share >= 0 else 'less'}"
 
 
-def _memory(record: Causes) -> tuple[str, ...]:
-    """Name memory where what reads it has slowed and what computes has not."""
-    more = record.steps_longer.get("decode", 0.0) - record.steps_longer.get("prompt", 0.0)
-    if "prompt" not in record.steps_longer or more < SHARED:
-        return ()
-    return ("memory was slower than when it was calibrated, computing was not: on a shared host others read memory too",)
+def _others(record: Causes) -> Iterator[str]:
+    """Yield who else may have been there: on the core, and at the memory, where what reads it has slowed and what computes has not."""
+    if record.others_share > NOTABLE:
+        yield f"others had the engine's core for {percent(100 * record.others_share)} of its steps' time"
+    if record.steps_longer.get("decode", 0.0) > SLOWED and record.steps_longer.get("prompt", SLOWED) < NOT_SLOWED:
+        yield "memory was slower than when it was calibrated, computing was not: on a shared host others may read memory too"
