@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import pty
 import re
 import signal
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from mlsys_bench import __version__, record
 from mlsys_bench.checked import Verification
+from mlsys_bench.journeys import verify
 from mlsys_bench.looked_up import Catalog, Doctor
+from mlsys_bench.serve import ServerProcess
 from mlsys_bench.types import Bench, LatencyProfile, LoadTest, Plan, Requests, Scenario, Workload
 from mlsys_bench.verdicts import Verdict
 
@@ -251,6 +254,29 @@ def test_verify_with_a_replica_of_its_own_says_where_errors_come_from(mlsys: Cli
     for each in result.causes.figures:
         assert each.error_percent == errors[each.key]
         assert each.arrivals_percent + each.steps_percent + each.rest_percent == pytest.approx(each.error_percent)
+
+
+def test_a_replica_that_dies_after_its_load_test_does_not_take_the_record_with_it(monkeypatch: pytest.MonkeyPatch, records: Path) -> None:
+    replica, trial = verify.replica, verify.trial
+    servers: list[ServerProcess] = []
+
+    @contextlib.contextmanager
+    def seen(plan: Plan, log: Path) -> Iterator[ServerProcess]:
+        with replica(plan, log) as server:
+            servers.append(server)
+            yield server
+
+    def last(*args: Any, **options: Any) -> tuple[LoadTest, Requests]:
+        found = trial(*args, **options)
+        servers[0].stop()
+        return found
+
+    monkeypatch.setattr(verify, "replica", seen)
+    monkeypatch.setattr(verify, "trial", last)
+    result = verify.verify(records / "plan.json", None, duration="8s", seed=0, out=None, quiet=True)
+    assert result.measured.ok > 0
+    assert result.causes is not None, "the log was written before"
+    assert servers[0].process.poll() is not None
 
 
 # ---------------------------------------------------------------- signals and terminals
