@@ -16,6 +16,7 @@ from mlsys_bench.plan import Request, candidates, confirm, demand, draws, evened
 from mlsys_bench.plan import trial as trials
 from mlsys_bench.plan.analytic import Replica
 from mlsys_bench.plan.latencies import Latencies
+from mlsys_bench.plan.search import Search
 from mlsys_bench.plan.sizing import Design
 from mlsys_bench.plan.trial import Trial
 from mlsys_bench.pricing import Shelf, published
@@ -296,6 +297,24 @@ def test_replicas_are_sought_again_where_the_longer_run_misses_a_limit(monkeypat
     made = planner.plan(request(workload=many, slo=slo.parse("ttft_p95<900ms"), profiles=(profile(residual=0.1),)))
     assert (of_longer()[0], 1) in [(replicas, effort) for replicas, effort, _ in played], "what the short run took for enough"
     assert made.replicas == of_longer()[0] + 5
+
+
+@pytest.mark.parametrize("grown", [5, None])
+def test_a_winner_that_longer_runs_refuse_gives_way_to_the_next(monkeypatch: pytest.MonkeyPatch, grown: int | None) -> None:
+    """Two replicas become five, or never enough: the design of three wins, and nobody is told of two any more."""
+    asked = request(workload=dataclasses.replace(SMALL, rate_per_s=capacity_per_s()))
+    two, three, four = (design(asked, replicas) for replicas in (2, 3, 4))
+    short = confirm.trial(asked, two)
+
+    def confirmed(fleet: Design, asked: Request, effort: int, known: object = None) -> tuple[Design, Trial] | None:
+        replicas = {2: grown, 3: 3}[fleet.replicas]
+        return None if replicas is None else (design(asked, replicas), short)
+
+    monkeypatch.setattr(confirm, "keeps", lambda *_: False)
+    monkeypatch.setattr(confirm, "confirm", confirmed)
+    found, _ = planner._surer(asked, Search(designs=(two, three, four), missed=(), passed_over=(), misfits=()), short)
+    assert [d.replicas for d in found.designs] == ([3, 4] if grown is None else [3, 4, 5])
+    assert [d.replicas for d in found.unconfirmed] == ([2] if grown is None else [])
 
 
 def test_the_busiest_stretch_is_where_the_work_comes_fastest() -> None:

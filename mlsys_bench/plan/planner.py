@@ -107,17 +107,23 @@ def _surer(request: Request, found: Search, trial: Trial) -> tuple[Search, Trial
     if request.trace is not None:
         return found, trial
     longer = trial if trial.effort >= confirm.surest() else confirm.trial(request, found.designs[0], confirm.surest())
-    best: tuple[Design, Trial] | None = None
+    judged: list[tuple[Design, Trial]] = []
+    missing: list[Design] = []
     for i, design in enumerate(found.designs[:CONFIRMED]):
-        if best is not None and not design.sort_key() < best[0].sort_key():
+        if judged and not design.sort_key() < min(d.sort_key() for d, _ in judged):
             break
-        judged = _longer(request, design, trial, longer) if i == 0 else confirm.confirm(design, request, confirm.surest())
-        if judged is not None and (best is None or judged[0].sort_key() < best[0].sort_key()):
-            best = judged
-    if best is None:
+        one = _longer(request, design, trial, longer) if i == 0 else confirm.confirm(design, request, confirm.surest())
+        if one is None:
+            missing.append(design)
+        else:
+            judged.append(one)
+    if not judged:
         return found, longer  # none keeps its limits for so long: the plan shows which it misses
-    others = [design for design in found.designs if design.candidate is not best[0].candidate]
-    return dataclasses.replace(found, designs=(best[0], *others)), best[1]
+    judged.sort(key=lambda each: each[0].sort_key())
+    left = found.designs[len(judged) + len(missing) :]
+    others = sorted([*(design for design, _ in judged[1:]), *left], key=Design.sort_key)
+    unconfirmed = (*found.unconfirmed, *missing)
+    return dataclasses.replace(found, designs=(judged[0][0], *others), unconfirmed=unconfirmed), judged[0][1]
 
 
 def _longer(request: Request, winner: Design, trial: Trial, longer: Trial) -> tuple[Design, Trial] | None:
