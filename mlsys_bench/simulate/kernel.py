@@ -357,10 +357,10 @@ def _settle(s: Station, block_tokens: int, j: int, worst_s: float) -> None:
 def coming_s(s: Station, limits: Limits, policy: Policy, table: Any) -> float:
     """Return a time before which no request ends when none ends with the step in flight.
 
-    Steps of a jump read ever more of the cache, so none is shorter than the first.
+    Steps of a jump read ever more of the cache, so none is shorter than the first; until memory is short and a smaller batch steps faster.
     """
     a, at_s = s.a, s.times[AT]
-    counts, n = a.counts, a.counts[SEATED]
+    counts, n, block_tokens = a.counts, a.counts[SEATED], limits.block_tokens
     if policy.gather and n == 0 and counts[QUEUED] < limits.max_seqs:
         return float(max(at_s, s.books[ARRIVED][counts[FIRST]] + policy.gather_s))
     if not counts[EVEN] or n == 0 or n > limits.max_step_tokens or _next_fits(a, limits, policy):
@@ -370,6 +370,12 @@ def coming_s(s: Station, limits: Limits, policy: Policy, table: Any) -> float:
         row = a.slots[SEATS][i]
         reads += a.rows[KNOWN][row]
         steps = min(steps, a.rows[FINAL][row] - a.rows[KNOWN][row])
+    missing = -counts[BLOCKS]
+    for i in range(n):
+        row = a.slots[SEATS][i]
+        missing += max(0, (a.rows[KNOWN][row] + steps - 2 + block_tokens) // block_tokens - a.rows[HELD][row])
+    if missing > 0:  # a row takes no more than one block in as many steps as a block has tokens
+        steps = min(steps, 1 + counts[BLOCKS] // n * block_tokens)
     return float(at_s + (steps - 1) * seconds(table, float(n), float(reads), 0.0, 0.0, float(n)))
 
 
