@@ -151,10 +151,10 @@ def test_a_negative_time_is_refused_by_its_row() -> None:
 
 @pytest.mark.parametrize("e", [ASKED, UNRELATED, replace(ASKED, model="deepseek-r1", device="H200", precision="fp8", tp=8, ep=8)])
 def test_a_profile_gives_the_times_that_are_predicted(e: Experiment, nothing: predict.Knowledge, one_point: predict.Knowledge) -> None:
-    """The steps of the closed loop, timed by the profile; what is learned along a curve is not in it: at one point a third of log 1.3."""
+    """The steps of the closed loop, timed by the profile; half of what one point says is learned along the curve, and stretches them."""
     steps = figures._mix(e)
     assert steps is not None
-    for knowledge, rel in ((nothing, 1e-6), (one_point, 0.1)):
+    for knowledge, rel in ((nothing, 1e-6), (one_point, 0.01)):
         profile = latency.check(predict.profile(e, knowledge))
         itl_s = float(steps.further @ latency.step_s(profile, list(steps.features.T)))
         assert itl_s == pytest.approx(said([e], knowledge)[0].figures[ITL][0], rel=rel)

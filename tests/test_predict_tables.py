@@ -270,6 +270,36 @@ def test_a_disaggregated_system_has_the_workers_it_lists(tmp_path: Path) -> None
     assert (four.replicas, four.attention_dp, four.ep, four.prefill_tp, four.prefill_ep) == (4, 8, 8, 4, 4)
 
 
+DATED = INFERENCEX.replace("image,", "date,image,")
+RUN = "mi300x,{engine},dsr1,fp8,none,False,8,1,0,8,1,False,0,8,8,1024,1024,{users},{date},{image},100,10\n"
+
+
+def dated(engine: str, date: str, image: str = "", users: int = 4) -> str:
+    return RUN.format(engine=engine, date=date, image=image, users=users)
+
+
+def test_a_run_that_names_no_version_takes_the_one_in_use(tmp_path: Path) -> None:
+    """The nearest run of the same GPU and engine says it, within 30 days; SGLang became a fifth faster between two of these dates."""
+    text = (
+        DATED + dated("sglang", "2026-02-27", "lmsysorg/sglang:v0.5.9-rocm700") + dated("sglang", "2026-05-18", "lmsysorg/sglang:v0.5.12")
+    )
+    asked = (
+        ("sglang", "2026-02-27", "0.5.9"), ("sglang", "2026-01-28", "0.5.9"), ("sglang", "2026-01-27", ""),
+        ("sglang", "2026-04-19", "0.5.12"), ("atom", "2026-02-27", ""), ("sglang", "", ""), ("sglang", "yesterday", ""),
+    )  # fmt: skip
+    found = table(tmp_path, text + "".join(dated(engine, date, users=8) for engine, date, _ in asked))
+    assert [row.parts[0][0].engine_version for row in found.rows] == ["0.5.9", "0.5.12", *(version for *_, version in asked)]
+    assert [inferencex.IN_USE in row.notes for row in found.rows] == [False, False, *(version != "" for *_, version in asked)]
+
+
+def test_what_is_learned_from_says_which_version_is_asked_about(tmp_path: Path) -> None:
+    asked, known = tmp_path / "asked.csv", tmp_path / "known.csv"
+    asked.write_text(DATED + dated("sglang", "2026-03-01"))
+    known.write_text(DATED + dated("sglang", "2026-02-27", "lmsysorg/sglang:v0.5.9-rocm700"))
+    assert [e.engine_version for t in tables.read_all([asked, known]) for e in tables.experiments(t)] == ["0.5.9", "0.5.9"]
+    assert tables.experiments(tables.read(asked))[0].engine_version == ""
+
+
 def test_throughput_follows_from_latency_in_a_closed_loop() -> None:
     """Little's law by hand: 20 users, 2 s each, 10 answers per second of 900 tokens over 8 GPUs."""
     lengths = inferencex.drawn(1000)

@@ -32,8 +32,9 @@ def plan(
     paths = rows.outputs(files, out)
     for path in paths:
         record.check_writable(path)
-    asked = [tables.read(path) for path in files]
-    known = [e for path in calibrate for e in tables.calibration(tables.read(path))]
+    read = tables.read_all([*files, *calibrate])
+    asked = read[: len(files)]
+    known = [e for table in read[len(files) :] for e in tables.calibration(table)]
     if calibrate and not known:
         raise BadInput(f"--calibrate {calibrate[0]}: holds no measured row to learn from")
     line = Line(quiet)

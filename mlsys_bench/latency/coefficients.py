@@ -38,6 +38,7 @@ LEARNED: dict[str, tuple[float, float]] = {
     "layer_s": (25e-6, 0.50),  # a layer's kernels that neither bytes nor FLOPs explain
     "moe_layer_s": (30e-6, 0.70),  # routing, sorting, combining
     "latent_layer_s": (15e-6, 0.70),  # the more kernels of latent attention (MLA): down and up projections, products with absorbed weights
+    "quantize_s": (2.5e-6, 0.70),  # a kernel that brings activations into 8 or 4 bit; as long as another small one
     "round_s": (6e-6, 0.60),  # one round of a small collective
     "link": (1.5, 0.60),  # the bytes of collectives over the link's rate
     "step_s": (0.4e-3, 0.70),  # host, per step
@@ -90,7 +91,7 @@ def terms(c: Mapping[str, Any], k: Mapping[str, Any]) -> dict[str, Any]:
         return sum(share * k[f"{group}_is_{width}"] for width, share in compute.items())
 
     host_s = c["step_s"] + c["layer_s"] * k["layers"] + c["moe_layer_s"] * k["moe_layers"] + c["round_s"] * k["rounds"]
-    host_s = host_s + c["latent_layer_s"] * k["latent_layers"]
+    host_s = host_s + c["latent_layer_s"] * k["latent_layers"] + c["quantize_s"] * k["quantizing"]
     memory = c["memory"] * k.get("slower_reads", 1.0)
     return {
         "step_s": host_s + c["sampler"] * k["sampler_s"],

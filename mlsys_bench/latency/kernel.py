@@ -44,7 +44,7 @@ def seconds(
         rows = tokens
         if t[TILE] > 0.0 and hit > 0.0:  # each expert that is hit computes whole tiles of rows
             chosen = 1.0 - t[MISSED]
-            rows += 0.5 * t[TILE] * hit / chosen * (1.0 + math.exp(-tokens * chosen / (hit * t[TILE])))
+            rows += 0.5 * t[TILE] * hit / chosen * (1.0 + math.exp(-2.0 * tokens * chosen / (hit * t[TILE])))
         busy += _roof(t[EXPERT_READ] * hit, t[EXPERT_FLOPS] * rows, norm)
     busy += max(t[KV], t[KV_FLOPS]) * decode_kv_tokens + t[PAIR] * prefill_pairs + t[PER_DECODE] * decode_seqs
     if t[WINDOW] > 0.0:

@@ -88,8 +88,24 @@ def shares(
         "moe_layers": float(arch.moe_layers),
         "expert_per_depth": (2 / arch.hidden + max(devices // ep, 1) / arch.ffn) / 3,
         "latent_layers": float(arch.layers if arch.kv_lora_rank else 0),
+        "quantizing": _quantizing(arch, device, precision),
         **_links(arch, device, devices, pp, attention_dp),
     }
+
+
+def _quantizing(arch: models.Architecture, device: hardware.Device, precision: str) -> float:
+    """Return the kernels a step that bring activations into the format of the matrices they meet, where that is 8 or 4 bit.
+
+    Two a layer of each kind: attention multiplies what comes in and what comes out of it, an MLP the hidden values and the inner ones.
+    """
+    kept = models.formats(arch, precision)
+    layers = (
+        (kept["attention"], arch.layers),
+        (kept["mlp"], arch.dense_layers if arch.experts else arch.layers),
+        (kept["shared"], arch.moe_layers if arch.shared_ffn else 0),
+        (kept["experts"], arch.moe_layers),
+    )
+    return 2.0 * sum(count for form, count in layers if _width(_form(device, form)) != "16")
 
 
 def _routed(arch: models.Architecture, devices: int, ep: int) -> float:

@@ -83,7 +83,7 @@ def many(t: Sequence[Any] | Array, features: Sequence[Any] | Array) -> Array:
         missed, tile = np.asarray(t[kernel.MISSED]), np.maximum(t[kernel.TILE], 1e-9)
         hit, chosen = 1.0 - missed**n, 1.0 - missed
         with np.errstate(divide="ignore", invalid="ignore"):  # dense layouts, and steps without tokens
-            more = 0.5 * tile * hit / chosen * (1.0 + np.exp(-n * chosen / (hit * tile)))
+            more = 0.5 * tile * hit / chosen * (1.0 + np.exp(-2.0 * n * chosen / (hit * tile)))
         rows = n + np.where((hit > 0) & (chosen > 0), more, 0.0)
         busy = busy + roof(t[kernel.EXPERT_READ] * hit, t[kernel.EXPERT_FLOPS] * rows, norm)
     busy = busy + np.maximum(t[kernel.KV], t[kernel.KV_FLOPS]) * K + t[kernel.PAIR] * Q

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ from typing import TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from mlsys_bench import hardware, models, workers
+from mlsys_bench import hardware, latency, models, workers
 from mlsys_bench.errors import BadInput
 from mlsys_bench.latency import coefficients as names
 from mlsys_bench.latency import physics, ways
@@ -28,7 +29,7 @@ FIRST = ("ttft_mean_s", "ttft_p50_s")
 _MISFIT_SD = (0.12, 0.3, 0.8)  # of a row in the fit of the coefficients of all: time per token, TTFT, TTFT of a closed loop
 _FIT_ROWS = 300  # rows that the coefficients of all are fitted to, taken evenly over models, GPUs and engines
 _FULL_WEIGHT = 12  # rows of one model, GPU and engine that count in full there; more count together as so many
-_Z90_RESIDUAL = 0.05  # sd of log(time) that no coefficient explains: the smooth part of `field`
+_RESIDUAL = 0.05  # least sd of log(time) that neither coefficients explain nor a layout's own mean
 _NONE = np.zeros(0, dtype=np.int64)
 _RELINEARISED = 3
 _FITTED = {"all": 1e-3, "client": 1e-3}  # scales of what the coefficients of all hold, where these were fitted: nothing is left to deviate
@@ -221,12 +222,17 @@ def _coefficients(experiments: Sequence[Experiment], part: Part) -> tuple[Array,
 
 
 def profile(e: Experiment, knowledge: Knowledge) -> LatencyProfile:
-    """Return the step profile of an experiment's layout: coefficients with their covariance, no load assumed."""
+    """Return the step profile of an experiment's layout: coefficients with their covariance, no load assumed.
+
+    What rows of the layout showed beyond coefficients stretches every step alike, by its mean; what rows differ by is the residual.
+    """
     part = knowledge.parts[load_of(e)]
     (x,), groups, places = _coefficients([e], part)
+    beyond = _beyond(e, knowledge, part)
     covariance = field.spread(part.given, field.Points(row=_NONE, kind=_NONE, slope=np.zeros((0, 0)), groups=groups, place=places))
     k = constants(e)
-    terms, jacobian = physics.terms_of(x, k)
+    found, jacobian = physics.terms_of(x, k)
+    terms = names.floored({name: value * math.exp(float(beyond.mean())) for name, value in found.items()}, latency.MULTIPLIERS)
     return LatencyProfile(
         form="step",
         layout=Layout(
@@ -234,14 +240,25 @@ def profile(e: Experiment, knowledge: Knowledge) -> LatencyProfile:
         ),
         stage=None,
         terms=tuple(terms),
-        coefficients=tuple(terms.values()),
+        coefficients=tuple(map(float, terms.values())),
         covariance=tuple(tuple(row) for row in (jacobian @ covariance @ jacobian.T).tolist()),
         constants=k | _outside(e, x, np.sqrt(np.diag(covariance))),
-        residual_log_sd=_Z90_RESIDUAL,
+        residual_log_sd=max(_RESIDUAL, float(beyond.std())),
         valid={},
         provenance=_provenance(e, part),
         note=f"{len(knowledge.rows)} measured rows; coefficients of `latency.coefficients`",
     )
+
+
+def _beyond(e: Experiment, knowledge: Knowledge, part: Part) -> Array:
+    """Return the smooth deviation of times per token where rows of this layout were learned from; where none was, at this experiment."""
+    layout = field.GROUPS["layout"]
+    there = [known for known in knowledge.rows if load_of(known) == load_of(e) and layout(known) == layout(e)] or [e]
+    groups, places = field.codes(there, {name: dict(seen) for name, seen in part.known.items()}), field.place(there)
+    n = len(there)
+    slope = np.zeros((n, len(names.NAMES)))
+    points = field.Points(row=np.arange(n), kind=np.zeros(n, dtype=np.int64), slope=slope, groups=groups, place=places)
+    return field.kriged(part.given, points, whole=False)[0]
 
 
 def _outside(e: Experiment, x: Array, log_sd: Array) -> dict[str, float]:

@@ -20,7 +20,9 @@ from mlsys_bench.predict.tables.rows import Cells, Column, Figure, Format, Row, 
 
 FORMATS = (blis.MEASURED, blis.RAW, closed_loop.FORMAT, inferencex.FORMAT, mlperf.FORMAT)
 
-__all__ = ["FORMATS", "Column", "Figure", "Format", "Row", "Table", "calibration", "experiments", "predicted", "question", "read"]
+__all__ = [
+    "FORMATS", "Column", "Figure", "Format", "Row", "Table", "calibration", "experiments", "predicted", "question", "read", "read_all",
+]  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,6 +37,20 @@ class Table:
 
 def read(path: Path) -> Table:
     """Return the table of a CSV file.  Raises BadInput for a file that is none of the kinds, naming line and column of what is wrong."""
+    return read_all([path])[0]
+
+
+def read_all(paths: Sequence[Path]) -> list[Table]:
+    """Return the tables of several files, as `read` does; what runs of one say of the version in use holds for the others as well."""
+    found = [_read(path) for path in paths]
+    dated = iter(inferencex.versioned([row for table in found if table.format is inferencex.FORMAT for row in table.rows]))
+    return [
+        dataclasses.replace(table, rows=tuple(next(dated) for _ in table.rows)) if table.format is inferencex.FORMAT else table
+        for table in found
+    ]
+
+
+def _read(path: Path) -> Table:
     lines = record.csv_lines(path)
     if not lines:
         raise BadInput(f"{path}: is empty; the first line must name the columns")

@@ -16,12 +16,17 @@ What the columns mean:
   left out.
 - `framework`: trt and dynamo-trt run TensorRT-LLM; sglang, dynamo-sglang and mori-sglang run SGLang; atom is AMD's own.
 - A configuration is measured on many dates, some results stand there twice: all of one configuration and length is one group.
+- Most rows name no image.  They take the version of the nearest run, of at most 30 days before or after, of that GPU and engine that does:
+  engines get faster by up to half in a few months, and of a result that stands there twice only one names its image.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import datetime
+import math
 import re
+from collections.abc import Sequence
 
 from mlsys_bench.predict.experiment import Experiment
 from mlsys_bench.predict.tables import layouts
@@ -29,6 +34,8 @@ from mlsys_bench.predict.tables.rows import Cells, Column, Figure, Format, Row, 
 from mlsys_bench.types import Lengths
 
 REQUESTS_PER_USER = 10
+IN_USE_DAYS = 30  # around a run that names its version
+IN_USE = "no version given: that of the nearest run of the same GPU and engine within 30 days"
 LEAST_SHARE = 0.8  # of the nominal length
 _RESULTS = {
     f"{stat}_{metric}_ms": Column(f"{figure}_{short}_s")
@@ -132,6 +139,36 @@ def _latency(experiment: Experiment, figures: dict[str, Figure]) -> Figure | Non
         return None
     more = experiment.output_tokens.mean - 1
     return ttft[0] + more * tpot[0], ttft[1] + more * tpot[1], ttft[2] + more * tpot[2]
+
+
+def versioned(rows: Sequence[Row]) -> list[Row]:
+    """Return the rows with the version in use where they name none; as they are where no run near in time does."""
+    named: dict[tuple[str, str], list[tuple[int, str]]] = {}
+    for row in rows:
+        day = _day(row)
+        for e, _ in row.parts:
+            if e.engine_version and day is not None:
+                named.setdefault((e.device, e.engine), []).append((day, e.engine_version))
+    return [_in_use(row, named) for row in rows]
+
+
+def _in_use(row: Row, named: dict[tuple[str, str], list[tuple[int, str]]]) -> Row:
+    day = _day(row)
+    if day is None or not row.parts or row.parts[0][0].engine_version:
+        return row
+    e, share = row.parts[0]
+    days, version = min(((abs(day - other), version) for other, version in named.get((e.device, e.engine), ())), default=(math.inf, ""))
+    if days > IN_USE_DAYS:
+        return row
+    return dataclasses.replace(row, parts=((dataclasses.replace(e, engine_version=version), share),), notes=(*row.notes, IN_USE))
+
+
+def _day(row: Row) -> int | None:
+    """Return the date of a run as a number of days, None where it gives none."""
+    try:
+        return datetime.date.fromisoformat(row.cells.get("date", "").strip()).toordinal()
+    except ValueError:
+        return None
 
 
 def _times(values: tuple[float, ...], factor: float) -> Figure:
