@@ -38,7 +38,7 @@ LEARNED: dict[str, tuple[float, float]] = {
     "layer_s": (25e-6, 0.50),  # a layer's kernels that neither bytes nor FLOPs explain
     "moe_layer_s": (30e-6, 0.70),  # routing, sorting, combining
     "latent_layer_s": (15e-6, 0.70),  # the more kernels of latent attention (MLA): down and up projections, products with absorbed weights
-    "quantize_s": (2.5e-6, 0.70),  # a kernel that brings activations into 8 or 4 bit; as long as another small one
+    "quantize_s": (4e-6, 0.70),  # a kernel that brings activations into 8 or 4 bit: published 2 to 7 µs (`docs/adr/0040`)
     "round_s": (6e-6, 0.60),  # one round of a small collective
     "link": (1.5, 0.60),  # the bytes of collectives over the link's rate
     "step_s": (0.4e-3, 0.70),  # host, per step

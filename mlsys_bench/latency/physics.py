@@ -38,8 +38,8 @@ def roofline(
 ) -> LatencyProfile:
     """Return the step profile that physics and the coefficients learned on other hardware give one replica.
 
-    Raises BadInput for a precision the device cannot compute in.  A model nobody measured on a known GPU is off by 4 % on average, a
-    GPU nobody measured by 6 % (`docs/predictions.md`); the interval says so.
+    Raises BadInput for a precision the device cannot compute in.  A model nobody measured on a known GPU is off by 3 % on average, a
+    GPU nobody measured by 7 % (`docs/predictions.md`); the interval says so.
     """
     spread = Spread(precision=precision, tp=tp, pp=pp, ep=ep, moe_tp=moe_tp, attention_dp=attention_dp, engine=engine)
     (found,) = rooflines(arch, [(device, spread)])
