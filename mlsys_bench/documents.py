@@ -49,7 +49,7 @@ class Node:
     def items(self) -> list[Node]:
         """Return the entries of a list."""
         if not isinstance(self.value, list) or not self.value:
-            raise self.complaint("where a list is needed")
+            raise self.complaint("where a list of at least one entry is needed" if self.value == [] else "where a list is needed")
         return [Node(value, self.file, f"{self.path}[{i}]") for i, value in enumerate(self.value)]
 
     def text(self) -> str:
@@ -88,14 +88,16 @@ class Node:
 
     def named(self, find: Callable[[str], T]) -> T:
         """Return what a catalogue has under a name, with the place in front of its complaint."""
+        text = self.text()
         try:
-            return find(self.text())
+            return find(text)
         except BadInput as error:
             raise BadInput(f"{self.where}: {error}") from error
 
     def complaint(self, rule: str) -> BadInput:
         """Return the error for a value that is none of what is needed."""
-        kind = "nothing" if self.value is None else repr(self.value) if isinstance(self.value, str | int | float) else "something else"
+        kinds = {dict: "keys and values", list: "a list" if self.value else "an empty list", type(None): "nothing"}
+        kind = repr(self.value) if isinstance(self.value, str | int | float) else kinds.get(type(self.value), "something else")
         return BadInput(f"{self.where}: {kind} {rule}")
 
     def _below(self, key: str) -> str:

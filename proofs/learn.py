@@ -7,8 +7,9 @@ then leave-one-model-out and leave-one-GPU-out errors, from the assumed coeffici
 `mlsys_bench/data/coefficients.json`.  No coefficient is chosen by hand.
 
 Scales of closed loops are learned from all times per token of the first table, beginning at those shipped (a search of few steps); those
-of TTFT stay as they are, for the time of both together grows eightfold.  How much versions of an engine differ is then asked once more, of
-one point: whole sweeps leave a version every freedom, of which one point of it makes a wrong use (`docs/adr/0040`).
+of TTFT stay as they are, for the time of both together grows eightfold.  Noise is what repeats of a run differ by: rows that others
+contradict count less, and with those put aside likelihood would find less of it each time.  How much versions of an engine differ is asked
+of one point: whole sweeps leave a version every freedom, of which one point of it makes a wrong use (`docs/adr/0040`).
 """
 
 from __future__ import annotations
@@ -40,6 +41,7 @@ TABLES = {
 }
 
 
+MAD = 0.6745  # median of |z| of a normal law
 NARROWED = (1.0, 0.5, 0.25, 0.125)  # of the scale of versions that whole sweeps want
 JUDGE = ("deepseek-v3",)  # models that `proofs/predict.py` predicts from one point: none of them chooses what it is predicted with
 
@@ -68,7 +70,8 @@ def learned(load: str, found: list[Experiment]) -> dict[str, object]:
     started = time.perf_counter()
     shown = found if load == names.OPEN else rows(TABLES[load][:1])
     start = field.SCALES if load == names.OPEN else names.stored()[load]["scales"]
-    scales = learning.scaled(shown, names.ASSUMED_LOG, dict(start))
+    noise = {} if load == names.OPEN else {"noise tpot": repeated(shown)}
+    scales = learning.scaled(shown, names.ASSUMED_LOG, start | noise)
     print(f"{load}: scales from {len(shown)} rows, {time.perf_counter() - started:.0f} s", flush=True)
     if load == names.CLOSED:
         scales = narrowed(shown, scales)
@@ -86,6 +89,17 @@ def learned(load: str, found: list[Experiment]) -> dict[str, object]:
         "scales": {n: float(f"{v:.4g}") for n, v in scales.items()},
         "scores": {n: round(v, 4) for n, v in scores.items()},
     }
+
+
+def repeated(shown: Sequence[Experiment]) -> float:
+    """Return the sd by which times per token differ where the same question was measured again, by the median: some repeats are none."""
+    same: dict[str, list[float]] = {}
+    for e in shown:
+        same.setdefault(str(tables.question(e)), []).append(
+            math.log(next(e.measured[name] for name in learning.FURTHER if name in e.measured))
+        )
+    away = [abs(v - np.mean(found)) * (len(found) / (len(found) - 1)) ** 0.5 for found in same.values() if len(found) > 1 for v in found]
+    return float(np.median(away)) / MAD
 
 
 def narrowed(shown: Sequence[Experiment], scales: dict[str, float]) -> dict[str, float]:

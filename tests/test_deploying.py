@@ -12,7 +12,7 @@ import yaml
 from typer.testing import CliRunner
 
 from mlsys_bench import record
-from mlsys_bench.errors import BadInput
+from mlsys_bench.errors import BadInput, RecordError
 from mlsys_bench.journeys import deploying
 from mlsys_bench.types import Plan
 from mlsys_cli.main import app
@@ -69,6 +69,26 @@ def test_a_manifest_asked_for_twice_is_refused_before_anything_is_planned() -> N
         deploying.check(None, ["k8s:a", "keda:a", "k8s:a"], None)
     with pytest.raises(BadInput, match="unknown export 'k9s'"):
         deploying.check(None, ["k8s:a", "k9s"], None)
+
+
+def test_a_folder_that_cannot_be_is_refused_before_anything_is_planned(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(BadInput, match=r"--export k8s:.*file: .*file is no folder"):
+        deploying.check(None, [f"k8s:{tmp_path}/file"], None)
+    with pytest.raises(BadInput, match=r"--export k8s:.*file/below cannot be made: Not a directory; name another folder"):
+        deploying.check(None, [f"k8s:{tmp_path}/file/below"], None)
+
+
+@pytest.mark.parametrize("option", ["--out", "--html", "--md"])
+@pytest.mark.parametrize(
+    "command", [["plan", "--qps", "1", "--model", "no-such-model"], ["cost", "no-such.json"], ["verify", "no-such.json"]]
+)
+def test_a_file_that_cannot_be_written_is_refused_before_any_work(tmp_path: Path, command: list[str], option: str) -> None:
+    """That the model or the plan is not there, too, would be said next."""
+    (tmp_path / "file").write_text("")
+    found = CliRunner().invoke(app, [*command, option, str(tmp_path / "file" / "below")])
+    assert isinstance(found.exception, RecordError)
+    assert "cannot be written" in str(found.exception)
 
 
 def test_what_is_no_plan_of_one_model_is_refused() -> None:

@@ -101,6 +101,20 @@ def test_aliases_underscores_and_human_numbers_are_read() -> None:
     assert parse("vllm serve m -tp 2 -dp 4 --enable-expert-parallel").ep == 8
 
 
+def test_a_decimal_count_is_exact() -> None:
+    """32.3k is 32,300; in binary floating point it falls below."""
+    assert parse("vllm serve m --max-model-len 32.3k").max_context == 32_300
+
+
+def test_what_is_left_to_the_engine_is_no_size() -> None:
+    """-1 is SGLang's way not to cut prompts up, and vLLM's to take the longest context that fits; it stays on the command line."""
+    found = parse("sglang serve --model-path m --chunked-prefill-size -1")
+    assert found.max_step_tokens is None
+    assert "--chunked-prefill-size -1" in command.command(found)
+    assert parse("vllm serve m --max-model-len 4096 --max-model-len -1").max_context is None
+    assert difference(found, parse("sglang serve --model-path m")) == []
+
+
 def test_unknown_flags_are_kept_and_told_with_their_nearest() -> None:
     found = parse("vllm serve m --tensor-paralel-size 4 --speculative-config '{}'")
     assert found.unknown == ("--tensor-paralel-size", "4", "--speculative-config", "{}")
@@ -116,6 +130,12 @@ def test_unknown_flags_are_kept_and_told_with_their_nearest() -> None:
         ("ollama serve", "starts no engine"),
         ("vllm serve --port 80", "names no model"),
         ("vllm serve m --max-num-seqs many", "takes a number"),
+        ("vllm serve m -tp -3", "-tp -3: it takes a whole number from 1 up"),
+        ("vllm serve m --max-num-seqs 0", "--max-num-seqs 0: it takes a whole number from 1 up"),
+        ("vllm serve m --tensor-parallel-size=1.5", "from 1 up"),
+        ("vllm serve m --max-model-len -2", "from 1 up"),
+        ("vllm serve m --gpu-memory-utilization 7", "a share of the memory, above 0 up to 1"),
+        ("sglang serve --model-path m --mem-fraction-static 0", "a share of the memory, above 0 up to 1"),
         ("vllm serve m --port", "without its value"),
         ("vllm serve 'm", "close its quotes"),
     ],
@@ -229,7 +249,8 @@ def test_manifests_without_an_engine_are_told(tmp_path: Path, text: str, what: s
 
 
 @pytest.mark.parametrize(
-    "spec", ["5", "{replicas: many}", "{template: {spec: 7}}", "{template: {spec: {containers: [word]}}}",
+    "spec", ["5", "{replicas: many}", "{replicas: -2, template: {spec: {containers: [{command: [vllm, serve, m]}]}}}",
+             "{template: {spec: 7}}", "{template: {spec: {containers: [word]}}}",
              "{template: {spec: {containers: [{command: [vllm, serve, m], resources: {limits: {nvidia.com/gpu: x}}}]}}}"],
 )  # fmt: skip
 def test_a_manifest_of_odd_shape_names_its_file(tmp_path: Path, spec: str) -> None:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from mlsys_bench import hardware, latency, models, simulate, slo, stats, summary, workload
 from mlsys_bench.batching import Limits
-from mlsys_bench.errors import UnknownName
+from mlsys_bench.errors import BadInput, UnknownName
 from mlsys_bench.plan import Request, candidates, confirm, demand, mixed, plan, planner, screen, search, sizing
 from mlsys_bench.plan.analytic import Replica
 from mlsys_bench.plan.trial import of_tracks
@@ -157,6 +157,14 @@ def replayed() -> Request:
         gpus=("l40s",), precisions=("bf16",), max_batch=64, max_step_tokens=2048, headroom=0.0, workload=law, trace=trace(),
         slo=slo.parse("ttft_p95<350ms,tpot_p99<120ms"),
     )  # fmt: skip
+
+
+def test_a_trace_that_is_over_before_its_fleet_has_begun_is_refused() -> None:
+    """700 requests within a nanosecond keep no billions of replicas busy; simulating those never ended."""
+    short = workload.sped_up(trace(), 1e10)
+    law = dataclasses.replace(CHAT, rate_per_s=workload.rate_per_s(short))
+    with pytest.raises(BadInput, match=r"700 requests in .* ns, .* it is over before most of them see one; play it slower"):
+        plan(dataclasses.replace(replayed(), workload=law, trace=short))
 
 
 def test_the_fleet_of_a_trace_serves_it_and_one_replica_fewer_does_not() -> None:

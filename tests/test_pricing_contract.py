@@ -115,10 +115,13 @@ WRONG = [
     (FULL.replace("kind: prices", "kind: scenario"), "prices.yaml: kind: unknown word 'scenario'"),
     (FULL.replace("source: contract 4711\n", ""), "prices.yaml: misses source"),
     (HEAD.format(catalogue="merge") + f"offers: [{OFFER}, {OFFER}]", "prices.yaml: a b r on-demand is priced twice; keep one of them"),
-    (HEAD.format(catalogue="merge") + "offers: []", "prices.yaml: offers: something else where a list is needed"),
+    (HEAD.format(catalogue="merge") + "offers: []", "prices.yaml: offers: an empty list where a list of at least one entry is needed"),
     ("a: [", "prices.yaml: line 1: is not YAML"),
     ("a: 1\na: 2", "prices.yaml: line 2: is not YAML"),
-    ("- 1", "prices.yaml: something else where keys and values are needed"),
+    ("- 1", "prices.yaml: a list where keys and values are needed"),
+    (FULL.replace("device: h100", "device: [h100]"), "prices.yaml: offers[0].device: a list where text is needed"),
+    (FULL.replace("mlsys: 1", "mlsys: true"), "prices.yaml: mlsys: True where a whole number from 0 up is needed"),
+    (FULL.replace("term: 1y", "term: 1000y"), "prices.yaml: commitments[0].term: 1000y is out of bounds"),
 ]
 
 
@@ -127,6 +130,23 @@ def test_what_does_not_hold_is_named_with_file_and_key(text: str, complaint: str
     with pytest.raises(BadInput) as error:
         read(text)
     assert complaint in str(error.value)
+
+
+def test_what_no_offer_answers_to_is_told() -> None:
+    """A provider written otherwise than in the offers would quietly cost the discount, or lift the quota."""
+    assert read(FULL).notes == ()
+    assert read(FULL.replace("{less: 10%, provider: nebius}", "{less: 10%, provider: Nebius}")).notes == (
+        "prices.yaml: discounts[0] is for no offer, so it changes nothing",
+    )
+    nowhere = FULL.replace("devices: 96, provider: aws, region: us-west-2", "devices: 96, provider: aws, region: us-west-22")
+    assert read(nowhere).notes == ("prices.yaml: quotas[0] is for no offer, so it changes nothing",)
+
+
+def test_a_price_of_a_day_to_come_is_assumed() -> None:
+    """A slip in the year must not make a price fresh for ever."""
+    market = read(FULL.replace("2026-10-01", "2062-10-01"))
+    assert market.notes == ("prices.yaml: its prices are of 2062-10-01, which is yet to come: is the year right?",)
+    assert {o.provenance for o in market.of("MI300X")} == {Provenance.ASSUMED}
 
 
 def test_the_example_of_the_page_is_a_contract() -> None:

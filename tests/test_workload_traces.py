@@ -242,6 +242,8 @@ def test_a_million_requests_are_read_within_a_few_hundred_megabytes(tmp_path: Pa
         ("time,prompt_tokens,output_tokens\n1,2,3\n1,2,0\n", "1 request(s) (1 without tokens left out)"),
         ("time,prompt_tokens\n1,2\n2,2\n", "no column of output that is known"),
         ("a,b\n1,2\n", "it has a, b; name one with --time-column"),
+        ("time,prompt_tokens,output_tokens,Prompt_Tokens\n1,2,3,4\n5,2,3,4\n", "2 columns are called Prompt_Tokens; leave one of them"),
+        ("time,prompt_tokens,output_tokens\n1,2,3\n1.5,2,3\n", "come within 0.5 s, and rates are counted by the second"),
         ("time,prompt_tokens,output_tokens\n1,2,3\nnoon,2,3\n", "line 3: time is 'noon'"),
         ("time,prompt_tokens,output_tokens\n1,2,3\nnan,2,3\n", "line 3: time is 'nan'"),
         ("time,prompt_tokens,output_tokens\n1,2,3\n2,-2,3\n", "line 3: prompt_tokens is '-2'"),

@@ -9,7 +9,7 @@ import typer
 
 from mlsys_cli.grouped import grouped
 from mlsys_cli.options import AsJson, Html, Markdown, Out
-from mlsys_cli.show import show, together
+from mlsys_cli.show import show, together, writable
 
 GROUPS: dict[str, tuple[str, ...]] = {
     "Beside devices": ("vectors", "egress", "vcpus", "qps"),
@@ -58,6 +58,7 @@ def cost(
         together("--hours", {"--floor": floor is not None, "--spot": spot})
     if not what_if:
         together("--what-if", {"--small": small})
+    writable(out, html, md)
     from mlsys_bench.journeys import costing
 
     found = costing.cost(

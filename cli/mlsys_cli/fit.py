@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from mlsys_cli.options import AsJson, Html, Markdown, Out, Seed
-from mlsys_cli.show import leave_out, show, together
+from mlsys_cli.show import leave_out, show, together, writable
 
 
 def fit(
@@ -43,6 +43,7 @@ def fit(
     from mlsys_bench.journeys import fitting
     from mlsys_bench.predict.readers import Design
 
+    writable(out, html, md)
     if probe is None:
         together("--probe", {
             "--served-model": served_model, "--endpoint": endpoint != "completions", "--concurrency": concurrency != 16,

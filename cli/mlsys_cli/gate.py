@@ -12,7 +12,7 @@ from mlsys_cli import gate_sides as sides
 from mlsys_cli.grouped import grouped
 from mlsys_cli.headings import GATE_RUN
 from mlsys_cli.options import Arrivals, AsJson, Html, Markdown, Out, OutputTokens, PromptTokens, Qps, Seed, Slo
-from mlsys_cli.show import show
+from mlsys_cli.show import show, writable
 
 gate_app = typer.Typer(help="Fail a build on a real regression and on nothing else.", no_args_is_help=True)
 
@@ -129,6 +129,7 @@ def run(
     from mlsys_bench.journeys.gating import calibrating, outside
     from mlsys_bench.journeys.gating import run as journey
 
+    writable(html, md)
     files = ci.outputs(junit, comment, bmf, smaller, bigger, annotations, label)
     asked = journey.Asked(
         policy=policies.given(
@@ -170,6 +171,7 @@ def calibrate(
     from mlsys_bench.journeys.gating import calibrating as journey
     from mlsys_bench.journeys.gating import run as gating
 
+    writable(html, md)
     rules = policies.given(policy, tolerance=tolerance, metrics=metric or ())
     asked = gating.Asked(policy=rules, budget_s=gating.budget(budget), seed=seed, out=out, quiet=as_json)
     found = journey.itself(ref, bench=bench, worker=worker, command=command, read=read, asked=asked)

@@ -11,7 +11,7 @@ import typer
 from mlsys_cli.fit import fit
 from mlsys_cli.grouped import grouped
 from mlsys_cli.options import Arrivals, AsJson, Cluster, From, Html, Markdown, Model, Out, OutputTokens, PromptTokens, Qps, Seed, Slo
-from mlsys_cli.show import alone, show, together
+from mlsys_cli.show import alone, show, together, writable
 from mlsys_cli.simulate import GROUPS, simulate
 
 
@@ -94,6 +94,7 @@ def plan(
         return
     from mlsys_bench.journeys import comparing, planning
 
+    writable(out, html, md)
     asked = planning.asked(
         scenario=scenario, qps=qps, measured=measured or [], model=model, gpu=gpu, precision=precision, slo=slo, arrivals=arrivals,
         prompt_tokens=prompt_tokens, output_tokens=output_tokens, max_batch=max_batch, headroom=headroom, term=term, seed=seed,
@@ -138,6 +139,7 @@ def verify(
     as_json: AsJson = False,
 ) -> None:
     """Load-test one replica at its planned load, or read production's metrics, and score every prediction; exit 1 outside its interval."""
+    writable(out, html, md)
     source = {"--range": range_, "--until": until, "--engine": engine, "--model": model, "--selector": selector, "--auth-file": auth_file}
     if prometheus is None:
         together("--prometheus", source)

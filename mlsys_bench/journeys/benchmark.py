@@ -7,7 +7,7 @@ from pathlib import Path
 
 from mlsys_bench import bench, hardware, readings, record, units
 from mlsys_bench.bench import quality as losses
-from mlsys_bench.errors import MeasurementFailed
+from mlsys_bench.errors import BadInput, MeasurementFailed
 from mlsys_bench.journeys.progress import Line
 from mlsys_bench.types import Bench, Machine
 
@@ -134,9 +134,10 @@ def serve(
     step_log: Path | None,
     seed: int,
 ) -> None:
-    """Serve until a signal ends it."""
+    """Serve until a signal ends it.  Raises BadInput for a scenario, saying which model of it can be served."""
     from mlsys_bench import serve as server
 
+    _check_is_model(model)
     server.run(
         server.Options(
             model=model,
@@ -159,4 +160,19 @@ def serve(
             step_log=None if step_log is None else str(step_log),
             seed=seed,
         )
+    )
+
+
+def _check_is_model(name: str) -> None:
+    """Raise BadInput for a scenario: its limits and its fleet are a plan's, one server has a model."""
+    from mlsys_bench import scenario
+
+    is_one = name in scenario.names() or Path(name).suffix in (".yaml", ".yml")
+    if not is_one or Path(name).is_dir():  # a folder is a checkpoint
+        return
+    model = getattr(scenario.load(name), "model", None)
+    one = f"`mlsys serve {model}`" if model else "name the model of one of its stages"
+    raise BadInput(
+        f"mlsys serve {name}: is a scenario, and a server has a model: {one}, or the folder of its checkpoint; "
+        f"`mlsys plan {name}` says how many it needs"
     )

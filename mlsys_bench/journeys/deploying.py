@@ -22,7 +22,7 @@ ONE_ENGINE = "--from-deployment: one engine is compared with the plan of one mod
 
 def check(asked: object, exports: Sequence[str], today: str | None) -> None:
     """Raise, before a minute of planning, for what no plan of this request could be written as or set beside."""
-    from mlsys_bench.plan.export import KINDS
+    from mlsys_bench.plan.export import KINDS, files
     from mlsys_bench.plan.fleets import FleetRequest
 
     for export in exports:
@@ -32,6 +32,7 @@ def check(asked: object, exports: Sequence[str], today: str | None) -> None:
             raise BadInput(f"--export {export} is given {exports.count(export)} times; each file is written once")
         if isinstance(asked, FleetRequest):
             raise BadInput(f"--export {export}: manifests are of one scenario; export each scenario of the fleet by itself")
+        files.writable(export, export.partition(":")[2])
     if today is not None and not isinstance(asked, planner.Request):
         raise BadInput(ONE_ENGINE)
     if today is not None:

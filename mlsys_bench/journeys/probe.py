@@ -89,18 +89,20 @@ class _Run:
     """One probe: the grid as it turns out to be possible, and what came of it."""
 
     def __init__(self, options: Options, found: Target, said: dict[str, Any]) -> None:
-        limits = said.get("limits") or {}
+        limits = _limits(said)
         room = min(_context(found) or math.inf, limits.get("max_context", math.inf), 8 * _LONGEST)
         self._options, self._target, self._limits = options, found, limits
         self._budget_tokens = options.max_step_tokens or limits.get("max_step_tokens")
         self._room = int(room)
-        self._longest = min(options.longest_tokens or _LONGEST, int(0.75 * room))
-        self._most = min(options.concurrency, int(limits.get("max_seqs", options.concurrency)))
+        self._longest = max(_SHORTEST, min(options.longest_tokens or _LONGEST, int(0.75 * room)))
+        self._most = min(options.concurrency, limits.get("max_seqs", options.concurrency))
         self._rng = random.Random(options.seed)
         self._lone: list[tuple[RequestRecord, ...]] = []
         self._decodes: list[outside.Decoding] = []
         self._outcomes: Counter[str] = Counter()
+        self._failed: Counter[str] = Counter()  # the outcomes that are no answers, with what HTTP said
         self._notes: list[str] = []
+        self._cut: str | None = None  # why it ended before its time
         self._seconds_per_prompt_token, self._step_s = 1e-4, 0.02
         self._rounds, self._began_s = 0, time.monotonic()
 
@@ -109,11 +111,15 @@ class _Run:
         return self._options.budget_s - (time.monotonic() - self._began_s)
 
     def measure(self, line: Line) -> None:
-        """Send rounds until the budget is spent, a person stops it, or there is enough."""
+        """Send rounds until the budget is spent, a person stops it, the server is gone, or there is enough.
+
+        Raises MeasurementFailed where the server is gone before it answered anything.
+        """
         sender = waves.Sender(self._target, is_chat=self._options.endpoint == "chat", api_key=_api_key(), seed=self._options.seed ^ 0xF17)
         try:
             for tokens in (_SHORTEST, _SHORTEST, 4 * _SHORTEST):  # warm-up, left out
-                sender.send(Wave(requests=1, prompt_tokens=tokens, output_tokens=4), timeout_s=_PATIENCE_S)
+                if self._left_s > 0:
+                    sender.send(Wave(requests=1, prompt_tokens=tokens, output_tokens=4), timeout_s=self._patience_s)
             while self._left_s > 0 and self._rounds < self._options.most_rounds:
                 for wave in self._round():
                     if self._left_s <= 0:
@@ -121,10 +127,20 @@ class _Run:
                     line.show(f"probe round {self._rounds + 1}, {self._left_s:.0f} s left: {wave.requests} x {wave.prompt_tokens} tokens")
                     self._one(sender, wave)
                 self._rounds += 1
+                if not self._outcomes["ok"]:
+                    return  # nor would it answer the same once more
         except KeyboardInterrupt:
-            self._notes.append(f"stopped by hand after {units.show_s(time.monotonic() - self._began_s)}")
+            self._cut = f"stopped by hand after {units.show_s(time.monotonic() - self._began_s)}"
+        except MeasurementFailed as error:
+            if not self._outcomes["ok"]:
+                raise
+            self._cut = f"the server was gone after {units.show_s(time.monotonic() - self._began_s)}: {error}"
         finally:
             sender.close()
+
+    @property
+    def _patience_s(self) -> float:
+        return max(1.0, min(_PATIENCE_S, self._left_s))
 
     def _round(self) -> Iterator[Wave]:
         """Yield the cells of a round; lone requests first in the first, since the size of the others follows from them."""
@@ -144,16 +160,17 @@ class _Run:
 
     def _one(self, sender: waves.Sender, wave: Wave) -> None:
         allowed_s = min(_PATIENCE_S, self._left_s)
-        records = sender.send(wave, timeout_s=max(1.0, allowed_s))
+        records = sender.send(wave, timeout_s=self._patience_s)
         if allowed_s < _PATIENCE_S and any(r.outcome == "timeout" for r in records):
             return  # cut short by the end of the budget, which is no failure of the server
         self._outcomes.update(r.outcome for r in records)
+        self._failed.update(_failure(r) for r in records if r.outcome != "ok")
         statuses = {r.http_status for r in records if r.outcome == "rejected"}
-        if statuses:
+        if statuses and wave.requests > 1:
             self._most = min(self._most, wave.requests - 1)
             self._notes.append(f"{wave.requests} requests at a time are turned away (HTTP {statuses.pop()}): not asked again")
-        if any(r.http_status == 400 for r in records):
-            self._longest = min(self._longest, wave.prompt_tokens - 1)
+        if any(r.http_status == 400 for r in records) and wave.prompt_tokens > _SHORTEST:
+            self._longest = max(_SHORTEST, min(self._longest, wave.prompt_tokens - 1))
             self._notes.append(f"prompts of {wave.prompt_tokens} tokens are refused (HTTP 400): not asked again")
         if any(r.outcome != "ok" for r in records):
             return
@@ -162,7 +179,9 @@ class _Run:
             self._learn_prefill(records[0])
             return
         seen = outside.decoding(records)
-        if seen is not None:
+        if seen is not None and not min(seen.step_s) > 0:
+            self._notes.append("tokens of whole blocks came at one moment, as through a proxy that gathers them: left out")
+        elif seen is not None:
             self._decodes.append(seen)
             self._step_s = min(seen.step_s)
         elif wave.requests > 1 and _took_turns(records):
@@ -197,21 +216,29 @@ class _Run:
     def fitted(self, layout: Layout) -> Probed:
         """Return the profile of what was measured.  Raises MeasurementFailed where nothing was answered."""
         if not self._outcomes["ok"]:
-            counts = ", ".join(f"{n} {name}" for name, n in self._outcomes.items()) or "none was sent"
-            raise MeasurementFailed(f"{self._options.url}: the probe got no answer to fit: {counts}")
-        failed = {name: n for name, n in sorted(self._outcomes.items()) if name != "ok"}
+            counts = self._cut or _counts(self._failed) or f"nothing came within --budget {units.show_s(self._options.budget_s)}"
+            raise MeasurementFailed(
+                f"{self._options.url}: the probe got no answer to fit: {counts}; does the server answer other requests?"
+            )
+        self._check_told()
         took_s = time.monotonic() - self._began_s
         notes = [f"{sum(self._outcomes.values())} requests in {units.show_s(took_s)}", *dict.fromkeys(self._notes), *self._target.notes]
-        notes += [f"failed: {', '.join(f'{n} {name}' for name, n in failed.items())}"] if failed else []
+        notes += [self._cut] if self._cut else []
+        notes += [f"failed: {_counts(self._failed)}"] if self._failed else []
         notes += [] if self._budget_tokens else ["step budget not known: every prompt was taken to be one step (--max-step-tokens)"]
-        profile, seen = outside.fit(
-            self._decodes,
-            outside.prefilling(self._lone),
-            layout=layout,
-            max_step_tokens=self._budget_tokens,
-            limits=self._served_limits(),
-            notes=notes,
-        )
+        try:
+            profile, seen = outside.fit(
+                self._decodes,
+                outside.prefilling(self._lone),
+                layout=layout,
+                max_step_tokens=self._budget_tokens,
+                limits=self._served_limits(),
+                notes=notes,
+            )
+        except BadInput as error:
+            if self._cut is None:
+                raise
+            raise MeasurementFailed(f"{self._options.url}: {self._cut}; too early for a profile: {error}") from error
         return Probed(
             profile=profile,
             residuals=latency.residuals(profile, seen),
@@ -221,12 +248,27 @@ class _Run:
             took_s=took_s,
         )
 
+    def _check_told(self) -> None:
+        """Raise MeasurementFailed where the answers came and do not tell what a profile is made of."""
+        if self._cut:
+            return
+        if self._lone and not any(record.prompt_tokens for records in self._lone for record in records):
+            raise MeasurementFailed(
+                f"{self._options.url}: its streams count no prompt tokens (stream_options.include_usage gives no `usage`): "
+                "how long the prompts were is not known; let it count them, or fit a load test instead"
+            )
+        if not self._decodes:
+            why = "; ".join([*dict.fromkeys(self._notes), *([_counts(self._failed)] if self._failed else [])]) or "its answers end early"
+            raise MeasurementFailed(f"{self._options.url}: no request decoded long enough to time a step: {why}")
+
     def _served_limits(self) -> dict[str, float]:
         limits = self._limits
         if not limits:
             return {"max_step_tokens": float(self._budget_tokens)} if self._budget_tokens else {}
-        found = {"max_batch": limits["max_seqs"], "kv_tokens": limits["blocks"] * limits["block_tokens"]}
-        return {k: float(v) for k, v in {**found, **{n: limits[n] for n in ("max_step_tokens", "block_tokens", "max_context")}}.items()}
+        found = {"max_batch": limits["max_seqs"]} if "max_seqs" in limits else {}
+        found |= {"kv_tokens": limits["blocks"] * limits["block_tokens"]} if {"blocks", "block_tokens"} <= limits.keys() else {}
+        found |= {n: limits[n] for n in ("max_step_tokens", "block_tokens", "max_context") if n in limits}
+        return {k: float(v) for k, v in found.items()}
 
 
 def batches(most: int) -> list[int]:
@@ -240,6 +282,21 @@ def _took_turns(records: tuple[RequestRecord, ...]) -> bool:
     return max(r.token_s[0] for r in records) > min(r.token_s[-1] for r in records)
 
 
+def _failure(record: RequestRecord) -> str:
+    return f"{record.outcome} (HTTP {record.http_status})" if record.http_status not in (None, 200) else record.outcome
+
+
+def _counts(failed: Counter[str]) -> str:
+    return ", ".join(f"{n} {name}" for name, n in sorted(failed.items()))
+
+
+def _limits(said: dict[str, Any]) -> dict[str, int]:
+    """Return the limits a server declares, without what cannot be one."""
+    limits = said.get("limits")
+    found = limits if isinstance(limits, dict) else {}
+    return {k: v for k, v in found.items() if isinstance(v, int) and not isinstance(v, bool) and v >= 1}
+
+
 def _api_key() -> str | None:
     return os.environ.get("OPENAI_API_KEY") or None
 
@@ -250,7 +307,10 @@ def _layout(said: dict[str, Any], url: str) -> Layout:
 
     if not isinstance(said.get("layout"), dict):
         raise BadInput(f"{url}: does not say what it runs on; give --model NAME and --gpu NAME (and --tp, --precision where they differ)")
-    return msgspec.convert(said["layout"], Layout)
+    try:
+        return msgspec.convert(said["layout"], Layout)
+    except msgspec.ValidationError as error:
+        raise BadInput(f"{url}: what it says it runs on cannot be read ({error}); give --model NAME and --gpu NAME") from error
 
 
 def _health(found: Target) -> dict[str, Any]:
@@ -263,7 +323,7 @@ def _context(found: Target) -> int | None:
     base = found.path.removesuffix("/chat/completions").removesuffix("/completions")
     cards = _get(found, f"{base}/models").get("data") or []
     lengths = [card.get("max_model_len") for card in cards if isinstance(card, dict) and card.get("id") == found.model]
-    return int(lengths[0]) if lengths and isinstance(lengths[0], int) else None
+    return int(lengths[0]) if lengths and isinstance(lengths[0], int) and lengths[0] >= 1 else None
 
 
 def _get(found: Target, path: str) -> dict[str, Any]:

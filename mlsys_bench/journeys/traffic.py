@@ -143,6 +143,6 @@ def unix_s(text: str) -> float:
     """Return the moment that a date names."""
     try:
         moment = datetime.datetime.fromisoformat(text)
-    except ValueError:
+        return (moment if moment.tzinfo else moment.astimezone()).timestamp()
+    except (ValueError, OverflowError):  # the first and the last year have no local time
         raise BadInput(f"--until {text}: is no date; write it like 2026-11-20T18:00") from None
-    return (moment if moment.tzinfo else moment.astimezone()).timestamp()

@@ -6,11 +6,11 @@ vLLM reads `_` in a flag as `-`, and counts such as 32k; so does this.
 from __future__ import annotations
 
 import dataclasses
-import math
 import re
 import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 
 from mlsys_bench import hardware, models
 from mlsys_bench.batching import presets
@@ -73,6 +73,8 @@ _PRECISIONS = {
     "w8a8_int8": "int8", "w8a8_fp8": "fp8", "modelopt": "fp8", "modelopt_fp4": "nvfp4",
 }  # fmt: skip
 _DTYPES = {"bfloat16": "bf16", "bf16": "bf16", "float16": "fp16", "half": "fp16", "float32": "fp32", "float": "fp32"}
+_LEFT_OPEN = ("max_step_tokens", "max_context")
+OPEN = -1  # which leaves those to the engine, and is kept among `other`
 _FLOATS = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
 
 
@@ -140,7 +142,8 @@ def arguments(deployment: Deployment) -> list[str]:
     words = [*STARTS[deployment.engine]]
     words += ["--model-path", deployment.model] if deployment.engine == "sglang" else [deployment.model]
     for flag in FLAGS[deployment.engine]:
-        value = getattr(deployment, flag.field) if flag.field else deployment.other.get(flag.names[0])
+        set_ = getattr(deployment, flag.field) if flag.field else None
+        value = deployment.other.get(flag.names[0]) if set_ is None else set_
         words += _words(flag, value)
     if deployment.engine == "sglang" and (deployment.dp or 1) > 1 and "--enable-dp-attention" not in words:
         words.append("--enable-dp-attention")
@@ -209,7 +212,10 @@ def from_words(engine: Engine, words: Sequence[str]) -> Deployment:
             model = given if equals else _value(rest, word)
         elif flag := next((f for f in FLAGS[engine] if name in f.names), None):
             value = _read(flag, given if equals else _value(rest, word) if flag.kind not in ("on", "off") else None, word)
-            (fields if flag.field else other)[flag.field or flag.names[0]] = value
+            if flag.field:
+                fields[flag.field] = None if value == OPEN else value
+            if not flag.field or value == OPEN:
+                other[flag.names[0]] = value
         else:
             left += [word, *_values(rest)]
     if not model:
@@ -238,12 +244,20 @@ def _read(flag: Flag, text: str | None, word: str) -> Scalar:
         return flag.kind == "on"
     if flag.kind == "text":
         return text
-    scales = {"": 1, "k": 1e3, "m": 1e6, "K": 1 << 10, "M": 1 << 20}
+    scales = {"": 1, "k": 10**3, "m": 10**6, "K": 1 << 10, "M": 1 << 20}
     found = re.fullmatch(r"(-?\d+(?:\.\d+)?)([kmKM]?)", text)
     if found is None:
         raise BadInput(f"{word} {text}: it takes a number")
-    number = float(found[1]) * scales[found[2]]
-    return number if flag.kind == "number" else math.floor(number)
+    number = Fraction(found[1]) * scales[found[2]]
+    if flag.field in _LEFT_OPEN and number == OPEN:
+        return OPEN
+    if flag.field == "memory_share" and not 0 < number <= 1:
+        raise BadInput(f"{word} {text}: it takes a share of the memory, above 0 up to 1")
+    if flag.kind == "number":
+        return float(number)
+    if number.denominator != 1 or (flag.field and number < 1):
+        raise BadInput(f"{word} {text}: it takes a whole number{' from 1 up' if flag.field else ''}")
+    return int(number)
 
 
 def warnings(deployment: Deployment) -> Iterator[str]:

@@ -13,7 +13,8 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from mlsys_bench import jit, latency, workload
+from mlsys_bench import jit, latency, units, workload
+from mlsys_bench.errors import BadInput
 from mlsys_bench.plan.evened import evened
 from mlsys_bench.plan.request import Request
 from mlsys_bench.plan.sizing import Design, resized
@@ -31,6 +32,7 @@ _TRIALS = 7  # replica counts tried for one candidate
 _TRIALS_OF_A_TRACE = 12
 _GROWN = 2.0  # times the wait of the first batch
 _HALVINGS = 4  # of a trace's headroom
+_REPLICAS_A_REQUEST = 4  # at most: routed at random, some get two and others none
 _BEFORE, _AFTER = 1.5, 1.0  # mean stays in the system that are simulated before and after those counted
 
 CLOSE = 0.3  # of the logarithm of value / limit: nearer to a limit, a short run decides nothing
@@ -46,12 +48,19 @@ Play = Callable[[Design, int], Trial]  # a fleet, and how many times as long as 
 def confirm(design: Design, request: Request, effort: int = 1, known: Mapping[int, Trial] | None = None) -> tuple[Design, Trial] | None:
     """Return the design with the fewest replicas that keep all limits in simulation, and that simulation; None where none does.
 
-    `effort`: how many times as long as usual every run is.  `known`: runs of such length, by replicas.
+    `effort`: how many times as long as usual every run is.  `known`: runs of such length, by replicas.  Raises BadInput for a trace too
+    short for its rate to keep a fleet busy.
     """
     if request.trace is None:
         efforts = (effort,) if effort >= LONGER else (effort, LONGER)
         return fewest(design, request.slo, request.shelf, lambda d, e: trial(request, d, e), _TRIALS, efforts, known)
     trace = request.trace
+    if design.replicas > _REPLICAS_A_REQUEST * len(trace):
+        lasts = units.show_s(len(trace) / workload.rate_per_s(trace))
+        raise BadInput(
+            f"the trace has {len(trace):,} requests in {lasts}, at a rate that would keep {design.replicas:,} replicas busy: it is over "
+            "before most of them see one; play it slower (--speed), or plan for the rate alone (--qps, without --trace)"
+        )
     return fewest(
         design, request.slo, request.shelf, lambda d, _: replay(d, trace, request.routing, request.seed), _TRIALS_OF_A_TRACE, (1,)
     )

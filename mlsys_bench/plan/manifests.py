@@ -70,13 +70,21 @@ def _engines(document: Mapping[str, Any], path: Path) -> Iterator[Deployment]:
 def _pod(spec: Mapping[str, Any]) -> tuple[int, Mapping[str, Any]]:
     if "containers" in spec:
         return 1, spec
-    return int(spec.get("replicas", 1)), ((spec.get("template") or {}).get("spec") or {})
+    return _count(spec, "replicas"), ((spec.get("template") or {}).get("spec") or {})
+
+
+def _count(spec: Mapping[str, Any], key: str) -> int:
+    """Return a number of replicas, one where none is given.  Raises ValueError below zero; none at all is a fleet switched off."""
+    count = int(spec.get(key, 1))
+    if count < 0:
+        raise ValueError(f"{key}: {count} is below zero")
+    return count
 
 
 def _predictor(spec: Mapping[str, Any]) -> tuple[int, Mapping[str, Any]]:
     """Return the pod of a KServe predictor; its `model` block stands for a container whose model is the storage address."""
     predictor = spec.get("predictor") or {}
-    replicas = int(predictor.get("minReplicas", 1))
+    replicas = _count(predictor, "minReplicas")
     model = predictor.get("model")
     if not model:
         return replicas, predictor

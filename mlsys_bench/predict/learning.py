@@ -33,7 +33,7 @@ _RESIDUAL = 0.05  # least sd of log(time) that neither coefficients explain nor 
 _NONE = np.zeros(0, dtype=np.int64)
 _RELINEARISED = 3
 _FITTED = {"all": 1e-3, "client": 1e-3}  # scales of what the coefficients of all hold, where these were fitted: nothing is left to deviate
-_KEPT = (*_FITTED, "ttft", "noise ttft")  # scales that are not learned from many rows: of these times per token say nothing
+_KEPT = (*_FITTED, "ttft", "noise tpot", "noise ttft")  # not learned from many rows: TTFT is not asked, and noise is what repeats say
 _STEPS, _FEWER_STEPS = 40, 12  # of the search for scales: of few rows, and of many, where one takes seconds
 _LEARNED_ALL = 0.2  # scale of what the coefficients of all may still be off at most, where rows have said them
 _LEFT_OUT = ("layout", "served", "device", "model")  # groups left out in turn, to see how far the field reaches

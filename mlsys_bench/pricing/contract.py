@@ -31,6 +31,7 @@ from mlsys_bench.pricing.market import Market, Quota, Rates, Reservation, publis
 from mlsys_bench.types import Offer, Provenance
 
 VERSION = 1
+_LONGEST_MONTHS = 240.0  # of a commitment: more is a slip of the pen
 _TOP = ("mlsys", "kind", "source", "date", "catalogue")
 _LISTS = ("offers", "commitments", "discounts", "quotas", "rates")
 _INSTANCE = ("provider", "instance", "device", "devices", "region")
@@ -57,7 +58,7 @@ def parse(text: str, where: str, device_id: Devices, today: str) -> Market:
 
 def _market(document: Node, device_id: Devices, today: str) -> Market:
     top = document.section(_TOP, _LISTS)
-    if top["mlsys"].value != VERSION:
+    if top["mlsys"].whole() != VERSION:
         raise BadInput(f"{top['mlsys'].where}: {top['mlsys'].value!r} is a version this mlsys cannot read; it reads {VERSION}")
     top["kind"].choice(["prices"])
     stamp = _Stamp.of(top, today)
@@ -68,12 +69,18 @@ def _market(document: Node, device_id: Devices, today: str) -> Market:
     _check_unique([(*_key(offer), f"{offer.usd_per_h:g} $/h") for offer, _ in commitments], document.file)
     listed = _merged(own, top["catalogue"].choice(["merge", "replace"]) == "merge")
     discounts = [_Discount.of(node, device_id) for node in _list(top, "discounts")]
+    quotas = tuple(_quota(node, device_id) for node in _list(top, "quotas"))
+    offers = (*(_discounted(offer, discounts) for offer in listed), *reserved)
+    idle = [
+        *(f"discounts[{i}]" for i, discount in enumerate(discounts) if not any(map(discount.matches, listed))),
+        *(f"quotas[{i}]" for i, quota in enumerate(quotas) if not any(map(quota.covers, offers))),
+    ]
     return Market(
-        offers=(*(_discounted(offer, discounts) for offer in listed), *reserved),
+        offers=offers,
         reservations=reserved,
-        quotas=tuple(_quota(node, device_id) for node in _list(top, "quotas")),
+        quotas=quotas,
         rates=_rates(top.get("rates"), stamp),
-        notes=stamp.notes(document.file),
+        notes=(*stamp.notes(document.file), *(f"{document.file}: {what} is for no offer, so it changes nothing" for what in idle)),
     )
 
 
@@ -84,19 +91,23 @@ class _Stamp:
     source: str
     date: str
     stale: bool
+    is_to_come: bool
 
     @classmethod
     def of(cls, top: Mapping[str, Node], today: str) -> _Stamp:
         source, date = top["source"].text(), top["date"].text()
         top["date"].named(lambda text: str(catalogue.months(text)))
-        return cls(source=source, date=date, stale=catalogue.is_stale(date, today))
+        to_come = catalogue.months(date) > catalogue.months(today)
+        return cls(source=source, date=date, stale=catalogue.is_stale(date, today), is_to_come=to_come)
 
     @property
     def provenance(self) -> Provenance:
         """Stated by a dated contract, or assumed to hold still."""
-        return Provenance.ASSUMED if self.stale else Provenance.MEASURED
+        return Provenance.ASSUMED if self.stale or self.is_to_come else Provenance.MEASURED
 
     def notes(self, file: str) -> tuple[str, ...]:
+        if self.is_to_come:
+            return (f"{file}: its prices are of {self.date}, which is yet to come: is the year right?",)
         return (f"{file}: its prices are of {self.date}, more than {catalogue.STALE_MONTHS} months old",) if self.stale else ()
 
 
@@ -151,7 +162,7 @@ def _commitment(node: Node, device_id: Devices, stamp: _Stamp) -> tuple[Offer, R
     at_most = found["at_most"].whole() if "at_most" in found else None
     if at_most is not None and at_most < committed:
         raise BadInput(f"{found['at_most'].where}: {at_most} is less than the {committed} committed")
-    months = found["term"].quantity(units.months, least=1.0)
+    months = found["term"].quantity(units.months, least=1.0, most=_LONGEST_MONTHS)
     if not months.is_integer():
         raise BadInput(f"{found['term'].where}: {found['term'].value} is no whole number of months")
     reservation = Reservation(

@@ -103,8 +103,8 @@ def _add(grid: Floats, at: Ints, found: Floats) -> None:
 
 def _trimmed(grid: Floats, series: Sequence[Series], start_s: float, step_s: float) -> Floats:
     """Return the grid without the steps before the first sample of all and after the last: nobody counted then."""
-    first = min(int((s.times_s[0] - start_s) // step_s) for s in series) + 1
-    last = max(int((s.times_s[-1] - start_s) // step_s) for s in series)
+    first = max(0, min(int((s.times_s[0] - start_s) // step_s) for s in series) + 1)  # a sample may come a little before the range
+    last = max(-1, *(int((s.times_s[-1] - start_s) // step_s) for s in series))
     known = grid.copy()
     known[:first], known[last + 1 :] = np.nan, np.nan
     for step in _without_anybody(series, start_s, step_s, len(grid)):
@@ -116,8 +116,8 @@ def _without_anybody(series: Sequence[Series], start_s: float, step_s: float, st
     """Return the steps that no series covers: every server was away, or the metrics server itself."""
     cover = np.zeros(steps + 1)
     for one in series:
-        cover[max(0, int((one.times_s[0] - start_s) // step_s))] += 1
-        cover[min(steps, int((one.times_s[-1] - start_s) // step_s) + 1)] -= 1
+        cover[min(steps, max(0, int((one.times_s[0] - start_s) // step_s)))] += 1
+        cover[min(steps, max(0, int((one.times_s[-1] - start_s) // step_s) + 1))] -= 1
     return np.flatnonzero(np.cumsum(cover)[:steps] <= 0)
 
 

@@ -96,7 +96,7 @@ def checked_lengths(lengths: Lengths, where: str = "lengths") -> Lengths:
 def checked_rate(rate_per_s: float, where: str = "--qps") -> float:
     """Return the rate, or raise BadInput unless it is above zero and finite."""
     if not (math.isfinite(rate_per_s) and rate_per_s > 0):
-        raise BadInput(f"{where} {rate_per_s:g}: a rate must be above zero, e.g. {where} 20")
+        raise BadInput(f"{where} {rate_per_s:g}: a rate must be above zero, e.g. {'--qps 20' if where == '--qps' else '20/s'}")
     return rate_per_s
 
 

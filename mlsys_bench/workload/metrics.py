@@ -161,7 +161,7 @@ def workload(seen: Metrics, where: str) -> Workload:
     if scrape_s is None:
         raise MeasurementFailed(f"{where}: {seen.arrived_name} has fewer than two samples in the range; take a longer --range")
     counts, total = counters.counted(seen.arrived, seen.start_s, seen.end_s, scrape_s)
-    if not total > 0:
+    if not total > 0 or not counts.rate_per_s > 0:
         raise MeasurementFailed(f"{where}: {seen.arrived_name} did not grow in the range: no traffic to describe")
     prompt, output = (_lengths(seen, name) for name in (seen.engine.prompt, seen.engine.output))
     found = course.dispersions(counts)

@@ -37,6 +37,9 @@ def of_trace(trace: Trace, path: Path) -> Workload:
         lasts = f"its requests come over {np.ptp(nominal_s(plan)) / 86400:,.0f} days, at most {_MOST_S / 86400:g} are read"
         raise BadInput(f"{path}: {lasts}; are its times in another unit? (`mlsys workload {path.name} --time-unit ms`)")
     counts = counts_of_trace(trace)
+    if not len(counts.counts):
+        within = f"its requests come within {np.ptp(nominal_s(plan)):.3g} s, and rates are counted by the second; give a longer trace"
+        raise BadInput(f"{path}: {within}, or are its times in another unit? (`mlsys workload {path.name} --time-unit s`)")
     found = course.dispersions(counts, 3 * resolution_s(nominal_s(plan)))
     seen = summarise(trace, counts, found)
     rate, arrivals = course.law(counts, found, seen.gap_scv, len(plan) - 1)

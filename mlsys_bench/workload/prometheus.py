@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import csv
+import dataclasses
 import io
 import json
 import math
@@ -12,7 +13,7 @@ import urllib.parse
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -23,11 +24,18 @@ from mlsys_bench.workload import counters
 from mlsys_bench.workload.counters import Series
 from mlsys_bench.workload.metrics import Engine, Metrics, canonical, engine_of, wanted_names
 
+if TYPE_CHECKING:
+    from urllib.error import HTTPError
+
 MAX_POINTS = 11_000  # of one series in one answer: Prometheus refuses more
 _CHUNK_SAMPLES = 1_000_000  # of all series in one answer: what it takes in memory here and there
 _COARSE_STEPS = 1_000  # histograms need no more
 _TIMEOUT_S = 60.0
 _LONGEST_S = 2 * 365 * 86_400.0  # of one series: beyond it a time is in the wrong unit, and steps of a second would fill the memory
+_MOST_STEPS = 20_000_000  # of one series in a range: two weeks of ten a second are fewer
+_ROUNDED_S = 60.0  # by which a proxy may round the ends of a range
+_TICK_S = 1e-3  # Prometheus keeps milliseconds
+_MOST_COUNTED = 1e18  # no server has answered so many requests, or tokens
 _FAMILIES = '{__name__=~"(vllm|sglang)[:_].+|mlsys_.+"'
 _LABEL = re.compile(r'\s*([A-Za-z_]\w*)\s*=\s*"((?:[^"\\]|\\.)*)"\s*,?')
 
@@ -47,6 +55,7 @@ class Server:
 
     def get(self, path: str, **parameters: str | float | None) -> Any:
         """Return `data` of an answer.  Raises BadInput where there is no Prometheus or it refuses, MeasurementFailed where it fails."""
+        import http.client
         import urllib.error
         import urllib.request
 
@@ -58,21 +67,37 @@ class Server:
             with urllib.request.urlopen(request, timeout=_TIMEOUT_S) as answer:  # noqa: S310
                 text = answer.read()
         except urllib.error.HTTPError as error:
-            raise self._refused(error.code, error.read(100_000)) from None
+            with error:
+                raise self._refused(error) from None
         except (OSError, ValueError) as error:
             reason = getattr(error, "reason", None) or error
             raise BadInput(f"{self.shown}: cannot be reached: {reason}; is it the address of a Prometheus server?") from None
+        except http.client.HTTPException as error:
+            raise BadInput(f"{self.shown}: gives no whole HTTP answer: {error!r}; is it the address of a Prometheus server?") from None
         document = _json(text, self.shown)
         if not isinstance(document, dict) or document.get("status") != "success" or "data" not in document:
-            raise BadInput(f"{self.shown}: answers, but not as Prometheus does; give the address without /graph or /api/v1")
+            raise self._strange()
         return document["data"]
 
-    def _refused(self, status: int, body: bytes) -> BadInput | MeasurementFailed:
+    def names(self, label: str, **parameters: str | float | None) -> list[str]:
+        """Return the values of a label."""
+        found = self.get(f"label/{label}/values", **parameters)
+        if not isinstance(found, list) or not all(isinstance(name, str) for name in found):
+            raise self._strange()
+        return found
+
+    def _strange(self) -> BadInput:
+        return BadInput(f"{self.shown}: answers, but not as Prometheus does; give the address without /graph or /api/v1")
+
+    def _refused(self, error: HTTPError) -> BadInput | MeasurementFailed:
+        import http.client
+
+        status = error.code
         if status in (401, 403):
             return BadInput(f"{self.shown}: HTTP {status}: it wants credentials; put a token into MLSYS_PROMETHEUS_TOKEN or --auth-file")
         try:
-            said = str(json.loads(body)["error"])
-        except (ValueError, RecursionError, KeyError, TypeError):
+            said = str(json.loads(error.read(100_000))["error"])
+        except (OSError, http.client.HTTPException, ValueError, RecursionError, KeyError, TypeError):
             said = "no reason given"
         if status in (400, 422):
             return BadInput(f"{self.shown}: refuses the query: {said}")
@@ -83,9 +108,11 @@ def server(url: str, authorization: str | None = None) -> Server:
     """Return a server by its address; user and password in it become a header.  Raises BadInput."""
     try:
         parts = urllib.parse.urlsplit(url)
+        _ = parts.port
     except ValueError:
         parts = urllib.parse.urlsplit("")
-    if parts.scheme not in ("http", "https") or not parts.hostname:
+    is_odd = parts.query or parts.fragment or not url.isascii() or not url.isprintable() or " " in url
+    if parts.scheme not in ("http", "https") or not parts.hostname or is_odd:
         raise BadInput(
             f"--prometheus {url.rpartition('@')[2]}: write an address like http://prometheus:9090, or the name of an exported file"
         )
@@ -107,10 +134,11 @@ def fetched(
     wanted: Callable[[Engine], tuple[str, ...]] = wanted_names,
 ) -> Metrics:
     """Return the metrics of a range of time: requests at every scrape, or every `step_s`; those `wanted` beside in a thousand steps."""
+    _check_range(range_s, step_s)
     start_s = end_s - range_s
     given = [*([f'model_name="{model}"'] if model else []), *([selector] if selector else [])]
     everything = f"{_FAMILIES}{''.join(f',{g}' for g in given)}}}"
-    names = source.get("label/__name__/values", start=start_s, end=end_s, match=everything)
+    names = source.names("__name__", start=start_s, end=end_s, match=everything)
     if not names and model:
         raise MeasurementFailed(f"{source.shown}: no metrics of model {model!r} in the range{_models(source, start_s, end_s)}")
     kind, arrived_name, arrived_at = engine_of(names, engine, source.shown)
@@ -171,7 +199,8 @@ def _raw(source: Server, query: str, start_s: float, end_s: float) -> Iterator[S
     while at_s < end_s:
         until_s = min(at_s + piece_s, end_s)
         seconds = max(1, math.ceil(until_s - at_s))  # the piece may begin a little early: what two pieces hold counts once
-        yield from _matrix(source.get("query", query=f"{query}[{seconds}s]", time=until_s), source.shown)
+        found = _matrix(source.get("query", query=f"{query}[{seconds}s]", time=until_s), source.shown)
+        yield from _within(found, at_s, until_s, _ROUNDED_S, source.shown)
         at_s = until_s
 
 
@@ -192,11 +221,37 @@ def _stepped(source: Server, query: str, start_s: float, end_s: float, step_s: f
     for first in range(0, last + 1, MAX_POINTS - 10):
         at_s = start_s + first * step_s
         until_s = start_s + min(first + MAX_POINTS - 11, last) * step_s
-        yield from _matrix(source.get("query_range", query=query, start=at_s, end=until_s, step=step_s), source.shown)
+        found = _matrix(source.get("query_range", query=query, start=at_s, end=until_s, step=step_s), source.shown)
+        yield from _within(found, at_s, until_s, max(_ROUNDED_S, step_s), source.shown)
+
+
+def _within(found: Iterator[Series], start_s: float, end_s: float, slack_s: float, where: str) -> Iterator[Series]:
+    """Yield what an answer holds of the time asked for, whose ends a proxy may round.  Raises BadInput for an answer to another."""
+    for one in found:
+        if one.times_s.min() < start_s - slack_s or one.times_s.max() > end_s + slack_s:
+            raise BadInput(
+                f"{where}: {one.name}: answers with samples of another time than it was asked for; "
+                "is it a Prometheus server, and are its times Unix seconds?"
+            )
+        kept = (one.times_s >= start_s - _TICK_S) & (one.times_s <= end_s + _TICK_S)
+        if kept.any():
+            yield dataclasses.replace(one, times_s=one.times_s[kept], values=one.values[kept])
+
+
+def _check_range(range_s: float, step_s: float | None) -> None:
+    """Raise BadInput for a range without time, and for one with more steps than a person would wait for."""
+    if not 0 < range_s <= _LONGEST_S:
+        raise BadInput(f"--range: {units.show_s(range_s)} of metrics cannot be asked for; give from above 0s to 730d")
+    if step_s is not None and not step_s > 0:
+        raise BadInput(f"--step: {units.show_s(step_s)} is no step; give a time above zero, e.g. 60s")
+    if step_s is not None and step_s > range_s:
+        raise BadInput(f"--step: {units.show_s(step_s)} is longer than the range of {units.show_s(range_s)}; give a shorter one, or auto")
+    if step_s is not None and range_s / step_s > _MOST_STEPS:
+        raise BadInput(f"--step: {range_s / step_s:.2g} steps in a range are more than {_MOST_STEPS:,}; give a longer --step")
 
 
 def _models(source: Server, start_s: float, end_s: float) -> str:
-    names = source.get("label/model_name/values", start=start_s, end=end_s, match=f"{_FAMILIES}}}")
+    names = source.names("model_name", start=start_s, end=end_s, match=f"{_FAMILIES}}}")
     return f"; it has {', '.join(map(repr, names))}" if names else ""
 
 
@@ -209,12 +264,13 @@ def _matrix(data: Any, where: str) -> Iterator[Series]:
             ({k: str(v) for k, v in row["metric"].items()}, [(float(t), float(v)) for t, v in row.get("values", ()) if v != "NaN"])
             for row in data["result"]
         ]
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError, AttributeError) as error:
         raise BadInput(f"{where}: is not the answer of query_range: {error!r}") from error
     for labels, samples in rows:
         if samples:
             times, values = np.array(samples).T
             _check_samples(times, values, f"{where}: {labels.get('__name__', 'a series')}")
+            _check_edge(labels.get("__name__", ""), labels, where)
             yield Series(name=labels.pop("__name__", ""), labels=labels, times_s=times.copy(), values=values.copy())
 
 
@@ -222,8 +278,20 @@ def _check_samples(times_s: npt.NDArray[np.float64], values: npt.NDArray[np.floa
     """Raise BadInput for what no counter can have shown, and for times so far apart that one of them must be wrong."""
     if not (np.isfinite(times_s).all() and np.isfinite(values).all()):
         raise BadInput(f"{where}: has a sample that is no finite number; export the raw counters")
+    if len(values) and np.abs(values).max() > _MOST_COUNTED:
+        raise BadInput(f"{where}: has a sample of {np.abs(values).max():.3g}, which no server counted; export the raw counters")
     if len(times_s) and times_s.max() - times_s.min() > _LONGEST_S:
         raise BadInput(f"{where}: its samples lie more than two years apart; is one of the times in another unit?")
+
+
+def _check_edge(name: str, labels: dict[str, str], where: str) -> None:
+    """Raise BadInput for a bucket of a histogram that does not say up to where it counts."""
+    try:
+        is_known = not name.endswith("_bucket") or not math.isnan(float(labels["le"]))
+    except (KeyError, ValueError):
+        is_known = False
+    if not is_known:
+        raise BadInput(f"{where}: {name}: le={labels.get('le')!r} is no edge of a bucket; export the raw counters, not a sum of them")
 
 
 # ---------------------------------------------------------------- files
@@ -264,6 +332,7 @@ def _from_csv(text: str, path: Path) -> Iterator[Series]:
             name, labels = _head(head, path)
             values = np.array([_value(cell, path) for cell, known in zip(cells, given, strict=True) if known])
             _check_samples(times[given], values, f"{path}: {name}")
+            _check_edge(name, labels, str(path))
             yield Series(name=name, labels=labels, times_s=times[given], values=values)
 
 

@@ -117,6 +117,9 @@ def _names(path: Path, columns: Sequence[str], named: dict[str, str]) -> dict[st
                 raise BadInput(f"{path}: {few}; it has {', '.join(columns)}; name one with --{what}-column")
     if {"chat_id", "parent_chat_id"} <= present.keys() and "session" not in named:
         found |= {"session": present["chat_id"], "parent": present["parent_chat_id"]}
+    for name in found.values():
+        if (count := sum(c.strip().lower() == name.strip().lower() for c in columns)) > 1:
+            raise BadInput(f"{path}: {count} columns are called {name.strip()}; leave one of them")
     return found
 
 

@@ -230,7 +230,10 @@ def _ended_well(asked: Asked, side: str, words: list[str], on_start: Callable[[i
 def _bench(asked: Asked, side: str, out: Path) -> Bench:
     if not out.is_file():
         raise MeasurementFailed(f"the {_NAMES[side]} wrote nothing to {OUT}: {asked.text}")
-    text = out.read_text(encoding="utf-8")
+    try:
+        text = out.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise BadInput(f"{OUT} of the {_NAMES[side]}: holds no text, so no result of a benchmark tool: {asked.text}") from error
     bench = readers.parse(text, f"{OUT} of the {_NAMES[side]}", None if asked.read == "auto" else asked.read).bench
     if not any(m.launches for m in bench.measurements if m.skipped is None):
         raise MeasurementFailed(f"the {_NAMES[side]} measured nothing: {OUT} holds no samples ({asked.text})")

@@ -218,12 +218,20 @@ def _in_refs(typed: Typed, command: str, note: Callable[[str], None]) -> Iterato
         yield _of_commands(*asked)
 
 
+def _patience_s(text: str) -> float:
+    """Return the longest that a run may take.  Raises BadInput where nothing would end within it."""
+    found = units.seconds(text, "--run-timeout")
+    if not found > 0:
+        raise BadInput(f"--run-timeout {text}: a time above zero is needed, e.g. 10min")
+    return found
+
+
 def _command(typed: Typed, text: str, subject: Subject, option: str = "--command") -> commands.Asked:
     return commands.Asked(
         text=text,
         subject=subject,
         read=_format(typed.read),
-        timeout_s=units.seconds(typed.run_timeout, "--run-timeout"),
+        timeout_s=_patience_s(typed.run_timeout),
         warmups=typed.warm_runs,
         counters=typed.instructions,
         option=option,

@@ -26,6 +26,7 @@ from mlsys_bench.verdicts import Subject
 
 PATIENCE_S = 300.0  # with a worker that says nothing
 _GRACE_S = 2.0
+_LONGEST_LINE = 64 * 2**20  # bytes: a message of samples is far shorter
 _USAGE = (2, 126, 127)  # how a program ends that does not know the benchmark, or is not there at all
 
 
@@ -163,8 +164,11 @@ class Process:
         with selectors.DefaultSelector() as ready:
             ready.register(fd, selectors.EVENT_READ)
             while b"\n" not in self._said:
-                if not ready.select(max(0.0, end - time.monotonic())):
-                    raise MeasurementFailed(f"{self._who}: its worker said nothing for {PATIENCE_S:g} s; last words: {self._last_words()}")
+                if len(self._said) > _LONGEST_LINE:
+                    raise MeasurementFailed(f"{self._who}: its worker wrote {len(self._said):,} bytes without an end of line")
+                left_s = end - time.monotonic()
+                if left_s <= 0 or not ready.select(left_s):
+                    raise MeasurementFailed(f"{self._who}: its worker sent no line in {PATIENCE_S:g} s; last words: {self._last_words()}")
                 got = os.read(fd, 65536)
                 if not got:
                     return b""
@@ -202,7 +206,9 @@ class Process:
 def _raised(said: dict[str, Any]) -> type[errors.MlsysError]:
     """Return the class of an error that a worker names, a failed measurement where it is none of ours."""
     found = getattr(errors, str(said["error"]), None)
-    return found if isinstance(found, type) and issubclass(found, errors.MlsysError) else MeasurementFailed
+    if isinstance(found, type) and issubclass(found, errors.MlsysError) and found is not errors.Overload:  # that one is made of figures
+        return found
+    return MeasurementFailed
 
 
 def _convert(data: object, cls: type[Any], who: str) -> Any:

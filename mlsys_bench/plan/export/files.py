@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -29,9 +30,19 @@ def yaml_of(found: Sequence[Document], heading: Iterable[str]) -> str:
 
 
 def save(asked: str, folder: str, name: str, content: str) -> Path:
-    """Write a manifest into a folder, here where none is named, and return the file.  Raises BadInput where that is no folder."""
-    path = Path(folder or ".") / name
-    if path.parent.exists() and not path.parent.is_dir():
-        raise BadInput(f"--export {asked}: {path.parent} is no folder")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    return record.write_text(path, content)
+    """Write a manifest into a folder, here where none is named, and return the file.  Raises BadInput where that cannot be."""
+    return record.write_text(writable(asked, folder) / name, content)
+
+
+def writable(asked: str, folder: str) -> Path:
+    """Return the folder of manifests, made where it is missing, here where none is named.  Raises BadInput where none can be put there."""
+    path = Path(folder or ".")
+    if path.exists() and not path.is_dir():
+        raise BadInput(f"--export {asked}: {path} is no folder")
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise BadInput(f"--export {asked}: {path} cannot be made: {error.strerror or error}; name another folder") from error
+    if not os.access(path, os.W_OK):
+        raise BadInput(f"--export {asked}: {path} cannot be written to; name another folder")
+    return path
