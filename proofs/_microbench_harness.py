@@ -205,7 +205,7 @@ def launches() -> bool:
         found, _ = _run("--model", MODEL_160M, "--only", ",".join(LAUNCHED), "--budget", "40s")
         for m in found.measurements:
             name = f"{m.name} {_short(m.parameters)}"
-            if (m.skipped or "").startswith("no units"):  # of this machine: nothing that another launch would measure
+            if m.skipped and m.skipped.startswith("no units"):  # of this machine: nothing that another launch would measure
                 absent[name] = m.skipped
                 continue
             values = medians.setdefault(name, [])
