@@ -8,14 +8,11 @@ then leave-one-model-out and leave-one-GPU-out errors, from the assumed coeffici
 
 Scales of closed loops are learned from all times per token of the first table, beginning at those shipped (a search of few steps); those
 of TTFT stay as they are, for the time of both together grows eightfold.  Noise is what repeats of a run differ by: rows that others
-contradict count less, and with those put aside likelihood would find less of it each time.  How much versions of an engine differ is asked
-of one point: whole sweeps leave a version every freedom, of which one point of it makes a wrong use (`docs/adr/0040`).
+contradict count less, and with those put aside likelihood would find less of it each time.
 """
 
 from __future__ import annotations
 
-import concurrent.futures
-import dataclasses
 import datetime
 import json
 import math
@@ -28,9 +25,8 @@ import _one_thread  # noqa: F401
 import numpy as np
 import numpy.typing as npt
 
-from mlsys_bench import predict
 from mlsys_bench.latency import coefficients as names
-from mlsys_bench.predict import Experiment, field, holdout, learning, tables
+from mlsys_bench.predict import Experiment, field, learning, tables
 
 ROOT = Path(__file__).resolve().parents[1]
 DATA = ROOT.parent / "shared" / "data" / "llm"
@@ -42,8 +38,6 @@ TABLES = {
 
 
 MAD = 0.6745  # median of |z| of a normal law
-NARROWED = (1.0, 0.5, 0.25, 0.125)  # of the scale of versions that whole sweeps want
-JUDGE = ("deepseek-v3",)  # models that `proofs/predict.py` predicts from one point: none of them chooses what it is predicted with
 
 
 def main() -> int:
@@ -73,8 +67,6 @@ def learned(load: str, found: list[Experiment]) -> dict[str, object]:
     noise = {} if load == names.OPEN else {"noise tpot": repeated(shown)}
     scales = learning.scaled(shown, names.ASSUMED_LOG, start | noise)
     print(f"{load}: scales from {len(shown)} rows, {time.perf_counter() - started:.0f} s", flush=True)
-    if load == names.CLOSED:
-        scales = narrowed(shown, scales)
     mean = learning.fitted(found, names.ASSUMED_LOG)
     coefficients = dict(zip(names.NAMES, np.exp(mean).tolist(), strict=True))
     for name, value in coefficients.items():
@@ -100,32 +92,6 @@ def repeated(shown: Sequence[Experiment]) -> float:
         )
     away = [abs(v - np.mean(found)) * (len(found) / (len(found) - 1)) ** 0.5 for found in same.values() if len(found) > 1 for v in found]
     return float(np.median(away)) / MAD
-
-
-def narrowed(shown: Sequence[Experiment], scales: dict[str, float]) -> dict[str, float]:
-    """Return the scales with that of versions with which a model's first points say most of the rest of its sweeps."""
-    tried = [scales | {"version": scales["version"] * share} for share in NARROWED]
-    asked = [model for model in dict.fromkeys(e.model for e in shown) if model not in JUDGE]
-    with concurrent.futures.ProcessPoolExecutor(2) as pool:
-        waiting = {(i, model): pool.submit(from_points, shown, model, own) for i, own in enumerate(tried) for model in asked}
-        errors = [[size for model in asked for size in waiting[i, model].result()] for i in range(len(tried))]
-    for own, found in zip(tried, errors, strict=True):
-        mean, median = 100 * float(np.mean(found)), 100 * float(np.median(found))
-        print(f"  version {own['version']:.3g}: {mean:.2f} % mean, {median:.2f} % median error", flush=True)
-    return tried[int(np.argmin([np.mean(found) for found in errors]))]
-
-
-def from_points(shown: Sequence[Experiment], model: str, scales: dict[str, float]) -> list[float]:
-    """Return the errors of a model's times per token, learned from other models and the first point of each of its sweeps."""
-    points, rest = holdout.first_points([e for e in shown if e.model == model], lambda e: e.group)
-    gone = {e.group for e in (*points, *rest)}
-    assumed = predict.assumed()
-    prior = dataclasses.replace(assumed, scales=assumed.scales | {names.CLOSED: scales})
-    knowledge = predict.learn([e for e in shown if e.group not in gone] + list(points), prior=prior)
-    found = predict.predict([dataclasses.replace(e, measured={}) for e in rest], knowledge)
-    wanted = [next((e.measured[name] for name in learning.FURTHER if name in e.measured), math.nan) for e in rest]
-    figures = [next((p.figures[name][0] for name in learning.FURTHER if name in p.figures), math.nan) for p in found]
-    return [abs(figure / true - 1) for figure, true in zip(figures, wanted, strict=True) if math.isfinite(figure / true)]
 
 
 def left_out(found: list[Experiment], scales: dict[str, float]) -> dict[str, float]:
