@@ -14,6 +14,7 @@ from __future__ import annotations
 import concurrent.futures
 import functools
 import math
+import operator
 import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -35,6 +36,7 @@ CLOSED_FOLDS = 8
 ENOUGH = 10  # rows from which on a bar applies
 MEANS = ("itl_mean_s", "e2e_mean_s", "ttft_mean_s")
 PEER = "blis-trained-physics"
+MODEL, GPU = operator.attrgetter("model"), operator.attrgetter("device")  # of an experiment: what is left out
 
 Predictions = dict[str, Prediction]
 
@@ -214,7 +216,7 @@ def folds(evidence: Evidence) -> dict[str, holdout.Fold]:
     points, rest = holdout.first_points(evidence.inferencex, configuration)
     known = without((*evidence.closed, *evidence.open), lambda e: e.model in {other.model for other in evidence.inferencex})
     asked["inferencex one point"] = ((*known, *points), rest)
-    for name, key in (("model", model_of), ("gpu", gpu_of)):
+    for name, key in (("model", MODEL), ("gpu", GPU)):
         for value, (train, test) in holdout.leave_one_out(evidence.open, key).items():
             asked[f"open {name} {value}"] = (train, tuple(e for e in test if e in evidence.blis))
     points, rest = holdout.first_points(evidence.blis, place)
@@ -245,7 +247,7 @@ def place(e: Experiment) -> tuple[str, str, int]:
 def blis(sheet: Sheet, found: dict[str, Predictions], evidence: Evidence, states: dict[str, list[Judged]]) -> None:
     """Leave a model out, leave a GPU out, and give one point of each (model, GPU, TP)."""
     peers = peer_predictions()
-    for left_out, key, step, first in (("model", model_of, 0.05, 0.12), ("gpu", gpu_of, 0.10, 0.20)):
+    for left_out, key, step, first in (("model", MODEL, 0.05, 0.12), ("gpu", GPU, 0.10, 0.20)):
         rows = judged(evidence.blis, together(found, f"open {left_out} "), MEANS, peers)
         toys: list[Judged] = []
         for train, test in holdout.leave_one_out(evidence.blis, key).values():
@@ -254,16 +256,6 @@ def blis(sheet: Sheet, found: dict[str, Predictions], evidence: Evidence, states
         sheet.heading(f"open loop (vLLM 0.15.1): a {left_out} that nobody measured")
         by_gpu(sheet, rows, toys, {"itl_mean_s": step, "e2e_mean_s": step, "ttft_mean_s": first})
     one_point(sheet, together(found, "open one point"), evidence, states, peers)
-
-
-def model_of(e: Experiment) -> str:
-    """Return the model of a run."""
-    return e.model
-
-
-def gpu_of(e: Experiment) -> str:
-    """Return the GPU of a run."""
-    return e.device
 
 
 def one_point(sheet: Sheet, found: Predictions, evidence: Evidence, states: dict[str, list[Judged]], peers: dict[str, float]) -> None:
@@ -331,7 +323,7 @@ def peer_predictions() -> dict[str, float]:
 def closed_loop_uncalibrated(sheet: Sheet, predictions: Predictions, evidence: Evidence, states: dict[str, list[Judged]]) -> None:
     """Leave each model out of all tables and predict it."""
     toys: Predictions = {}
-    for train, test in holdout.leave_one_out(evidence.closed, model_of).values():
+    for train, test in holdout.leave_one_out(evidence.closed, MODEL).values():
         toys |= _toy.predict(_toy.learn(train), test)
     found = judged(evidence.closed, predictions, ("tpot_mean_s", "ttft_mean_s"))
     theirs = judged(evidence.closed, toys, ("tpot_mean_s", "ttft_mean_s"))

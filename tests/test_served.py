@@ -167,8 +167,8 @@ def test_windows_that_differ_are_drift_and_widen_the_profile(fitted: LatencyProf
     assert found
     assert float(found[1]) == pytest.approx(100 * np.log(1.1) / 2**0.5, abs=0.5)
     rng, usual = np.random.default_rng(0), (6, 700, 0, 0, 6)
-    drawn = np.log([latency.step_s(latency.draw(fitted, rng), usual) for _ in range(200)])
-    assert drawn.std() > 0.05  # of 0.067: draws stop at the physics floor, and 200 of them know their sd to 5 %
+    drawn = np.log([latency.step_s(latency.draw(fitted, rng), usual) for _ in range(20_000)])
+    assert drawn.std() > 0.06  # of 0.067: some draws stop at the physics floor; so many know their sd to half a per cent
 
 
 def test_between_two_calibrations_the_profile_is_as_fast_as_they_were(fitted: LatencyProfile) -> None:
