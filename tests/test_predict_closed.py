@@ -12,9 +12,9 @@ import pytest
 from mlsys_bench import hardware, latency, models
 from mlsys_bench.latency import coefficients, kernel
 from mlsys_bench.latency.physics import layout_constants
-from mlsys_bench.predict import Experiment
+from mlsys_bench.predict import Experiment, field, learning
 from mlsys_bench.predict.figures import _tokens as tokens_of
-from mlsys_bench.predict.figures import design, figures, seats_of
+from mlsys_bench.predict.figures import design, figures, seats_of, slopes
 from mlsys_bench.types import Lengths
 
 EXPERTS, CHOSEN, TILE = 128, 8, 64.0
@@ -87,6 +87,35 @@ def test_a_prefill_pool_is_never_faster_than_its_capacity_and_keeps_waiting_requ
     assert per_s[1] == pytest.approx(per_s[0], rel=0.05)
     assert tpot[1] == pytest.approx(tpot[0], rel=0.1)
     assert ttft[1] > 2 * ttft[0]
+
+
+def test_an_interval_of_a_wait_that_may_or_may_not_come_holds_what_it_says() -> None:
+    """From far below a pool's capacity to far above: of 1,000 systems drawn from what is known, slopes' intervals hold too few."""
+    split = {"disaggregated": True, "prefill_gpus": 8, "decode_gpus": 8, "prefill_tp": 8}
+    rows = [asked(concurrency=n, **split) for n in (1, 32, 64, 1024)]
+    part = learning.learn(()).parts[coefficients.CLOSED]
+    groups, places, d = field.codes(rows, {}), field.place(rows), design(rows)
+    nobody = field.Points(
+        row=np.zeros(0, dtype=np.int64), kind=np.zeros(0, dtype=np.int64), slope=np.zeros((0, 0)),
+        groups={name: codes[:1] for name, codes in groups.items()}, place=places[:1],
+    )  # fmt: skip
+    known = field.spread(part.given, nobody)
+    slope = slopes(d, np.tile(part.mean, (len(rows), 1)))[1]
+    straight = np.sqrt(np.einsum("ij,jk,ik->i", slope, known, slope))
+    systems = np.random.default_rng(9).multivariate_normal(part.mean, known, 1000)
+    off = np.abs([figures(d, x)[1] - figures(d, part.mean)[1] for x in systems])
+    bent = learning._bent(rows, part, slope, straight, groups, places)
+    assert ((off <= field.Z90 * straight).mean(axis=0) < 0.8).all()
+    held = (off <= field.Z90 * bent).mean(axis=0)
+    assert (np.abs(held - 0.9) < 0.06).all()  # 256 draws know a 0.9 quantile to +- 0.02 (sd), 1,000 systems a share to 0.01
+
+
+def test_where_a_wait_is_known_its_interval_stays_as_narrow() -> None:
+    rows = [asked(concurrency=64, disaggregated=True, prefill_gpus=8, decode_gpus=8, prefill_tp=8)]
+    part = learning.learn(()).parts[coefficients.CLOSED]
+    slope = slopes(design(rows), part.mean[None])[1]
+    claimed = np.array([0.02])
+    assert learning._bent(rows, part, slope, claimed, field.codes(rows, {}), field.place(rows)) == pytest.approx(claimed, rel=0.25)
 
 
 def test_devices_of_two_boards_wait_for_the_network() -> None:

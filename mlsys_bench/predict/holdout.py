@@ -22,24 +22,26 @@ def leave_one_out(experiments: Sequence[Experiment], key: Callable[[Experiment],
     return found
 
 
-def interior(experiments: Sequence[Experiment], most: int | None = None) -> list[Fold]:
-    """Return folds that each leave one interior concurrency out of every sweep; over all folds each is left out once.
+def interior(experiments: Sequence[Experiment], count: int | None = None) -> list[Fold]:
+    """Return folds that each leave at most one interior concurrency out of a sweep; over all folds each is left out once.
 
     A sweep is a group.  Repeats at one concurrency leave together; the least and the greatest always stay: nothing is extrapolated.
-    With `most` folds, longer sweeps lose several concurrencies at once, as far apart as they can be: harder, and fewer times to learn.
+    What leaves is dealt to the folds in turn, so that of other sweeps most stays.  By default there are as many folds as the longest
+    sweep has interior concurrencies; more leave fewer out at once, and take longer to learn.
     """
     sweeps: dict[str, set[int]] = {}
     for e in experiments:
         if e.concurrency is not None:
             sweeps.setdefault(e.group, set()).add(e.concurrency)
     inner = {group: sorted(levels)[1:-1] for group, levels in sweeps.items()}
-    count = min(max(map(len, inner.values()), default=0), most or len(experiments))
+    count = max(count or 0, *map(len, inner.values()), 0)
+    dealt = {place: i % count for i, place in enumerate((group, level) for group, levels in inner.items() for level in levels)}
     folds = []
-    for i in range(count):
-        out = {(group, level) for group, levels in inner.items() for level in levels[i::count]}
-        test = tuple(e for e in experiments if (e.group, e.concurrency) in out)
-        folds.append((tuple(e for e in experiments if (e.group, e.concurrency) not in out), test))
-    return folds
+    for fold in range(count):
+        leaves = [dealt.get((e.group, e.concurrency or 0)) == fold for e in experiments]
+        train, test = (tuple(e for e, gone in zip(experiments, leaves, strict=True) if gone == side) for side in (False, True))
+        folds.append((train, test))
+    return [fold for fold in folds if fold[1]]
 
 
 def first_points(experiments: Sequence[Experiment], key: Callable[[Experiment], Hashable]) -> Fold:

@@ -37,6 +37,7 @@ _KEPT = (*_FITTED, "ttft", "noise tpot", "noise ttft")  # not learned from many 
 _STEPS, _FEWER_STEPS = 40, 12  # of the search for scales: of few rows, and of many, where one takes seconds
 _LEARNED_ALL = 0.2  # scale of what the coefficients of all may still be off at most, where rows have said them
 _LEFT_OUT = ("layout", "served", "device", "model")  # groups left out in turn, to see how far the field reaches
+_BENT_DRAWS = 256  # of coefficients, by which a time that bends is known
 _MANY = 200  # rows from which on the coefficients of all are fitted first, and figures taken as linear around them
 
 
@@ -210,7 +211,37 @@ def _linear(experiments: Sequence[Experiment], part: Part) -> tuple[Array, Array
         shift, wide = reach.of(extra, np.sqrt(variance + field.noise(points, given.scales) * part.heavier[kind]))
         found.append(centre[kind] + shift)
         sd.append(wide)
+    if (apart := np.flatnonzero(d.disaggregated > 0)).size:
+        there = {name: codes[apart] for name, codes in groups.items()}, places[apart]
+        sd[1][apart] = _bent([experiments[int(i)] for i in apart], part, by[1][apart], sd[1][apart], *there)
     return found[0], found[1], np.stack(sd, axis=1)
+
+
+def _bent(
+    experiments: Sequence[Experiment], part: Part, slope: Array, claimed: Array, groups: dict[str, field.Ints], places: Array
+) -> Array:
+    """Return the sd [n] that intervals of log(TTFT) need where prompts have a pool of their own: at least what slopes claim.
+
+    Whether they queue there depends on which pool is the slower one: where that is close, a coefficient a little off makes a wait of
+    nothing or of seconds, and no slope at one point tells.  So coefficients are drawn from what is known of them, no farther than what is
+    claimed of this very figure lets them go.
+    """
+    d, n = design(experiments), len(experiments)
+    kinds: dict[tuple[int, ...], Array] = {}
+    across = []
+    for i in range(n):
+        one = {name: codes[i : i + 1] for name, codes in groups.items()}
+        kind = tuple(int(codes[0]) for codes in one.values())
+        if kind not in kinds:
+            nobody = field.Points(row=_NONE, kind=_NONE, slope=np.zeros((0, 0)), groups=one, place=places[i : i + 1])
+            variance, axes = np.linalg.eigh(field.spread(part.given, nobody))
+            kinds[kind] = axes * np.sqrt(np.maximum(variance, 0.0))
+        along = float(np.linalg.norm(slope[i] @ kinds[kind]))
+        across.append(kinds[kind] * min(1.0, float(claimed[i]) / max(along, 1e-9)))
+    normal = np.random.default_rng(0).standard_normal((_BENT_DRAWS // 2, len(part.mean)))
+    centre, half = figures(d, part.mean)[1], np.stack(across)
+    off = np.abs([figures(d, part.mean + half @ z)[1] - centre for z in (*normal, *-normal)])
+    return np.asarray(np.maximum(claimed, np.quantile(off, 0.9, axis=0) / field.Z90))
 
 
 def _coefficients(experiments: Sequence[Experiment], part: Part) -> tuple[Array, dict[str, field.Ints], Array]:

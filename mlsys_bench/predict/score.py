@@ -57,7 +57,7 @@ class Summary:
     bias: float  # mean signed error
     coverage: float  # mean over groups of the share of its rows that lie in their intervals
     coverage_interval: tuple[float, float] | None  # Wilson, groups as trials
-    interval_score: float  # mean over groups, relative to the measurement
+    interval_score: float  # mean over groups, over what was predicted
     band_score: float  # the same for predicted x (1 ± mape): what a constant band would have earned
 
 
@@ -76,8 +76,8 @@ def summary(judged: Sequence[Judged], seed: int = 0) -> Summary:
         bias=float(np.mean([j.error for j in judged])),
         coverage=float(np.mean(covered)),
         coverage_interval=stats.wilson(sum(covered), len(covered)),
-        interval_score=float(np.mean(by_group(judged, lambda j: interval_score(j.measured, j.low, j.high)))),
-        band_score=float(np.mean(by_group(judged, lambda j: interval_score(j.measured, *band(j.predicted, mape))))),
+        interval_score=float(np.mean(by_group(judged, lambda j: interval_score(j.measured, j.low, j.high, j.predicted)))),
+        band_score=float(np.mean(by_group(judged, lambda j: interval_score(j.measured, *band(j.predicted, mape), j.predicted)))),
     )
 
 
@@ -123,14 +123,15 @@ def by_group(judged: Iterable[Judged], value: Callable[[Judged], float]) -> list
     return [float(np.mean(values)) for values in _groups(judged, value)]
 
 
-def interval_score(measured: float, low: float, high: float, level: float = stats.LEVEL) -> float:
-    """Return the interval score over the measurement: the width, and 2 / (1 - level) times what it misses by.  Lower is better.
+def interval_score(measured: float, low: float, high: float, over: float, level: float = stats.LEVEL) -> float:
+    """Return the interval score over a weight: the width, and 2 / (1 - level) times what it misses by.  Lower is better.
 
-    Proper: only the true quantiles minimise its mean.
+    Proper where the weight is known before the measurement, as a prediction is: only the true quantiles then minimise the mean.  Over the
+    measurement itself it is not: what is predicted too low costs less than its interval says (`docs/adr/0041`).
     Source: Gneiting and Raftery (2007), Strictly Proper Scoring Rules, JASA 102, eq. 43.
     """
     missed = max(low - measured, 0.0) + max(measured - high, 0.0)
-    return (high - low + 2 / (1 - level) * missed) / measured
+    return (high - low + 2 / (1 - level) * missed) / over
 
 
 def band(predicted: float, relative: float) -> tuple[float, float]:
@@ -143,7 +144,7 @@ def best_band(judged: Sequence[Judged]) -> tuple[float, float]:
     widths = sorted({0.0, *(abs(j.error) / (1 + j.error) for j in judged if j.error > -1)})
 
     def earned(width: float) -> float:
-        return float(np.mean(by_group(judged, lambda j: interval_score(j.measured, *band(j.predicted, width)))))
+        return float(np.mean(by_group(judged, lambda j: interval_score(j.measured, *band(j.predicted, width), j.predicted))))
 
     found, width = min((earned(width), width) for width in _thinned(widths))
     return width, found
