@@ -31,7 +31,7 @@ OVERHEAD_S = 2e-6
 TELEMETRY_SHARE = 0.005
 QUICK_S, MODEL_160M = 60.0, "small-160m"
 BUDGETS_S, BUDGET_APART = (20.0, 40.0, 80.0), 0.10
-LAUNCHES, MOST_LAUNCHES, LAUNCHES_APART, LAUNCHED = 5, 20, 0.03, ("memory.read", "memory.copy", "gemm", "op.linear", "op.norm")
+LAUNCHES, MOST_LAUNCHES, LAUNCHES_APART, LAUNCHED = 5, 40, 0.03, ("memory.read", "memory.copy", "gemm", "op.linear", "op.norm")
 NOTHING_MEASURED = 5  # exit status where all that was asked for was refused; the record says why
 CONTENDED_RUNS, CONTENDED, CONTENDED_S = 20, 0.95, 8.0
 
@@ -205,7 +205,7 @@ def launches() -> bool:
     absent: dict[str, str] = {}
     quiet = 0
     for number in range(MOST_LAUNCHES):
-        found, _ = _run("--model", MODEL_160M, "--only", ",".join(LAUNCHED), "--budget", "40s")
+        found, _ = _run("--model", MODEL_160M, "--only", ",".join(LAUNCHED), "--budget", "60s")
         for m in found.measurements:
             name = f"{m.name} {_short(m.parameters)}"
             if m.skipped and m.skipped.startswith("no units"):  # of this machine: nothing that another launch would measure

@@ -6,7 +6,7 @@ operators  operators alone beside decode steps and the engine's own clock: three
 overhead   what the harness adds to a sample of an empty call, and spends between two
 quick      `mlsys bench gpu --suite quick` of small-160m, start included
 budget     `--budget` against what the run takes
-launches   each row's median of five launches beside that of five more: how far apart, on a quiet machine (up to 14 minutes)
+launches   each row's median of five launches beside that of five more, on a quiet machine (12 to 40 minutes)
 contended  the verdict under planted load, and on a quiet machine
 """
 

@@ -169,8 +169,10 @@ def test_a_trace_that_is_over_before_its_fleet_has_begun_is_refused() -> None:
 
 def test_the_fleet_of_a_trace_serves_it_and_one_replica_fewer_does_not() -> None:
     """Held against the public simulator, request by request."""
-    asked = replayed()
+    left_out = "12 requests without prompt or output tokens (failed) are left out, also of the rate"
+    asked = dataclasses.replace(replayed(), trace=dataclasses.replace(trace(), notes=(left_out,)))
     found = plan(asked)
+    assert left_out in found.notes
     (candidate,) = [c for c in candidates.every(asked)[0] if c.layout == found.profile.layout]
 
     def p95_and_p99(replicas: int) -> tuple[float, float]:

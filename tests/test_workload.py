@@ -24,8 +24,8 @@ from mlsys_bench.types import Lengths
 LAWS = st.sampled_from(["poisson", "constant", "gamma:0.5", "gamma:1", "gamma:2.5"])
 LENGTHS = st.one_of(
     st.builds(Lengths, mean=st.integers(1, 5000).map(float)),
-    st.builds(Lengths, dist=st.just("lognormal"), mean=st.floats(1, 5000), cv=st.floats(0.01, 3), max=st.none() | st.integers(1, 9000)),
-    st.builds(Lengths, dist=st.just("uniform"), mean=st.floats(1, 5000), cv=st.floats(0.01, 0.57), max=st.none() | st.integers(1, 9000)),
+    st.builds(Lengths, dist=st.just("lognormal"), mean=st.floats(1, 5000), cv=st.floats(0.01, 3), max=st.none() | st.integers(5000, 9000)),
+    st.builds(Lengths, dist=st.just("uniform"), mean=st.floats(1, 5000), cv=st.floats(0.01, 0.57), max=st.none() | st.integers(5000, 9000)),
 )
 CHAT = workload.synthetic(20, arrivals="gamma:1.5", prompt="lognormal:900:1.2:8192", output="lognormal:250:1.0:1024")
 
@@ -58,6 +58,12 @@ def test_arrivals_that_are_none_are_refused(text: str) -> None:
 )
 def test_lengths_are_read(text: str, lengths: Lengths) -> None:
     assert workload.parse_lengths(text) == lengths
+
+
+def test_a_maximum_below_the_mean_is_no_law() -> None:
+    """Requests are cut to it, so that a plan for 900 tokens would be one for fewer than 512."""
+    with pytest.raises(BadInput, match="a maximum of 512 tokens below the mean of 900"):
+        workload.parse_lengths("lognormal:900:1.2:512")
 
 
 @given(LENGTHS)

@@ -177,7 +177,7 @@ def test_burstgpt_columns_are_known_and_failures_left_out(tmp_path: Path) -> Non
     text += "5,GPT-4,10,4,14,API log\n6,GPT-4,10,0,10,API log\n9,GPT-4,8,3,11,API log\n"
     found = trace.read(written(tmp_path, text))
     assert found.schedule.scheduled_s.tolist() == [0, 4]
-    assert found.notes == ("1 requests without prompt or output tokens (failed) are left out, also of the rate",)
+    assert found.schedule.notes == ("1 requests without prompt or output tokens (failed) are left out, also of the rate",)
 
 
 def test_hashes_written_as_text_stay_apart(tmp_path: Path) -> None:
@@ -198,7 +198,7 @@ def test_our_own_requests_are_a_trace_without_their_retries(tmp_path: Path) -> N
     assert found.schedule.prompt_tokens.tolist() == [10, 11, 14, 15]
     assert found.schedule.scheduled_s.tolist() == [0, 0.5, 2, 2.5]
     assert (found.schedule.tenants, found.schedule.session) == (("t",), None)
-    assert len(found.notes) == 2
+    assert len(found.schedule.notes) == 2
 
 
 def test_a_drawn_trace_comes_back_as_its_workload(tmp_path: Path) -> None:
@@ -241,7 +241,7 @@ def test_a_million_requests_are_read_within_a_few_hundred_megabytes(tmp_path: Pa
         ("time,prompt_tokens,output_tokens\n1,2,3\n", "1 request"),
         ("time,prompt_tokens,output_tokens\n1,2,3\n1,2,0\n", "1 request(s) (1 without tokens left out)"),
         ("time,prompt_tokens\n1,2\n2,2\n", "no column of output that is known"),
-        ("a,b\n1,2\n", "it has a, b; name one with --time-column"),
+        ("a,b\n1,2\n", "it has a, b; call it TIMESTAMP in the file's header"),
         ("time,prompt_tokens,output_tokens,Prompt_Tokens\n1,2,3,4\n5,2,3,4\n", "2 columns are called Prompt_Tokens; leave one of them"),
         ("time,prompt_tokens,output_tokens\n1,2,3\n1.5,2,3\n", "come within 0.5 s, and rates are counted by the second"),
         ("time,prompt_tokens,output_tokens\n1,2,3\nnoon,2,3\n", "line 3: time is 'noon'"),
@@ -265,6 +265,15 @@ def test_a_broken_trace_says_what_is_wrong(tmp_path: Path, text: str, says: str)
         described(written(tmp_path, text))
     assert says in str(caught.value)
     assert "trace.csv: " in str(caught.value)
+
+
+def test_only_who_can_name_columns_is_told_to(tmp_path: Path) -> None:
+    """`plan` and `simulate` have no --time-column, `workload` and `loadtest` do."""
+    path = written(tmp_path, "a,b\n1,2\n")
+    with pytest.raises(BadInput, match="name one with --time-column"):
+        trace.read(path, columns={})
+    with pytest.raises(BadInput, match="call it TIMESTAMP"):
+        trace.read(path)
 
 
 def test_a_column_that_is_not_there_is_named_with_those_that_are(tmp_path: Path) -> None:

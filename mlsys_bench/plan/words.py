@@ -155,6 +155,7 @@ def notes(request: Request, search: Search, design: Design, trial: Trial, spread
     else:
         yield from _bought(design.price)
     yield from request.shelf.market.notes
+    yield from request.trace.notes if request.trace is not None else ()
     share = design.replica.demand.share
     if share < 1:
         longest = _longest(design.candidate.limits)

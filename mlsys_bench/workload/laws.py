@@ -90,6 +90,8 @@ def checked_lengths(lengths: Lengths, where: str = "lengths") -> Lengths:
         raise BadInput(f"{where}: a uniform law reaches a coefficient of variation of 0.577 at most, not {lengths.cv:g}")
     if lengths.max is not None and not 1 <= lengths.max <= MAX_TOKENS:
         raise BadInput(f"{where}: a maximum of {lengths.max} tokens; it must lie between 1 and {MAX_TOKENS:,}")
+    if lengths.max is not None and lengths.max < lengths.mean:
+        raise BadInput(f"{where}: a maximum of {lengths.max} tokens below the mean of {lengths.mean:g}: write a smaller mean")
     return lengths
 
 

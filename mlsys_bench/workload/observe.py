@@ -90,7 +90,7 @@ def summarise(trace: Trace, counts: Counts, found: Sequence[Dispersion]) -> Traf
         prefix_hits_by_cache_tokens=_hits(plan),
         sessions=None if plan.session is None else len(np.unique(plan.session)),
         tenants={} if plan.tenant is None else {t: float(np.mean(plan.tenant == i)) for i, t in enumerate(plan.tenants)},
-        notes=(*trace.notes, *((_BY_HOUR,) if counts.is_long else ())),
+        notes=(*trace.schedule.notes, *((_BY_HOUR,) if counts.is_long else ())),
     )
 
 

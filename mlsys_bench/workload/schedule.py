@@ -41,6 +41,7 @@ class Schedule:
     session: Labels | None = None
     turn: Labels | None = None
     gap_s: Floats | None = None
+    notes: tuple[str, ...] = ()  # of the file it was read from: what was left out of it, what its times do not say
 
     def __len__(self) -> int:
         """How many requests there are."""

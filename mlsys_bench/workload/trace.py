@@ -9,6 +9,7 @@ million requests take their arrays and no more.
 from __future__ import annotations
 
 import array
+import dataclasses
 import datetime
 import hashlib
 import itertools
@@ -45,11 +46,10 @@ _BLOCKS = (16, 32, 64, 128, 256, 512, 1024)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Trace:
-    """A trace as it was read: its requests, when the first came (Unix time, where the file says), and what was seen on the way."""
+    """A trace as it was read: its requests, and when the first came (Unix time, where the file says)."""
 
     schedule: Schedule
     start_unix_s: float | None
-    notes: tuple[str, ...]
 
 
 def from_trace(
@@ -65,7 +65,7 @@ def from_trace(
 ) -> Schedule:
     """Return the requests of a trace: those due in [start, end) of it, sped up, or stretched to a rate.  Raises BadInput.
 
-    `columns` names columns that are not known by themselves: time, prompt, output, hash, session, tenant.
+    `columns` names columns that are not known by themselves: time, prompt, output, hash, session, tenant; None: nobody can name them here.
     """
     plan = read(path, columns=columns, time_unit=time_unit, block_tokens=block_tokens).schedule
     return cut(plan, str(path), start_s=start_s, end_s=end_s, speed=speed, rate_per_s=rate_per_s)
@@ -89,7 +89,7 @@ def cut(
 def read(path: Path, *, columns: dict[str, str] | None = None, time_unit: str | None = None, block_tokens: int | None = None) -> Trace:
     """Return what a file of requests holds, in order of arrival, times counted from the first.  Raises BadInput."""
     with opened(path) as table:
-        names = _names(path, table.columns, columns or {})
+        names = _names(path, table.columns, columns)
         scale = _time_scale(path, names["time"], table.columns, time_unit)
         rows = _Rows(path=path, names=names)
         for line, values in table.rows(list(names.values())):
@@ -100,8 +100,9 @@ def read(path: Path, *, columns: dict[str, str] | None = None, time_unit: str | 
 # ---------------------------------------------------------------- columns
 
 
-def _names(path: Path, columns: Sequence[str], named: dict[str, str]) -> dict[str, str]:
-    """Return which column holds what; what a trace may lack is left out."""
+def _names(path: Path, columns: Sequence[str], asked: dict[str, str] | None) -> dict[str, str]:
+    """Return which column holds what; what a trace may lack is left out.  `asked` None: whoever asks has no options to name columns by."""
+    named = asked or {}
     present = {c.strip().lower(): c for c in columns}
     found: dict[str, str] = {}
     for what, known in KNOWN.items():
@@ -114,7 +115,8 @@ def _names(path: Path, columns: Sequence[str], named: dict[str, str]) -> dict[st
                 raise BadInput(f"{path}: no column {named[what]!r}; it has {', '.join(columns)}; name one with --{what}-column")
             if what in NEEDED:
                 few = f"no column of {what} that is known ({', '.join(known[:3])}, …)"
-                raise BadInput(f"{path}: {few}; it has {', '.join(columns)}; name one with --{what}-column")
+                now = f"name one with --{what}-column" if asked is not None else f"call it {known[0]} in the file's header"
+                raise BadInput(f"{path}: {few}; it has {', '.join(columns)}; {now}")
     if {"chat_id", "parent_chat_id"} <= present.keys() and "session" not in named:
         found |= {"session": present["chat_id"], "parent": present["parent_chat_id"]}
     for name in found.values():
@@ -263,10 +265,10 @@ def _trace(rows: _Rows, scale: float, block_tokens: int | None) -> Trace:
         gap_s=np.frombuffer(rows.gap) if waits else None,
     )
     first_s = float(start_s[order[0]])
+    plan = dataclasses.replace(plan, notes=_notes(rows, plan))
     return Trace(
         schedule=plan if (np.diff(order) == 1).all() else take(plan, order),
         start_unix_s=first_s if rows.has_dates or first_s > 1e9 else None,
-        notes=_notes(rows, plan),
     )
 
 
