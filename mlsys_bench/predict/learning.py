@@ -233,7 +233,7 @@ def _bent(
         one = {name: codes[i : i + 1] for name, codes in groups.items()}
         kind = tuple(int(codes[0]) for codes in one.values())
         if kind not in kinds:
-            nobody = field.Points(row=_NONE, kind=_NONE, slope=np.zeros((0, 0)), groups=one, place=places[i : i + 1])
+            nobody = _nobody(one, places[i : i + 1])
             variance, axes = np.linalg.eigh(field.spread(part.given, nobody))
             kinds[kind] = axes * np.sqrt(np.maximum(variance, 0.0))
         along = float(np.linalg.norm(slope[i] @ kinds[kind]))
@@ -244,11 +244,16 @@ def _bent(
     return np.asarray(np.maximum(claimed, np.quantile(off, 0.9, axis=0) / field.Z90))
 
 
+def _nobody(groups: dict[str, field.Ints], places: Array) -> field.Points:
+    """Return where experiments stand, with nothing observed of them."""
+    return field.Points(row=_NONE, kind=_NONE, slope=np.zeros((0, 0)), groups=groups, place=places)
+
+
 def _coefficients(experiments: Sequence[Experiment], part: Part) -> tuple[Array, dict[str, field.Ints], Array]:
     """Return the expected log-coefficients [n, p] of experiments, their groups and places."""
     known = {name: dict(seen) for name, seen in part.known.items()}
     groups, places = field.codes(experiments, known), field.place(experiments)
-    nobody = field.Points(row=_NONE, kind=_NONE, slope=np.zeros((0, 0)), groups=groups, place=places)
+    nobody = _nobody(groups, places)
     return part.mean + field.deviations(part.given, nobody, len(experiments)), groups, places
 
 
@@ -260,7 +265,7 @@ def profile(e: Experiment, knowledge: Knowledge) -> LatencyProfile:
     part = knowledge.parts[load_of(e)]
     (x,), groups, places = _coefficients([e], part)
     beyond = _beyond(e, knowledge, part)
-    covariance = field.spread(part.given, field.Points(row=_NONE, kind=_NONE, slope=np.zeros((0, 0)), groups=groups, place=places))
+    covariance = field.spread(part.given, _nobody(groups, places))
     k = constants(e)
     found, jacobian = physics.terms_of(x, k)
     terms = names.floored({name: value * math.exp(float(beyond.mean())) for name, value in found.items()}, latency.MULTIPLIERS)
