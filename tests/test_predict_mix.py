@@ -12,9 +12,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mlsys_bench import predict, workload
+from mlsys_bench import latency, predict, workload
 from mlsys_bench.batching import Limits, Policy, StepFeatures
 from mlsys_bench.latency import clock as clock_of
+from mlsys_bench.latency import coefficients as names
 from mlsys_bench.latency.coefficients import NAMES
 from mlsys_bench.predict import figures, mix
 from mlsys_bench.predict.experiment import Experiment
@@ -131,6 +132,93 @@ def test_a_finite_run_is_followed_from_its_start(seats: int) -> None:
     error = 4 * np.std(runs, axis=0, ddof=1)
     found = timed(mix.closed(16, prompt, output, max_step_tokens=2048, seats=seats, requests=160), by_size)
     assert (np.abs(np.array(found) - np.mean(runs, axis=0)) < np.maximum(error, 0.01 * np.mean(runs, axis=0))).all()
+
+
+@pytest.mark.parametrize(("users", "seats"), [(4, 8), (16, 256), (32, 8)])
+def test_requests_that_come_later_do_not_wait_for_the_rush_at_the_start(users: int, seats: int) -> None:
+    """Steps of one second: how many the later requests of the same simulated run wait for, exactly."""
+    prompt, output = Lengths(dist="uniform", mean=900, cv=0.0642), Lengths(dist="uniform", mean=60, cv=0.3)
+    found = mix.closed(users, prompt, output, max_step_tokens=2048, seats=seats)
+    n, rng = max(6 * users, users + 8), np.random.default_rng(0)
+    ttft, _ = circled(one_second, users, drawn(prompt, n, rng), drawn(output, n, rng, 2), limits(2048, seats))
+    last = n - users // 2
+    assert found.later.sum() == pytest.approx(ttft[users + (last - users) // 2 : last].mean(), rel=1e-9)
+    assert found.later.sum() < found.first.sum() or seats < users
+
+
+@pytest.mark.parametrize(("users", "prompt"), [(16, 921), (64, 921), (32, 7372)])
+def test_a_median_is_that_of_later_requests_and_a_mean_holds_the_first_ones(users: int, prompt: int) -> None:
+    """Ten requests a client: one in ten waits for the prompts of all, so the median of a simulated run lies where `settled` says."""
+    law = Lengths(dist="uniform", mean=prompt, cv=0.0642)
+    e = replace(SPECULATING, speculative=None, draft_tokens=0, prompt_tokens=law, concurrency=users, requests=10 * users)
+    clock, x = clock_by(e, 2.5)
+    rng = np.random.default_rng(0)
+    prompts, outputs = drawn(law, 10 * users, rng), drawn(e.output_tokens, 10 * users, rng, 2)
+    ttft, _ = circled(clock, users, prompts, outputs, limits(8192, users))
+    c = dict(zip(NAMES, np.exp(x).tolist(), strict=True))
+    step_s = float(np.exp(figures.figures(figures.design([e]), x)[0][0]))
+    around_s = c["first_s"] + c["client_s"] + c["prompt_token_s"] * prompt + c["wait_steps"] * step_s
+    simulated = math.log((float(np.median(ttft)) + around_s) / (float(ttft.mean()) + around_s))
+    assert simulated < -0.2
+    assert float(figures.settled([e])[0]) == pytest.approx(simulated, abs=0.05)
+
+
+# ---------------------------------------------------------------- tokens proposed
+
+
+SPECULATING = Experiment(
+    key="1", group="1", model="deepseek-v3", device="B200-SXM", engine="vllm", precision="fp8", tp=8, moe_tp=8, max_step_tokens=8192,
+    prompt_tokens=Lengths(dist="uniform", mean=7372, cv=0.0642), output_tokens=Lengths(dist="uniform", mean=921, cv=0.0642),
+    concurrency=64, requests=640, speculative="mtp", draft_tokens=3,
+)  # fmt: skip
+
+
+def clock_by(e: Experiment, tokens: float) -> tuple[Clock, npt.NDArray[np.float64]]:
+    """Return the clock of an experiment's layout by the assumed coefficients, and these with so many tokens a step of three proposed."""
+    x = names.ASSUMED_LOG.copy()
+    x[NAMES.index("draft_tokens")] = math.log(tokens)
+    k = figures.constants(e)
+    terms = names.terms(dict(zip(NAMES, np.exp(x).tolist(), strict=True)), k)
+    table = [np.asarray(entry, dtype=float) for entry in latency.entries(names.floored(terms, latency.MULTIPLIERS), k)]
+
+    def step_s(f: StepFeatures) -> float:
+        module = 1 + e.draft_tokens / k["layers"] if f[0] else 1.0
+        return module * float(latency.many(table, np.asarray(f, dtype=float)))
+
+    return step_s, x
+
+
+@pytest.mark.parametrize("engine", ["vllm", "sglang"])
+@pytest.mark.parametrize(("users", "prompt", "drafts"), [(4, 921, 3), (64, 921, 3), (16, 7372, 2), (64, 7372, 3), (64, 7372, 1)])
+def test_a_token_of_several_takes_as_long_as_simulated(engine: str, users: int, prompt: int, drafts: int) -> None:
+    """2.5 tokens a step of three proposed: fewer steps a token, but as many prompts, which at 64 users take most of the time."""
+    law = Lengths(dist="uniform", mean=prompt, cv=0.0642)
+    e = replace(SPECULATING, engine=engine, prompt_tokens=law, concurrency=users, requests=10 * users, draft_tokens=drafts)
+    clock, x = clock_by(e, 2.5)
+    (chance,) = (float(root.real) for root in np.roots([1, 1, 1, 1 - 2.5]) if abs(root.imag) < 1e-9)
+    rng, n = np.random.default_rng(0), 4 * users + 64
+    prompts, outputs = drawn(law, n, rng), drawn(e.output_tokens, n, rng, 2)
+    policy = (WHOLE_PROMPTS_FIRST if engine == "sglang" else core.VLLM)._replace(drafts=drafts, acceptance=chance)
+    _, simulated = circled(clock, users, prompts, outputs, limits(8192, users), policy)
+    tpot = math.exp(float(figures.figures(figures.design([e]), x)[0][0]))
+    assert tpot == pytest.approx(float(simulated[: n - users // 2].mean()), rel=0.03)
+
+
+def test_who_is_looked_at_every_thirty_steps_waits_for_half_of_them() -> None:
+    x = names.ASSUMED_LOG
+    tpot, ttft = (np.exp(v) for v in figures.figures(figures.design([replace(SPECULATING, held_steps=n) for n in (0, 30)]), x))
+    tokens = float(np.exp(x[NAMES.index("draft_tokens")]))
+    assert tpot[0] == tpot[1]
+    assert ttft[1] - ttft[0] == pytest.approx(15 * tokens * tpot[0])
+
+
+def test_where_nobody_says_how_many_are_proposed_it_is_what_serves_best() -> None:
+    few, many = (replace(SPECULATING, concurrency=n, requests=10 * n) for n in (1, 256))
+    for e in (few, many):
+        untold, *told = np.exp(
+            figures.figures(figures.design([replace(e, draft_tokens=n) for n in (0, *figures.DRAFTS)]), names.ASSUMED_LOG)[0]
+        )
+        assert untold == min(told)
 
 
 def test_a_decode_pool_runs_the_same_batches_without_prompts() -> None:

@@ -49,7 +49,7 @@ LEARNED: dict[str, tuple[float, float]] = {
     "client_s": (15e-3, 1.00),  # per request of a closed loop: until a client that was answered has its next one there
     "wait_steps": (1.5, 0.50),  # steps that pass before a new request's own begins: half a running one, and one planned already
     "uncached": (0.05, 1.00),  # share of a prompt that prefix caching leaves to compute, where prompts are repeated: a last block
-    "draft_tokens": (1.8, 0.30),  # tokens a step brings a sequence with speculation
+    "draft_tokens": (2.5, 0.20),  # tokens a step brings a sequence with three proposed
     "transfer_s": (60e-3, 1.0),  # per request between prefill and decode pool
 }
 NAMES = tuple(LEARNED)

@@ -30,6 +30,7 @@ class Experiment:
     max_seqs: int | None = None
     max_step_tokens: int | None = None
     memory_share: float = 0.9
+    held_steps: int = 0  # steps between two looks of the scheduler at new requests; 0: at every one
     prompt_tokens: Lengths
     output_tokens: Lengths
     shared_prefix_tokens: int = 0  # the same for all requests
@@ -39,6 +40,7 @@ class Experiment:
     arrivals: str = "poisson"
     concurrency: int | None = None
     speculative: str | None = None  # such as mtp
+    draft_tokens: int = 0  # proposed in a step beside the one that is sure; 0: not said
     disaggregated: bool = False
     prefill_gpus: int = 0
     decode_gpus: int = 0

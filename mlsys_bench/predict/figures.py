@@ -28,7 +28,9 @@ from mlsys_bench.types import Lengths
 
 Array = npt.NDArray[np.float64]
 STEP_TOKENS = 8192  # budget of a step where nothing is said: the default of vLLM on large GPUs and of SGLang
-DRAFTS = (3, 1)  # tokens proposed beside the one that is sure, with speculation: more help small batches, fewer large ones
+DRAFTS = (2, 1)  # tokens proposed beside the one that is sure, where nobody says: more help small batches, fewer large ones
+MOST_DRAFTS = 3  # those that the coefficient `draft_tokens` is of
+_UNTOLD = -1
 _NEWTON = 8
 RESERVING = ("trtllm",)  # engines that admit a request only when memory for its whole answer is free (GUARANTEED_NO_EVICT)
 _ROUNDS = 24  # of the mean field
@@ -44,6 +46,7 @@ class Design:
     owner: npt.NDArray[np.int64]  # [m] experiment of each kind of step
     features: Array  # [m, 5]
     first: Array  # [m]
+    later: Array  # [m] of requests once the loop runs evenly
     further: Array  # [m]
     is_open: npt.NDArray[np.bool_]
     is_regular: npt.NDArray[np.bool_]  # arrivals at equal distances
@@ -51,10 +54,11 @@ class Design:
     prompt: Array
     output: Array
     repeats_prompts: Array  # 1 where prefix caching finds most of a prompt
-    drafts: Array
+    drafts: Array  # tokens proposed beside the one that is sure: 0 without speculation, below 0 where nobody says how many
     disaggregated: Array
     pool: dict[str, Array]  # constants of one prefill worker of a disaggregated system, by name [n]; elsewhere those of the replica
     prefill_workers: Array
+    held_steps: Array
     clients: Array  # of the whole system
     replicas: Array
 
@@ -75,6 +79,7 @@ def design(experiments: Sequence[Experiment]) -> Design:
         owner=np.concatenate([np.full(len(m.first), i) for i, m in has]) if has else np.zeros(0, dtype=np.int64),
         features=np.concatenate([m.features for _, m in has]) if has else np.zeros((0, 5)),
         first=np.concatenate([m.first for _, m in has]) if has else np.zeros(0),
+        later=np.concatenate([m.later for _, m in has]) if has else np.zeros(0),
         further=np.concatenate([m.further for _, m in has]) if has else np.zeros(0),
         is_open=np.array([e.concurrency is None for e in experiments], dtype=bool),
         is_regular=np.array([e.arrivals == "constant" for e in experiments], dtype=bool),
@@ -82,10 +87,11 @@ def design(experiments: Sequence[Experiment]) -> Design:
         prompt=np.array([e.prompt_tokens.mean for e in experiments]),
         output=np.array([max(e.output_tokens.mean, 2.0) for e in experiments]),
         repeats_prompts=np.array([float(e.sessions > 0) for e in experiments]),
-        drafts=np.array([float(e.speculative is not None) for e in experiments]),
+        drafts=np.array([0 if e.speculative is None else e.draft_tokens or _UNTOLD for e in experiments], dtype=float),
         disaggregated=np.array([float(e.disaggregated) for e in experiments]),
         pool={name: np.array([k[name] for k in pools]) for name in stacked},
         prefill_workers=np.array([max(e.prefill_gpus // max(e.prefill_tp, 1), 1) for e in experiments], dtype=float),
+        held_steps=np.array([float(e.held_steps) for e in experiments]),
         clients=np.array([float(e.concurrency or 0) for e in experiments]),
         replicas=np.array([float(e.replicas) for e in experiments]),
     )
@@ -119,6 +125,19 @@ def figures(d: Design, x: Array) -> tuple[Array, Array]:
     return np.log(np.maximum(tpot, _TINY)), np.log(np.maximum(ttft, _TINY))
 
 
+def settled(experiments: Sequence[Experiment]) -> Array:
+    """Return log(TTFT of a request that comes once the loop runs evenly, over the mean of all): where a median lies.
+
+    A benchmark of a closed loop begins with all its clients at once, and the mean holds what they wait for each other's prompts.
+    By the assumed coefficients: the ratio hardly depends on them.
+    """
+    if not experiments:
+        return np.zeros(0)
+    d = design(experiments)
+    usual, later = (figures(one, names.ASSUMED_LOG)[1] for one in (d, dataclasses.replace(d, first=d.later)))
+    return later - usual
+
+
 def slopes(d: Design, x: Array, step: float = 1e-4) -> tuple[Array, Array]:
     """Return the derivatives [n, p] of both figures by the log-coefficients, by finite differences."""
     tpot, ttft = figures(d, x)
@@ -137,39 +156,61 @@ def _closed(d: Design, c: dict[str, Any], t: Sequence[Array]) -> tuple[Array, Ar
         return nothing, nothing
     step_s = latency.many([entry[d.owner] for entry in t], d.features.T)
     tpot, first_s = (np.bincount(d.owner, step_s * weight, len(d)).astype(float) for weight in (d.further, d.first))
-    if (d.drafts > 0).any():
-        tpot, first_s = _speculated(d, c, t, tpot, first_s)
+    tokens: Any = 1.0
+    if d.drafts.any():
+        tpot, first_s, tokens = _speculated(d, c, t, tpot, first_s)
     outside_s = c["first_s"] + c["client_s"] + c["prompt_token_s"] * d.prompt
-    ttft = first_s + c["wait_steps"] * tpot + outside_s
+    ttft = first_s + (c["wait_steps"] + d.held_steps / 2) * tpot * tokens + outside_s
     return _apart(d, c, t, tpot, ttft, outside_s) if (d.disaggregated > 0).any() else (tpot, ttft)
 
 
 def _speculated(
     d: Design, c: dict[str, Any], t: Sequence[Array], tpot: Array, first_s: Array, share: Array | None = None
-) -> tuple[Array, Array]:
-    """Return the times with as many proposed tokens as make them shortest: who runs a system sets so many."""
-    of = np.flatnonzero(d.drafts[d.owner] > 0)
+) -> tuple[Array, Array, Array]:
+    """Return the times, and the tokens that a step brings each sequence, where it proposes some.
+
+    As many are proposed as is set, or where nobody says so many of `DRAFTS` as make the times shortest.  A token then takes fewer steps,
+    but prompts are computed as often as before.
+    """
+    speculates = d.drafts != 0
+    of = np.flatnonzero(speculates[d.owner])
     owner, f = d.owner[of], d.features[of].T.copy()
     if share is not None:
         f *= share[owner]
     entries = [entry[owner] for entry in t]
-    best = np.full(len(d), np.inf)
-    for drafts in DRAFTS:
-        step_s = latency.many(entries, [f[0] * (1 + drafts), *f[1:]])
-        found = np.bincount(owner, step_s * d.further[of], len(d)) / _tokens(c["draft_tokens"], drafts)
-        better = (d.drafts > 0) & (found < best)
-        best = np.where(better, found, best)
-        first_s = np.where(better, np.bincount(owner, step_s * d.first[of], len(d)), first_s)
-    return np.where(d.drafts > 0, best, tpot), first_s
+    decodes, prefills = f[0] > 0, f[2] > 0
+    further, first = d.further[of], d.first[of]
+    mixed, plain = (np.bincount(owner, further * kind, len(d)) for kind in (decodes & prefills, decodes & ~prefills))
+    best, brought = np.full(len(d), np.inf), np.ones(len(d))
+    for untold in DRAFTS:
+        drafts = np.where(d.drafts > 0, d.drafts, untold)
+        steps = 1 / _tokens(c["draft_tokens"], drafts)  # a token takes
+        kept = np.minimum(1.0, steps / np.maximum(mixed, _TINY))  # of steps with prefill: beyond, one step computes prompts of several
+        fewer = np.maximum(steps - mixed * kept, 0.0) / np.maximum(plain, _TINY)
+        times = np.where(decodes, np.where(prefills, kept[owner], fewer[owner]), 1.0)
+        more = np.where(decodes, 1 / kept[owner], 1.0)
+        own = drafts[owner]
+        step_s = latency.many(entries, [f[0] * (1 + own), f[1], f[2] * more, f[3] * more, f[4]])
+        step_s = step_s * np.where(decodes, 1 + own / d.constants["layers"][owner], 1.0)  # the draft module is a layer of its own
+        found = np.bincount(owner, step_s * further * times, len(d))
+        better = speculates & (found < best)
+        best, brought = np.where(better, found, best), np.where(better, 1 / steps, brought)
+        first_s = np.where(better, np.bincount(owner, step_s * first * times, len(d)), first_s)
+    return np.where(speculates, best, tpot), first_s, brought
 
 
-def _tokens(most: Any, drafts: int) -> Any:
-    """Return the tokens of a step with so many proposed, given those with the most: each is accepted with one chance if the last was."""
-    chance = np.clip((most - 1.0) / max(DRAFTS), 0.05, 0.99)
+def _tokens(most: Any, drafts: Array) -> Any:
+    """Return the tokens of a step with so many proposed, given those with `MOST_DRAFTS`.
+
+    Each is accepted with one chance if the last one was: 1 + p + ... + p^drafts (Leviathan et al. 2023, Fast Inference from Transformers
+    via Speculative Decoding, eq. 1).
+    """
+    powers = range(MOST_DRAFTS + 1)
+    chance = np.clip((most - 1.0) / MOST_DRAFTS, 0.05, 0.99)
     for _ in range(_NEWTON):
-        rise = sum(i * chance ** (i - 1) for i in range(1, max(DRAFTS) + 1))
-        chance = np.clip(chance - (sum(chance**i for i in range(max(DRAFTS) + 1)) - most) / rise, 0.01, 1.0)
-    return sum(chance**i for i in range(drafts + 1))
+        rise = sum(i * chance ** (i - 1) for i in powers[1:])
+        chance = np.clip(chance - (sum(chance**i for i in powers) - most) / rise, 0.01, 0.99)
+    return (1 - chance ** (drafts + 1)) / (1 - chance)
 
 
 def _apart(d: Design, c: dict[str, Any], t: Sequence[Array], tpot: Array, ttft: Array, outside_s: Any) -> tuple[Array, Array]:
@@ -199,7 +240,7 @@ def _apart(d: Design, c: dict[str, Any], t: Sequence[Array], tpot: Array, ttft: 
         share = np.where(here, 0.5 * share + 0.5 * np.minimum(decoding / seated, 1.0), 1.0)
         steps_s = latency.many(entries, f * share[owner])
         found = np.where(here, np.bincount(owner, steps_s * d.further[of], len(d)), tpot)
-        if (d.drafts > 0).any():
+        if d.drafts.any():
             found = np.where(here, _speculated(d, c, t, found, apart, share)[0], found)
     return found, apart
 

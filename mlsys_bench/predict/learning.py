@@ -19,7 +19,7 @@ from mlsys_bench.latency import physics, ways
 from mlsys_bench.latency.coefficients import CLOSED, OPEN
 from mlsys_bench.predict import field, ratios, saturation
 from mlsys_bench.predict.experiment import Experiment, Prediction
-from mlsys_bench.predict.figures import Design, constants, design, figures, precision_of, slopes
+from mlsys_bench.predict.figures import Design, constants, design, figures, precision_of, settled, slopes
 from mlsys_bench.types import LatencyProfile, Layout, Provenance
 
 Array = npt.NDArray[np.float64]
@@ -175,10 +175,9 @@ def predict(
         asked = [e for e in experiments if load_of(e) == load and not saturation.asks_for_rate(e)]
         if not asked:
             continue
-        for e, further, first, (sd_further, sd_first) in zip(asked, *predicted(asked, part), strict=True):
-            found[e.key] = ratios.complete(
-                e, knowledge.ratios, (float(further), float(sd_further)), (float(first), float(sd_first)), _provenance(e, part)
-            )
+        for e, further, first, (sd_further, sd_first), median in zip(asked, *predicted(asked, part), settled(asked), strict=True):
+            further_first = (float(further), float(sd_further)), (float(first), float(sd_first))
+            found[e.key] = ratios.complete(e, knowledge.ratios, *further_first, _provenance(e, part), float(median))
     return tuple(found[e.key] for e in experiments)
 
 

@@ -24,35 +24,42 @@ BINS_PER_OCTAVE = 4  # of batch size and of prefill tokens; steps that share a b
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Mix:
-    """Kinds of steps: `features` [m, 5] as in `latency`, and how many of each a first token and a further token wait for on average."""
+    """Kinds of steps: `features` [m, 5] as in `latency`, and how many of each a first token and a further token wait for on average.
+
+    `later` is `first` of the later half of requests alone, when the loop no longer feels that all began at once.
+    """
 
     features: Array
     first: Array
+    later: Array
     further: Array
 
 
 @dataclass(slots=True)
 class _Bins:
-    """Sums over steps by kind: weight of first tokens, of further tokens, and features by weight."""
+    """Sums over steps by kind: weight of first tokens, of later ones, of further tokens, and features by weight."""
 
     sums: dict[tuple[int, int], list[float]] = field(default_factory=dict)
 
-    def add(self, steps: float, waiting: float, flowing: float, features: tuple[float, float, float, float, float]) -> None:
-        """Count so many equal steps, in which `waiting` requests wait for a first token and `flowing` is the sum of 1 / gaps."""
+    def add(self, steps: float, counts: list[float], features: tuple[float, float, float, float, float]) -> None:
+        """Count so many equal steps; `counts`: who waits for a first token, later ones of them, and the sum of 1 / gaps of the others."""
+        waiting, later, flowing = counts
         decodes, _, prefill, _, _ = features
         kind = (_octave(prefill), _octave(decodes))
-        row = self.sums.setdefault(kind, [0.0] * 8)
+        row = self.sums.setdefault(kind, [0.0] * 9)
         weight = steps * (waiting + flowing * 64 + 1e-12)
         row[0] += steps * waiting
-        row[1] += steps * flowing
-        row[2] += weight
+        row[1] += steps * later
+        row[2] += steps * flowing
+        row[3] += weight
         for i, value in enumerate(features):
-            row[3 + i] += weight * value
+            row[4 + i] += weight * value
 
     def mix(self) -> Mix:
         """Return the mix; the weights of all requests add up to 1."""
         table = np.array(list(self.sums.values()))
-        return Mix(features=table[:, 3:] / table[:, 2:3], first=table[:, 0], further=table[:, 1])
+        first, later = table[:, 0], table[:, 1]
+        return Mix(features=table[:, 4:] / table[:, 3:4], first=first, later=later if later.any() else first, further=table[:, 2])
 
 
 def closed(
@@ -85,7 +92,8 @@ def decode_only(mix: Mix) -> Mix:
     features[:, 2:4], features[:, 4] = 0.0, features[:, 0]
     keep = (features[:, 0] > 0) & (mix.further > 0)
     further = mix.further[keep]
-    return Mix(features=features[keep], first=np.zeros(len(further)), further=further / further.sum())
+    nobody = np.zeros(len(further))
+    return Mix(features=features[keep], first=nobody, later=nobody, further=further / further.sum())
 
 
 class _Loop:
@@ -103,7 +111,9 @@ class _Loop:
         self.ticks = 0  # decode steps so far
         self.cached = 0  # tokens in the cache of those that decode
         self.bins = _Bins()
-        self.counts = [0.0, 0.0]  # waiting and flowing, by share
+        self.settled = clients + later // 2  # from here on
+        self.later = 1 / (later - later // 2)  # what such a request stands for among its kind
+        self.counts = [0.0, 0.0, 0.0]  # waiting, waiting of later ones, and flowing, by share
         for i in range(self.sent):
             self._count(i)
 
@@ -122,8 +132,10 @@ class _Loop:
             return self.share[0]
         return self.share[1] if i < max(len(self.prompts) - self.clients // 2, self.clients + 1) else 0.0
 
-    def _count(self, i: int) -> None:
-        self.counts[0] += self._weight(i)
+    def _count(self, i: int, sign: int = 1) -> None:
+        weight = self._weight(i)
+        self.counts[0] += sign * weight
+        self.counts[1] += sign * self.later * (i >= self.settled and weight > 0)
 
     def _decode(self) -> None:
         """Make decode steps until the next request ends."""
@@ -131,7 +143,7 @@ class _Loop:
         n = len(self.ends)
         if steps:
             reads = self.cached + n * (steps + 1) / 2
-            self.bins.add(steps, self.counts[0], self.counts[1], (n, reads, 0.0, 0.0, n))
+            self.bins.add(steps, self.counts, (n, reads, 0.0, 0.0, n))
             self.ticks += steps
             self.cached += n * steps
         self._end()
@@ -150,7 +162,7 @@ class _Loop:
                 self.queue[0] = (i, past + chunk)
                 break
             begun.append(self.queue.popleft()[0])
-        self.bins.add(1, self.counts[0], self.counts[1], (n, self.cached + n, tokens, pairs, n + len(begun)))
+        self.bins.add(1, self.counts, (n, self.cached + n, tokens, pairs, n + len(begun)))
         if n:
             self.ticks += 1
             self.cached += n
@@ -162,16 +174,15 @@ class _Loop:
         """Let a request whose prompt is computed decode."""
         heapq.heappush(self.ends, (self.ticks + self.outputs[i] - 1, i))
         self.cached += self.prompts[i]
-        weight = self._weight(i)
-        self.counts[0] -= weight
-        self.counts[1] += weight / (self.outputs[i] - 1)
+        self._count(i, -1)
+        self.counts[2] += self._weight(i) / (self.outputs[i] - 1)
 
     def _end(self) -> None:
         """Take out those that have all their tokens, and let their clients ask again."""
         while self.ends and self.ends[0][0] <= self.ticks:
             _, i = heapq.heappop(self.ends)
             self.cached -= self.prompts[i] + self.outputs[i] - 1
-            self.counts[1] -= self._weight(i) / (self.outputs[i] - 1)
+            self.counts[2] -= self._weight(i) / (self.outputs[i] - 1)
             if self.sent < len(self.prompts):
                 self.queue.append((self.sent, 0))
                 self._count(self.sent)

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from mlsys_bench.predict import figures
 from mlsys_bench.predict.experiment import Experiment, Prediction
 from mlsys_bench.types import Provenance
 
@@ -44,10 +45,10 @@ def learn(rows: Sequence[Experiment]) -> Ratios:
     """Return what rows say of the relation of their figures."""
     keys: dict[str, list[tuple[Hashable, ...]]] = {}
     values: dict[str, list[float]] = {}
-    for e, ttft in zip(rows, warm_ttft(rows), strict=True):
+    for e, ttft, median in zip(rows, warm_ttft(rows), _medians(rows), strict=True):
         tpot = _first(e, "tpot_mean_s", "itl_mean_s", "tpot_p50_s")
         for name, value in e.measured.items():
-            base = _base(name, e, tpot, ttft)
+            base = _base(name, e, tpot, ttft, median)
             if name in _DEFAULTS and base and value > 0:
                 keys.setdefault(name, []).append(_groups(e, name))
                 values.setdefault(name, []).append(math.log(value / base))
@@ -65,29 +66,40 @@ def warm_ttft(rows: Sequence[Experiment]) -> list[float | None]:
         if "ttft_mean_s" in e.measured and e.measured.get("ttft_p90_s"):
             usual.setdefault((e.engine, e.concurrency is None), []).append(e.measured["ttft_p90_s"] / e.measured["ttft_mean_s"])
     found = []
-    for e in rows:
+    for e, median in zip(rows, _medians(rows), strict=True):
         ttft, p90 = _first(e, "ttft_mean_s", "ttft_p50_s"), e.measured.get("ttft_p90_s")
         alike = usual.get((e.engine, e.concurrency is None), [])
         if ttft and p90 and e.cold_start and "ttft_mean_s" in e.measured and len(alike) >= _ALIKE:
             ttft = min(ttft, p90 / float(np.median(alike)))
-        found.append(ttft)
+        found.append(ttft if ttft is None or "ttft_mean_s" in e.measured else ttft / math.exp(median))
     return found
 
 
-def complete(e: Experiment, known: Ratios, further: tuple[float, float], first: tuple[float, float], provenance: Provenance) -> Prediction:
-    """Return all figures of an experiment: from the log and its sd of the time per token and of TTFT."""
+def _medians(rows: Sequence[Experiment]) -> list[float]:
+    """Return how far the median TTFT lies off the mean by physics, as a logarithm, of the rows whose median was measured; 0 of others."""
+    asked = [i for i, e in enumerate(rows) if "ttft_p50_s" in e.measured]
+    found = [0.0] * len(rows)
+    for i, median in zip(asked, figures.settled([rows[i] for i in asked]), strict=True):
+        found[i] = float(median)
+    return found
+
+
+def complete(
+    e: Experiment, known: Ratios, further: tuple[float, float], first: tuple[float, float], provenance: Provenance, median: float = 0.0
+) -> Prediction:
+    """Return all figures of an experiment: from the log and its sd of the time per token and of TTFT, whose median lies e^median off."""
     tpot, ttft = math.exp(further[0]), math.exp(first[0])
-    figures: dict[str, tuple[float, float, float]] = {}
+    all_figures: dict[str, tuple[float, float, float]] = {}
     for name in _DEFAULTS:
-        base = _base(name, e, tpot, ttft)
+        base = _base(name, e, tpot, ttft, median)
         if not base:
             continue
         centre, spread = ratio(e, name, known)
         by_first = ttft / base if name.startswith("e2e") else 1.0 if name.startswith("ttft") else 0.0
         own = math.hypot(by_first * first[1], (1 - by_first) * further[1], spread)
         middle = base * math.exp(centre)
-        figures[name] = (middle, middle * math.exp(-Z90 * own), middle * math.exp(Z90 * own))
-    return Prediction(key=e.key, figures=figures, provenance=provenance)
+        all_figures[name] = (middle, middle * math.exp(-Z90 * own), middle * math.exp(Z90 * own))
+    return Prediction(key=e.key, figures=all_figures, provenance=provenance)
 
 
 def ratio(e: Experiment, name: str, known: Ratios) -> tuple[float, float]:
@@ -132,8 +144,10 @@ def _first(e: Experiment, *wanted: str) -> float | None:
     return next((e.measured[name] for name in wanted if e.measured.get(name)), None)
 
 
-def _base(name: str, e: Experiment, tpot: float | None, ttft: float | None) -> float | None:
+def _base(name: str, e: Experiment, tpot: float | None, ttft: float | None, median: float) -> float | None:
     """Return what a figure is related to."""
+    if name == "ttft_p50_s":
+        return None if ttft is None else ttft * math.exp(median)
     if name.startswith("e2e"):
         return None if tpot is None or ttft is None else ttft + (max(e.output_tokens.mean, 1.0) - 1) * tpot
     return ttft if name.startswith("ttft") else tpot

@@ -22,7 +22,7 @@ from collections.abc import Sequence
 
 from mlsys_bench import models
 from mlsys_bench.predict.experiment import Experiment
-from mlsys_bench.predict.tables import layouts
+from mlsys_bench.predict.tables import layouts, recipes
 from mlsys_bench.predict.tables.inferencex import REQUESTS_PER_USER, drawn
 from mlsys_bench.predict.tables.rows import Cells, Column, Format, Row, device_id, figures_of, model_id, precision_id
 from mlsys_bench.types import Lengths
@@ -54,6 +54,8 @@ def read(cells: Cells, source: str) -> Row:
         measured=figures_of(measured, _RESULTS),
     )
     experiment, notes = _spread(experiment, cells)
+    if by_inferencex:
+        experiment = recipes.started(experiment, int(prompt), int(output))
     experiment = dataclasses.replace(experiment, group=_sweep(experiment, prompt, output))
     return Row(line=cells.line, cells=dict(cells.text), parts=((experiment, 1.0),), measured=measured, notes=notes)
 

@@ -29,7 +29,7 @@ import re
 from collections.abc import Sequence
 
 from mlsys_bench.predict.experiment import Experiment
-from mlsys_bench.predict.tables import layouts
+from mlsys_bench.predict.tables import layouts, recipes
 from mlsys_bench.predict.tables.rows import Cells, Column, Figure, Format, Row, device_id, figures_of, model_id, precision_id
 from mlsys_bench.types import Lengths
 
@@ -81,6 +81,7 @@ def read(cells: Cells, source: str) -> Row:
         measured=figures_of(measured, _RESULTS),
     )
     experiment, notes = _spread(experiment, cells)
+    experiment = recipes.started(experiment, cells.whole("isl"), cells.whole("osl"))
     group = " ".join(["inferencex", *(cells.get(column) for column in _CONFIGURATION)])
     parts = ((dataclasses.replace(experiment, group=group), 1.0),)
     return Row(line=cells.line, cells=dict(cells.text), parts=parts, measured=measured, notes=notes)

@@ -1,0 +1,91 @@
+"""What the servers of InferenceX were started with: limits that its table leaves out, from the recipes that suite publishes.
+
+For DeepSeek-R1 where prefill and decode share their GPUs:
+
+| engine | on | share of memory | tokens a step | requests at once | looks | proposed |
+|---|---|---|---|---|---|---|
+| SGLang | B200 and B300, fp8, 4 GPUs | 0.95 | 8,192 | 32 | 10 or 30 | - |
+| | B200 and B300, fp8 | 0.82 | 32,768 (MTP: 16,384) | 128 (MTP: 512) | 10 or 30 | 2 |
+| | B200 and B300, fp4 | 0.85 | 16,384 | 256 (MTP: 512) | 10 or 30 | 2 |
+| | H200 | 0.82 | 32,768 | 256 (1,024 / 1,024: 512) | 1 | 2 |
+| | MI300X, MI325X | 0.80 | 131,072 | - | 4 | 3 |
+| | MI355X | 0.80 | 196,608 (fp4, 8,192 / 1,024, over 32 users: 32,768) | - | 4 (fp8, MTP: 8) | 3 |
+| TensorRT-LLM | B200; H200 | 0.80; 0.75 of the rest | 8,192, or all users, a prompt and 64 | MTP: its users | 1 | 3 |
+| | with attention DP | the same | the same | the same | 60 | 1 |
+| ATOM | MI355X | - | - | - | 1 | 1 |
+
+- looks: steps between two looks at new requests.  SGLang's `scheduler-recv-interval` is 10, from 16 users on 30; its
+  `num-continuous-decode-steps` is 4 on AMD; TensorRT-LLM waits up to 60 steps until every rank of data-parallel attention has a prompt.
+- proposed: tokens of MTP beside the one that is sure.
+- Recipes change with time: B200's with MTP allowed 256 requests before March 2026, and ATOM's in fp8 propose 3 tokens since.
+- Disaggregated systems have a recipe for each size; TensorRT-LLM's propose 3 tokens, with data-parallel attention in fp4 and more than
+  64 requests a rank 1.  Nothing else is taken from them.
+
+Read in SemiAnalysisAI/InferenceX: `benchmarks/dsr1_*.sh` @1fc5d73c and @111f0312, `benchmarks/single_node/dsr1_*.sh` @285b6628 and
+@34bc7c40, `benchmarks/single_node/fixed_seq_len/dsr1_*.sh` @8eec0d4e and @f89cdfe2, `.github/configs/nvidia-master.yaml` @0004cf5f.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+from mlsys_bench.predict.experiment import Experiment
+
+MODEL = "deepseek-v3"  # R1 is the same design
+_GRAIN = 64  # TensorRT-LLM's recipes round tokens of a step up to it
+_PROPOSED = {"atom": 1}
+
+
+def started(e: Experiment, prompt: int, output: int) -> Experiment:
+    """Return the experiment with what its server was started with; `prompt` and `output` are the nominal lengths."""
+    if e.model != MODEL:
+        return e
+    drafts = _drafts(e) if e.speculative else 0
+    if e.disaggregated:
+        return dataclasses.replace(e, draft_tokens=_apart(e) if e.speculative and e.engine == "trtllm" else 0)
+    if e.engine == "sglang":
+        return dataclasses.replace(_sglang(e, prompt, output), draft_tokens=drafts)
+    if e.engine == "trtllm":
+        return dataclasses.replace(_trtllm(e, prompt, drafts), draft_tokens=drafts)
+    return dataclasses.replace(e, draft_tokens=drafts)
+
+
+def _drafts(e: Experiment) -> int:
+    if e.engine == "trtllm":
+        return 1 if e.attention_dp > 1 else 3
+    return _PROPOSED.get(e.engine, 3 if e.device.startswith("MI") else 2)
+
+
+def _apart(e: Experiment) -> int:
+    ranks = e.replicas * e.attention_dp
+    return 1 if e.precision == "fp4" and e.attention_dp > 1 and (e.concurrency or 1) > 64 * ranks else 3
+
+
+def _sglang(e: Experiment, prompt: int, output: int) -> Experiment:
+    users = e.concurrency or 1
+    if e.device.startswith("MI"):
+        e = dataclasses.replace(e, held_steps=8 if e.speculative and e.precision == "fp8" else 4)
+        fewer = e.precision == "fp4" and (prompt, output) == (8192, 1024) and users > 32
+        tokens = 131072 if e.device in ("MI300X", "MI325X") else 32768 if fewer else 196608
+        return dataclasses.replace(e, memory_share=0.80, max_step_tokens=tokens)
+    if e.device.startswith("H"):
+        return dataclasses.replace(e, memory_share=0.82, max_step_tokens=32768, max_seqs=512 if prompt == output == 1024 else 256)
+    e = dataclasses.replace(e, held_steps=1 if e.attention_dp > 1 else 30 if users >= 16 else 10)
+    if e.precision == "fp4":
+        return dataclasses.replace(e, memory_share=0.85, max_step_tokens=16384, max_seqs=512 if e.speculative else 256)
+    if e.gpus == 4:
+        return dataclasses.replace(e, memory_share=0.95, max_step_tokens=8192, max_seqs=32)
+    if e.speculative:
+        return dataclasses.replace(e, memory_share=0.82, max_step_tokens=16384, max_seqs=512)
+    return dataclasses.replace(e, memory_share=0.82, max_step_tokens=32768, max_seqs=128)
+
+
+def _trtllm(e: Experiment, prompt: int, drafts: int) -> Experiment:
+    users = e.concurrency or 1
+    batch = max(users // e.attention_dp, 1) if drafts else users
+    tokens = math.ceil(((drafts + 1) * batch + prompt + 64) / _GRAIN) * _GRAIN
+    return dataclasses.replace(
+        e, memory_share=0.75 if e.device.startswith("H") else 0.80, max_step_tokens=tokens if drafts else max(tokens, 8192),
+        max_seqs=batch * e.attention_dp if drafts else None, held_steps=60 if e.attention_dp > 1 else 0,
+    )  # fmt: skip
