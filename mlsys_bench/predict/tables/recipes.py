@@ -32,15 +32,16 @@ import math
 
 from mlsys_bench.predict.experiment import Experiment
 
-MODEL = "deepseek-v3"  # R1 is the same design
+R1 = "deepseek-v3"  # the same design
+BLACKWELL = ("B200-SXM", "B300-SXM")
 _GRAIN = 64  # TensorRT-LLM's recipes round tokens of a step up to it
 _PROPOSED = {"atom": 1}
 
 
 def started(e: Experiment, prompt: int, output: int) -> Experiment:
     """Return the experiment with what its server was started with; `prompt` and `output` are the nominal lengths."""
-    if e.model != MODEL:
-        return e
+    if e.model != R1:
+        return _other(e)
     drafts = _drafts(e) if e.speculative else 0
     if e.disaggregated:
         return dataclasses.replace(e, draft_tokens=_apart(e) if e.speculative and e.engine == "trtllm" else 0)
@@ -49,6 +50,19 @@ def started(e: Experiment, prompt: int, output: int) -> Experiment:
     if e.engine == "trtllm":
         return dataclasses.replace(_trtllm(e, prompt, drafts), draft_tokens=drafts)
     return dataclasses.replace(e, draft_tokens=drafts)
+
+
+def _other(e: Experiment) -> Experiment:
+    if e.model == "qwen3.5-397b-a17b" and e.engine == "sglang" and e.device in BLACKWELL:
+        return dataclasses.replace(e, memory_share=0.82, max_step_tokens=32768, max_seqs=128, held_steps=_looks(e))
+    if e.model == "minimax-m2.5" and e.precision == "fp8" and e.device in BLACKWELL:
+        return dataclasses.replace(e, memory_share=0.95)
+    return e
+
+
+def _looks(e: Experiment) -> int:
+    """Return SGLang's interval between looks at new requests, which these recipes set on Blackwell."""
+    return 30 if (e.concurrency or 1) >= 16 else 10
 
 
 def _drafts(e: Experiment) -> int:
@@ -71,7 +85,7 @@ def _sglang(e: Experiment, prompt: int, output: int) -> Experiment:
         return dataclasses.replace(e, memory_share=0.80, max_step_tokens=tokens)
     if e.device.startswith("H"):
         return dataclasses.replace(e, memory_share=0.82, max_step_tokens=32768, max_seqs=512 if prompt == output == 1024 else 256)
-    e = dataclasses.replace(e, held_steps=1 if e.attention_dp > 1 else 30 if users >= 16 else 10)
+    e = dataclasses.replace(e, held_steps=0 if e.attention_dp > 1 else _looks(e))
     if e.precision == "fp4":
         return dataclasses.replace(e, memory_share=0.85, max_step_tokens=16384, max_seqs=512 if e.speculative else 256)
     if e.gpus == 4:
