@@ -6,9 +6,9 @@ For open and closed loops apart: the scales of `predict.field` by maximum margin
 then leave-one-model-out and leave-one-GPU-out errors, from the assumed coefficients with those scales.  `--write` replaces
 `mlsys_bench/data/coefficients.json`.  No coefficient is chosen by hand.
 
-Scales of closed loops are learned from all times per token of the first table, beginning at those shipped (a search of few steps); those
-of TTFT stay as they are, for the time of both together grows eightfold.  Noise is what repeats of a run differ by: rows that others
-contradict count less, and with those put aside likelihood would find less of it each time.
+Scales of closed loops are learned from all times per token of the first table; those of TTFT stay as assumed, for the time of both
+together grows eightfold.  The search begins at what is assumed, so that the script finds the same again.  Noise is what repeats of a run
+differ by: rows that others contradict count less, and with those put aside likelihood would find less of it each time.
 """
 
 from __future__ import annotations
@@ -63,9 +63,8 @@ def learned(load: str, found: list[Experiment]) -> dict[str, object]:
     """Return coefficients, scales and scores of one kind of load, printing them."""
     started = time.perf_counter()
     shown = found if load == names.OPEN else rows(TABLES[load][:1])
-    start = field.SCALES if load == names.OPEN else names.stored()[load]["scales"]
     noise = {} if load == names.OPEN else {"noise tpot": repeated(shown)}
-    scales = learning.scaled(shown, names.ASSUMED_LOG, start | noise)
+    scales = learning.scaled(shown, names.ASSUMED_LOG, field.SCALES | noise)
     print(f"{load}: scales from {len(shown)} rows, {time.perf_counter() - started:.0f} s", flush=True)
     mean = learning.fitted(found, names.ASSUMED_LOG)
     coefficients = dict(zip(names.NAMES, np.exp(mean).tolist(), strict=True))

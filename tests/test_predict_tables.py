@@ -269,26 +269,26 @@ RUN_R1 = "{gpu},{engine},dsr1,{precision},{spec},False,{tp},1,0,{tp},1,{dpa},0,8
 @pytest.mark.parametrize(
     ("run", "started"),
     [
-        (("b200", "sglang", "fp8", "none", 4, False, 8192, 32), (0.95, 8192, 32, 30, 0)),
-        (("b200", "sglang", "fp8", "mtp", 8, False, 8192, 8), (0.82, 16384, 512, 10, 2)),
-        (("b300", "sglang", "fp4", "none", 8, False, 1024, 16), (0.85, 16384, 256, 30, 0)),
-        (("h200", "sglang", "fp8", "mtp", 8, False, 1024, 64), (0.82, 32768, 512, 0, 2)),
-        (("mi325x", "sglang", "fp8", "none", 8, False, 8192, 64), (0.80, 131072, None, 4, 0)),
-        (("mi355x", "sglang", "fp8", "mtp", 8, False, 8192, 64), (0.80, 196608, None, 8, 3)),
-        (("mi355x", "sglang", "fp4", "none", 8, False, 8192, 64), (0.80, 32768, None, 4, 0)),
-        (("b200", "trt", "fp8", "none", 8, False, 8192, 64), (0.80, 8320, None, 0, 0)),
-        (("b200", "trt", "fp4", "mtp", 4, True, 1024, 256), (0.80, 1216, 256, 60, 1)),
-        (("h200", "trt", "fp8", "mtp", 8, False, 1024, 32), (0.75, 1216, 32, 0, 3)),
-        (("mi355x", "atom", "fp4", "mtp", 8, False, 1024, 32), (0.9, None, None, 0, 1)),
+        (("b200", "sglang", "fp8", "none", 4, False, 8192, 32), (0.95, 8192, 30, 0)),
+        (("b200", "sglang", "fp8", "mtp", 8, False, 8192, 8), (0.82, 16384, 10, 2)),
+        (("b300", "sglang", "fp4", "none", 8, False, 1024, 16), (0.85, 16384, 30, 0)),
+        (("h200", "sglang", "fp8", "mtp", 8, False, 1024, 64), (0.82, 32768, 0, 2)),
+        (("mi325x", "sglang", "fp8", "none", 8, False, 8192, 64), (0.80, 131072, 4, 0)),
+        (("mi355x", "sglang", "fp8", "mtp", 8, False, 8192, 64), (0.80, 196608, 8, 3)),
+        (("mi355x", "sglang", "fp4", "none", 8, False, 8192, 64), (0.80, 32768, 4, 0)),
+        (("b200", "trt", "fp8", "none", 8, False, 8192, 64), (0.80, 8320, 0, 0)),
+        (("b200", "trt", "fp4", "mtp", 4, True, 1024, 256), (0.80, 1216, 60, 1)),
+        (("h200", "trt", "fp8", "mtp", 8, False, 1024, 32), (0.75, 1216, 0, 3)),
+        (("mi355x", "atom", "fp4", "mtp", 8, False, 1024, 32), (0.9, None, 0, 1)),
     ],
 )
 def test_servers_of_inferencex_were_started_by_its_recipes(
-    tmp_path: Path, run: tuple[object, ...], started: tuple[float, int | None, int | None, int, int]
+    tmp_path: Path, run: tuple[object, ...], started: tuple[float, int | None, int, int]
 ) -> None:
-    """Share of memory, tokens a step, requests at once, steps between two looks, tokens proposed: as its scripts compute them."""
+    """Share of memory, tokens a step, steps between two looks, tokens proposed: as its scripts compute them."""
     names = ("gpu", "engine", "precision", "spec", "tp", "dpa", "prompt", "users")
     e = one(tmp_path, INFERENCEX + RUN_R1.format(**dict(zip(names, run, strict=True))))
-    assert (e.memory_share, e.max_step_tokens, e.max_seqs, e.held_steps, e.draft_tokens) == started
+    assert (e.memory_share, e.max_step_tokens, e.held_steps, e.draft_tokens) == started
 
 
 def test_four_gpus_hold_the_requests_that_were_measured_on_them(tmp_path: Path) -> None:

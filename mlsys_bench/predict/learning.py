@@ -34,7 +34,7 @@ _NONE = np.zeros(0, dtype=np.int64)
 _RELINEARISED = 3
 _FITTED = {"all": 1e-3, "client": 1e-3}  # scales of what the coefficients of all hold, where these were fitted: nothing is left to deviate
 _KEPT = (*_FITTED, "ttft", "noise tpot", "noise ttft")  # not learned from many rows: TTFT is not asked, and noise is what repeats say
-_STEPS, _FEWER_STEPS = 40, 12  # of the search for scales: of few rows, and of many, where one takes seconds
+_STEPS = 60  # of the search for scales at most: twice as many move none by a tenth
 _LEARNED_ALL = 0.2  # scale of what the coefficients of all may still be off at most, where rows have said them
 _LEFT_OUT = ("layout", "served", "device", "model")  # groups left out in turn, to see how far the field reaches
 _BENT_DRAWS = 256  # of coefficients, by which a time that bends is known
@@ -447,7 +447,7 @@ def scaled(rows: Sequence[Experiment], mean: Array, scales: dict[str, float], ro
             away = np.where(held, 0.0, logs - start)
             return value + 0.5 * float(np.sum(away**2)), np.where(held, 0.0, gradient) + away
 
-        begin, most = np.log([scales[name] for name in field.SCALES]), _FEWER_STEPS if part.linear else _STEPS
-        found = np.exp(minimize(cost, begin, jac=True, method="L-BFGS-B", options={"maxiter": most}).x)
+        begin = np.log([scales[name] for name in field.SCALES])
+        found = np.exp(minimize(cost, begin, jac=True, method="L-BFGS-B", options={"maxiter": _STEPS}).x)
         scales = {name: scales[name] if keep else float(value) for name, keep, value in zip(field.SCALES, held, found, strict=True)}
     return scales

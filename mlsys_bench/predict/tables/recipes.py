@@ -2,27 +2,31 @@
 
 For DeepSeek-R1 where prefill and decode share their GPUs:
 
-| engine | on | share of memory | tokens a step | requests at once | looks | proposed |
-|---|---|---|---|---|---|---|
-| SGLang | B200 and B300, fp8, 4 GPUs | 0.95 | 8,192 | 32 | 10 or 30 | - |
-| | B200 and B300, fp8 | 0.82 | 32,768 (MTP: 16,384) | 128 (MTP: 512) | 10 or 30 | 2 |
-| | B200 and B300, fp4 | 0.85 | 16,384 | 256 (MTP: 512) | 10 or 30 | 2 |
-| | H200 | 0.82 | 32,768 | 256 (1,024 / 1,024: 512) | 1 | 2 |
-| | MI300X, MI325X | 0.80 | 131,072 | - | 4 | 3 |
-| | MI355X | 0.80 | 196,608 (fp4, 8,192 / 1,024, over 32 users: 32,768) | - | 4 (fp8, MTP: 8) | 3 |
-| TensorRT-LLM | B200; H200 | 0.80; 0.75 of the rest | 8,192, or all users, a prompt and 64 | MTP: its users | 1 | 3 |
-| | with attention DP | the same | the same | the same | 60 | 1 |
-| ATOM | MI355X | - | - | - | 1 | 1 |
+| engine | on | share of memory | tokens a step | looks | proposed |
+|---|---|---|---|---|---|
+| SGLang | B200 and B300, fp8, 4 GPUs | 0.95 | 8,192 | 10 or 30 | - |
+| | B200 and B300, fp8 | 0.82 | 32,768 (MTP: 16,384) | 10 or 30 | 2 |
+| | B200 and B300, fp4 | 0.85 | 16,384 | 10 or 30 | 2 |
+| | H200 | 0.82 | 32,768 | 1 | 2 |
+| | MI300X, MI325X | 0.80 | 131,072 | 4 | 3 |
+| | MI355X | 0.80 | 196,608 (fp4, 8,192 / 1,024, over 32 users: 32,768) | 4 (fp8, MTP: 8) | 3 |
+| TensorRT-LLM | B200; H200 | 0.80; 0.75 of the rest | 8,192, or all users, a prompt and 64 | 1 | 3 |
+| | with attention DP | the same | the same | 60 | 1 |
+| ATOM | MI355X | - | - | 1 | 1 |
+
+and Qwen3.5 in SGLang on B200 and B300: 0.82, 32,768, 10 or 30; MiniMax-M2.5 in fp8 there: 0.95.
 
 - looks: steps between two looks at new requests.  SGLang's `scheduler-recv-interval` is 10, from 16 users on 30; its
   `num-continuous-decode-steps` is 4 on AMD; TensorRT-LLM waits up to 60 steps until every rank of data-parallel attention has a prompt.
 - proposed: tokens of MTP beside the one that is sure.
-- Recipes change with time: B200's with MTP allowed 256 requests before March 2026, and ATOM's in fp8 propose 3 tokens since.
+- Their limits of requests at once (32 to 512) bind in no plain run, and the closed-loop table does not say which of its runs speculate.
+- Recipes change with time: ATOM's in fp8 propose 3 tokens since; most of them keep what is here.
 - Disaggregated systems have a recipe for each size; TensorRT-LLM's propose 3 tokens, with data-parallel attention in fp4 and more than
   64 requests a rank 1.  Nothing else is taken from them.
 
 Read in SemiAnalysisAI/InferenceX: `benchmarks/dsr1_*.sh` @1fc5d73c and @111f0312, `benchmarks/single_node/dsr1_*.sh` @285b6628 and
-@34bc7c40, `benchmarks/single_node/fixed_seq_len/dsr1_*.sh` @8eec0d4e and @f89cdfe2, `.github/configs/nvidia-master.yaml` @0004cf5f.
+@34bc7c40, `qwen3.5_fp8_b200.sh` @01fa35cf, `minimaxm2.5_fp8_b200.sh` @07e171a3, `benchmarks/single_node/fixed_seq_len/dsr1_*.sh` @8eec0d4e
+and @f89cdfe2, `.github/configs/nvidia-master.yaml` @0004cf5f.
 """
 
 from __future__ import annotations
@@ -54,7 +58,7 @@ def started(e: Experiment, prompt: int, output: int) -> Experiment:
 
 def _other(e: Experiment) -> Experiment:
     if e.model == "qwen3.5-397b-a17b" and e.engine == "sglang" and e.device in BLACKWELL:
-        return dataclasses.replace(e, memory_share=0.82, max_step_tokens=32768, max_seqs=128, held_steps=_looks(e))
+        return dataclasses.replace(e, memory_share=0.82, max_step_tokens=32768, held_steps=_looks(e))
     if e.model == "minimax-m2.5" and e.precision == "fp8" and e.device in BLACKWELL:
         return dataclasses.replace(e, memory_share=0.95)
     return e
@@ -84,15 +88,15 @@ def _sglang(e: Experiment, prompt: int, output: int) -> Experiment:
         tokens = 131072 if e.device in ("MI300X", "MI325X") else 32768 if fewer else 196608
         return dataclasses.replace(e, memory_share=0.80, max_step_tokens=tokens)
     if e.device.startswith("H"):
-        return dataclasses.replace(e, memory_share=0.82, max_step_tokens=32768, max_seqs=512 if prompt == output == 1024 else 256)
+        return dataclasses.replace(e, memory_share=0.82, max_step_tokens=32768)
     e = dataclasses.replace(e, held_steps=0 if e.attention_dp > 1 else _looks(e))
     if e.precision == "fp4":
-        return dataclasses.replace(e, memory_share=0.85, max_step_tokens=16384, max_seqs=512 if e.speculative else 256)
+        return dataclasses.replace(e, memory_share=0.85, max_step_tokens=16384)
     if e.gpus == 4:
-        return dataclasses.replace(e, memory_share=0.95, max_step_tokens=8192, max_seqs=32)
+        return dataclasses.replace(e, memory_share=0.95, max_step_tokens=8192)
     if e.speculative:
-        return dataclasses.replace(e, memory_share=0.82, max_step_tokens=16384, max_seqs=512)
-    return dataclasses.replace(e, memory_share=0.82, max_step_tokens=32768, max_seqs=128)
+        return dataclasses.replace(e, memory_share=0.82, max_step_tokens=16384)
+    return dataclasses.replace(e, memory_share=0.82, max_step_tokens=32768)
 
 
 def _trtllm(e: Experiment, prompt: int, drafts: int) -> Experiment:
@@ -101,5 +105,5 @@ def _trtllm(e: Experiment, prompt: int, drafts: int) -> Experiment:
     tokens = math.ceil(((drafts + 1) * batch + prompt + 64) / _GRAIN) * _GRAIN
     return dataclasses.replace(
         e, memory_share=0.75 if e.device.startswith("H") else 0.80, max_step_tokens=tokens if drafts else max(tokens, 8192),
-        max_seqs=batch * e.attention_dp if drafts else None, held_steps=60 if e.attention_dp > 1 else 0,
+        held_steps=60 if e.attention_dp > 1 else 0,
     )  # fmt: skip
