@@ -1,7 +1,8 @@
 """Tables of measured serving runs, read as experiments: each row's inputs, its results where it has some, and why not where it cannot be.
 
 The kind of a table is told by its header; result columns may be empty or missing.  What the columns mean, and what had to be assumed, is
-written in the module of each kind: `blis`, `closed_loop`, `inferencex`, `mlperf`, and `layouts` for parallelism.
+written in the module of each kind: `blis`, `closed_loop`, `inferencex`, `mlperf`; `layouts` for parallelism, `recipes` for how servers were
+started.
 """
 
 from __future__ import annotations

@@ -21,12 +21,12 @@ and Qwen3.5 in SGLang on B200 and B300: 0.82, 32,768, 10 or 30; MiniMax-M2.5 in 
 - proposed: tokens of MTP beside the one that is sure.
 - Their limits of requests at once (32 to 512) bind in no plain run, and the closed-loop table does not say which of its runs speculate.
 - Recipes change with time: ATOM's in fp8 propose 3 tokens since; most of them keep what is here.
-- Disaggregated systems have a recipe for each size; TensorRT-LLM's propose 3 tokens, with data-parallel attention in fp4 and more than
-  64 requests a rank 1.  Nothing else is taken from them.
+- Disaggregated systems have a recipe for each size.  TensorRT-LLM's propose 3 tokens, with data-parallel attention in fp4 and more than 64
+  requests a rank 1; SGLang's on MI355X 2, with data-parallel attention 1.  Nothing else is taken from them.
 
 Read in SemiAnalysisAI/InferenceX: `benchmarks/dsr1_*.sh` @1fc5d73c and @111f0312, `benchmarks/single_node/dsr1_*.sh` @285b6628 and
 @34bc7c40, `qwen3.5_fp8_b200.sh` @01fa35cf, `minimaxm2.5_fp8_b200.sh` @07e171a3, `benchmarks/single_node/fixed_seq_len/dsr1_*.sh` @8eec0d4e
-and @f89cdfe2, `.github/configs/nvidia-master.yaml` @0004cf5f.
+and @f89cdfe2, `.github/configs/nvidia-master.yaml` @0004cf5f and `amd-master.yaml` @008b53a8.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def started(e: Experiment, prompt: int, output: int) -> Experiment:
         return _other(e)
     drafts = _drafts(e) if e.speculative else 0
     if e.disaggregated:
-        return dataclasses.replace(e, draft_tokens=_apart(e) if e.speculative and e.engine == "trtllm" else 0)
+        return dataclasses.replace(e, draft_tokens=_apart(e) if e.speculative else 0)
     if e.engine == "sglang":
         return dataclasses.replace(_sglang(e, prompt, output), draft_tokens=drafts)
     if e.engine == "trtllm":
@@ -76,6 +76,9 @@ def _drafts(e: Experiment) -> int:
 
 
 def _apart(e: Experiment) -> int:
+    """Return the tokens proposed by decode workers of their own, 0 where recipes differ too much to say."""
+    if e.engine != "trtllm":
+        return (1 if e.attention_dp > 1 else 2) if e.device.startswith("MI") else 0
     ranks = e.replicas * e.attention_dp
     return 1 if e.precision == "fp4" and e.attention_dp > 1 and (e.concurrency or 1) > 64 * ranks else 3
 
