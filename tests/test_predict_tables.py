@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from mlsys_bench.errors import BadInput
 from mlsys_bench.predict import figures, tables
 from mlsys_bench.predict.experiment import Experiment, Prediction
-from mlsys_bench.predict.tables import blis, closed_loop, inferencex, layouts, mlperf
+from mlsys_bench.predict.tables import blis, closed_loop, inferencex, layouts, mlperf, recipes
 from mlsys_bench.predict.tables.mixture import mixed
 from mlsys_bench.types import Provenance
 
@@ -291,6 +291,14 @@ def test_servers_of_inferencex_were_started_by_its_recipes(
     assert (e.memory_share, e.max_step_tokens, e.held_steps, e.draft_tokens) == started
 
 
+def test_what_a_recipe_said_is_noted_with_the_row(tmp_path: Path) -> None:
+    run = RUN_R1.format(gpu="b200", engine="sglang", precision="fp8", spec="none", tp=8, dpa=False, prompt=8192, users=32)
+    (row,) = table(tmp_path, INFERENCEX + run).rows
+    assert recipes.SAID in row.notes
+    (other,) = table(tmp_path, CLOSED + "Qwen/Qwen3-32B,h100_sxm,vllm,0.12.0,,agg,1024,1024,2,1,1,2,1,4,100,10\n").rows
+    assert recipes.SAID not in other.notes
+
+
 def test_four_gpus_hold_the_requests_that_were_measured_on_them(tmp_path: Path) -> None:
     """671 GB on four of 192: with 0.9 of the memory 4 requests of 8,192 tokens fit, and 32 were served without a queue."""
     e = one(
@@ -458,7 +466,7 @@ def test_gpus_and_lengths_explain_the_throughput_that_was_measured() -> None:
     for row in found.rows:
         ((e, _),) = row.parts
         latency = e.measured.get("e2e_mean_s")
-        if latency is None or row.notes:
+        if latency is None or set(row.notes) - {recipes.SAID}:
             continue
         said = inferencex.derive(e, {"e2e_mean_s": (latency, latency, latency)})
         ratios.setdefault((e.gpus, e.disaggregated), []).append(said["tokens_per_gpu_s"][0] / e.measured["tokens_per_gpu_s"])

@@ -54,10 +54,11 @@ def read(cells: Cells, source: str) -> Row:
         measured=figures_of(measured, _RESULTS),
     )
     experiment, notes = _spread(experiment, cells)
+    said: tuple[str, ...] = ()
     if by_inferencex:
-        experiment = recipes.started(experiment, int(prompt), int(output))
+        experiment, said = recipes.started(experiment, int(prompt), int(output))
     experiment = dataclasses.replace(experiment, group=_sweep(experiment, prompt, output))
-    return Row(line=cells.line, cells=dict(cells.text), parts=((experiment, 1.0),), measured=measured, notes=notes)
+    return Row(line=cells.line, cells=dict(cells.text), parts=((experiment, 1.0),), measured=measured, notes=(*notes, *said))
 
 
 def _spread(experiment: Experiment, cells: Cells) -> tuple[Experiment, tuple[str, ...]]:

@@ -81,10 +81,10 @@ def read(cells: Cells, source: str) -> Row:
         measured=figures_of(measured, _RESULTS),
     )
     experiment, notes = _spread(experiment, cells)
-    experiment = recipes.started(experiment, cells.whole("isl"), cells.whole("osl"))
+    experiment, said = recipes.started(experiment, cells.whole("isl"), cells.whole("osl"))
     group = " ".join(["inferencex", *(cells.get(column) for column in _CONFIGURATION)])
     parts = ((dataclasses.replace(experiment, group=group), 1.0),)
-    return Row(line=cells.line, cells=dict(cells.text), parts=parts, measured=measured, notes=notes)
+    return Row(line=cells.line, cells=dict(cells.text), parts=parts, measured=measured, notes=(*notes, *said))
 
 
 def _spread(experiment: Experiment, cells: Cells) -> tuple[Experiment, tuple[str, ...]]:

@@ -36,14 +36,20 @@ import math
 
 from mlsys_bench.predict.experiment import Experiment
 
+SAID = "memory, tokens a step, looks at new requests and tokens proposed: as InferenceX's published recipe sets them"
 R1 = "deepseek-v3"  # the same design
 BLACKWELL = ("B200-SXM", "B300-SXM")
 _GRAIN = 64  # TensorRT-LLM's recipes round tokens of a step up to it
 _PROPOSED = {"atom": 1}
 
 
-def started(e: Experiment, prompt: int, output: int) -> Experiment:
-    """Return the experiment with what its server was started with; `prompt` and `output` are the nominal lengths."""
+def started(e: Experiment, prompt: int, output: int) -> tuple[Experiment, tuple[str, ...]]:
+    """Return the experiment with what its server was started with, and a note where that was said; lengths are the nominal ones."""
+    found = _started(e, prompt, output)
+    return found, () if found == e else (SAID,)
+
+
+def _started(e: Experiment, prompt: int, output: int) -> Experiment:
     if e.model != R1:
         return _other(e)
     drafts = _drafts(e) if e.speculative else 0
