@@ -19,6 +19,7 @@ and Qwen3.5 in SGLang on B200 and B300: 0.82, 32,768, 10 or 30; MiniMax-M2.5 in 
 - looks: steps between two looks at new requests.  SGLang's `scheduler-recv-interval` is 10, from 16 users on 30; its
   `num-continuous-decode-steps` is 4 on AMD; TensorRT-LLM waits up to 60 steps until every rank of data-parallel attention has a prompt.
 - proposed: tokens of MTP beside the one that is sure.
+- MI325X with MTP in fp8 looks every 8 steps and proposes 3 tokens as MI355X does: its own recipe was not found.
 - Their limits of requests at once (32 to 512) bind in no plain run, and the closed-loop table does not say which of its runs speculate.
 - Recipes change with time: ATOM's in fp8 propose 3 tokens since; most of them keep what is here.
 - Disaggregated systems have a recipe for each size.  TensorRT-LLM's propose 3 tokens, with data-parallel attention in fp4 and more than 64
