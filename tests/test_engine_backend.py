@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import os
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -214,6 +218,25 @@ def test_torch_keeps_to_one_thread_beside_c() -> None:
         assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(before)
+
+
+@pytest.mark.skipif(not Path("/sys/kernel/mm/transparent_hugepage/enabled").exists(), reason="no large pages on this system")
+def test_without_a_compiler_weights_lie_on_large_pages() -> None:
+    """In a process of its own, for torch asks once: matrices of 16 MB and more."""
+    if "[never]" in Path("/sys/kernel/mm/transparent_hugepage/enabled").read_text():
+        pytest.skip("this system gives no large pages")
+    code = """
+import dataclasses
+from pathlib import Path
+from mlsys_bench import models
+from mlsys_bench.engine import Engine, default_limits
+wide = models.counted(dataclasses.replace(models.find("nano"), id="wide", ffn=8192, layers=1))
+engine = Engine(wide, precision="fp32", limits=default_limits(wide, max_batch=1), seed=0)
+print(sum(int(line.split()[1]) for line in Path("/proc/self/smaps").read_text().splitlines() if line.startswith("AnonHugePages")))
+"""
+    environment = {name: value for name, value in os.environ.items() if name != "THP_MEM_ALLOC_ENABLE"} | {"MLSYS_NATIVE": "0"}
+    ran = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert int(ran.stdout) >= 2 << 10  # kB: a page, at least
 
 
 def test_no_threads_are_refused() -> None:

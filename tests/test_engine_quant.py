@@ -133,6 +133,18 @@ def test_libraries_give_the_same_bits(rows: int) -> None:
     assert all(torch.equal(y, found[0]) and relative_error(y, wanted.double()) < 1e-7 for y in found)
 
 
+@pytest.mark.skipif(quant.Onednn not in quant.exact_ways(), reason="oneDNN is not exact on this processor")
+@pytest.mark.parametrize("tiles", [True, False])
+@pytest.mark.parametrize("rows", [1, 2, 5])
+def test_onednn_is_exact_with_signed_and_with_unsigned_bytes(rows: int, tiles: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tiles take signed bytes, VNNI unsigned ones with a zero point and four rows at least: each is right everywhere, if not fast."""
+    monkeypatch.setattr(quant, "has_tiles", lambda: tiles)
+    weight = torch.randint(-127, 128, (70, 515), generator=torch.Generator().manual_seed(4), dtype=torch.int8)
+    q = torch.randint(-127, 128, (rows, 515), generator=torch.Generator().manual_seed(5)).float()
+    got = quant.Onednn(weight, torch.ones(70))(q.clone())
+    assert torch.equal(got.double(), q.double() @ weight.double().T)
+
+
 def test_w8a8_without_an_exact_operator_computes_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     weight, x = gaussian(5, 70, 300), gaussian(6, 9, 300)
     by_library = pack(weight, "w8a8", CPU)(x)

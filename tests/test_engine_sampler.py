@@ -340,3 +340,15 @@ def test_filters_and_the_repetition_penalty_are_those_of_hugging_face() -> None:
         rows = [Row(how, 0, tokens.tolist(), given=30) for tokens in prompt]
         want = theirs(prompt, logits.clone()).softmax(-1)
         assert torch.allclose(distribution(logits, rows), want, atol=1e-6)
+
+
+# ---------------------------------------------------------------- a tensor that is written again
+
+
+def test_logits_written_into_the_same_tensor_are_read_anew() -> None:
+    """The C engine gives its logits in one tensor for all steps, whose array is kept; another tensor has another array."""
+    logits = torch.tensor([[0.0, 2.0, 1.0]])
+    assert sample(logits, [Row()]).tokens == [1]
+    logits[0, 2] = 3.0
+    assert sample(logits, [Row()]).tokens == [2]
+    assert sample(torch.tensor([[5.0, 2.0, 1.0]]), [Row()]).tokens == [0]

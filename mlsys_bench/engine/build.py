@@ -12,7 +12,7 @@ import torch
 from mlsys_bench.batching import Limits, Policy
 from mlsys_bench.engine import checkpoint as checkpoints
 from mlsys_bench.engine import formats, linear, memory, schemes, spec, speculate, weights
-from mlsys_bench.engine.backend import Computes, OneByOne, choose, threads_at_start
+from mlsys_bench.engine.backend import Computes, OneByOne, choose, prefer_large_pages, threads_at_start
 from mlsys_bench.engine.kv import Blocks, KVCache, kind_of, token_bytes
 from mlsys_bench.engine.model import Model
 from mlsys_bench.engine.native.model import NativeModel, misfit
@@ -53,6 +53,7 @@ def load(
     itself may choose.
     """
     kept, where, many = kind_of(kv, precision), memory.device_of(device), threads or threads_at_start()
+    prefer_large_pages(backend, where)
     opened = None if checkpoint is None else checkpoints.open_folder(checkpoint)
     decoder = spec.plain(shape) if opened is None else opened.decoder
     weights_bytes = weights.drawn_bytes(decoder, precision) if opened is None else checkpoints.planned_bytes(opened, precision)
@@ -138,7 +139,7 @@ class OnlyText:
     """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
-        self._silent, self._generated = tokenizer.silent, tokenizer.generated
+        self._silent, self._generated = tuple((slice(None), token) for token in tokenizer.silent), tokenizer.generated
         self._seen: torch.Tensor | None = None
 
     def __call__(self, logits: torch.Tensor) -> torch.Tensor:
@@ -146,8 +147,8 @@ class OnlyText:
         if logits is not self._seen:
             self._seen, self._text = logits, logits[:, : self._generated]
             self._rows: Any = logits if logits.is_cuda else logits.numpy()
-        for token in self._silent:
-            self._rows[:, token] = -torch.inf
+        for place in self._silent:
+            self._rows[place] = -math.inf
         return self._text
 
 

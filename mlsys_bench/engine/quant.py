@@ -267,7 +267,11 @@ def _times(x: Tensor, weight: Tensor) -> Tensor:
 
 
 class Onednn:
-    """An int8 matrix as oneDNN multiplies it: on VNNI, and on AMX, the fastest for many rows."""
+    """An int8 matrix as oneDNN multiplies it: on VNNI, and on AMX, the fastest for many rows.
+
+    Tiles multiply signed bytes and read a weight as fast for one row as for sixteen.  VNNI multiplies unsigned by signed (signed by signed
+    falls to reference code there, 600 times slower), so integers go in with 128 added, named as their zero point, and in four rows.
+    """
 
     __slots__ = ("no_zeros", "packed", "scale")
 
@@ -277,17 +281,18 @@ class Onednn:
         self.scale, self.no_zeros = scale, torch.zeros(len(scale), dtype=torch.int64)
 
     def __call__(self, q: Tensor) -> Tensor:
-        """Return q W^T * scale in fp32.  q: integers -127 .. 127 in fp32, changed in place.
-
-        oneDNN multiplies unsigned by signed bytes on VNNI (signed by signed falls to reference code there, 600 times slower), so they go in
-        with 128 added, named as their zero point.
-        """
+        """Return q W^T * scale in fp32.  q: integers -127 .. 127 in fp32, changed in place."""
+        if has_tiles():
+            return self._times(q.to(torch.int8), 0)
         unsigned = torch.zeros(max(ONEDNN_ROWS, len(q)), q.shape[1], dtype=torch.uint8)
         unsigned[: len(q)].copy_(q.add_(UNSIGNED_ZERO))
+        return self._times(unsigned, UNSIGNED_ZERO)[: len(q)]
+
+    def _times(self, q: Tensor, zero: int) -> Tensor:
         y: Tensor = torch.ops.onednn.qlinear_pointwise(
-            unsigned, 1.0, UNSIGNED_ZERO, self.packed, self.scale, self.no_zeros, None, 1.0, 0, torch.float32, "none", [], ""
+            q, 1.0, zero, self.packed, self.scale, self.no_zeros, None, 1.0, 0, torch.float32, "none", [], ""
         )  # fmt: skip
-        return y[: len(q)]
+        return y
 
 
 class Fbgemm:
@@ -321,7 +326,13 @@ class Fbgemm:
 def exact_ways() -> tuple[type[Onednn | Fbgemm], ...]:
     """Return the libraries whose products of bytes are exact on this processor (AVX2 saturates sums of two), the better one first."""
     found = tuple(way for way in (Fbgemm, Onednn) if _is_exact(way))
-    return found[::-1] if torch.cpu._is_amx_tile_supported() else found  # FBGEMM knows no tiles
+    return found[::-1] if has_tiles() else found  # FBGEMM knows no tiles
+
+
+@functools.cache
+def has_tiles() -> bool:
+    """Say whether torch's libraries multiply bytes in AMX tiles here."""
+    return bool(torch.cpu._is_amx_tile_supported())
 
 
 def _is_exact(way: type[Onednn | Fbgemm]) -> bool:

@@ -162,7 +162,7 @@ def _counted(tokens: Sequence[int], vocab: int) -> tuple[Ints, Ints]:
 
 def _likeliest(logits: Tensor) -> list[int]:
     """Return the largest of each row, the first of equals.  On a CPU numpy's argmax, which takes a tenth of the time of torch's."""
-    found: list[int] = (logits.argmax(dim=-1) if logits.is_cuda else logits.numpy().argmax(axis=-1)).tolist()
+    found: list[int] = (logits.argmax(dim=-1) if logits.is_cuda else _view(logits).argmax(axis=-1)).tolist()
     return found
 
 
@@ -310,5 +310,24 @@ def _of(x: Floats, rows: Sequence[int]) -> Floats:
 
 def _array(x: Tensor) -> Floats:
     """Return a tensor as an array of this process's memory."""
-    found: Floats = x.cpu().numpy()
-    return found
+    return _view(x.cpu() if x.is_cuda else x)
+
+
+class _View:
+    """The array of a tensor on the CPU, kept for the one that was asked for last.
+
+    A model that gives its logits in the same tensor every time is asked once: to make an array takes 75 µs where the weights of a step
+    have just gone through the caches.
+    """
+
+    def __init__(self) -> None:
+        self._last: tuple[Tensor, Floats] | None = None
+
+    def __call__(self, x: Tensor) -> Floats:
+        last = self._last
+        if last is None or last[0] is not x:
+            self._last = last = x, x.numpy()
+        return last[1]
+
+
+_view = _View()

@@ -34,12 +34,13 @@ static room_t layout(const linear_t *w, int32_t m, void *room, int64_t *bytes) {
     r.is_paired = is_paired(w);
     r.groups = w->format == I4 ? r.k / w->group : 0;
     int32_t all = m * r.digits;
+    r.block_rows = all < BLOCK ? all : BLOCK;
     r.tiles = all > TILE && all < TILE + 3 ? 3 : (int32_t)up(all, TILE) / TILE; /* not 6 and 7 rows: kernels take 4 panels up to 6, else 2 */
     int64_t scale = up(4LL * m, 64), sums = up(4LL * m * r.digits * r.groups, 64);
     r.scale = room;
     r.sums = (int32_t *)((char *)room + scale);
     r.data = (uint8_t *)room + scale + sums;
-    int64_t rows = r.is_blocked ? up((int64_t)m * r.digits, 16) : (int64_t)m * r.digits;
+    int64_t rows = r.is_blocked ? up(all, r.block_rows) : all;
     *bytes = scale + sums + rows * r.k * (!is_float(w) ? 1 : r.is_blocked || r.is_paired ? 2 : 4);
     return r;
 }
@@ -67,37 +68,14 @@ static void place_floats(const linear_t *w, const act_t *a, const room_t *r, int
         for (int32_t row = 0; row < rows; row++) *to++ = k < w->k ? x[(int64_t)row * a->ldx + k] : 0.0f;
 }
 
-/* Round to bf16, ties to even; NaN stays NaN. */
-static uint16_t to_bf16(float x) {
-    uint32_t bits;
-    memcpy(&bits, &x, 4);
-    return (bits & 0x7fffffff) > 0x7f800000 ? (uint16_t)(bits >> 16 | 64) : (uint16_t)((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
-}
-
-static void place_bf16(const linear_t *w, const act_t *a, const room_t *r, int32_t token, int32_t first, int32_t last) {
-    const float *x = a->x + (int64_t)token * a->ldx;
-    uint16_t *block = (uint16_t *)r->data + (int64_t)(token / 16) * 16 * r->k + token % 16 * 32;
-    for (int32_t k = first; k < last; k += 32) {
-        uint16_t *to = block + (int64_t)k / 32 * 512;
-        if (k + 32 <= w->k)
-            for (int32_t i = 0; i < 32; i++) to[i] = to_bf16(x[k + i]);
-        else
-            for (int32_t i = 0; i < 32; i++) to[i] = k + i < w->k ? to_bf16(x[k + i]) : 0;
-    }
-}
-
 /* Fill inputs first..last-1 of a tile. */
 static void place_tile(const linear_t *w, const act_t *a, const room_t *r, int32_t tile, int32_t first, int32_t last) {
     if (is_float(w) && !r->is_blocked && !r->is_paired) return place_floats(w, a, r, tile, first, last);
     const int32_t start = first_token(a->m, tile, r->tiles), end = first_token(a->m, tile + 1, r->tiles);
     for (int32_t token = start; token < end; token++) {
-        if (r->is_paired) {
-            const row_t row = {.x = a->x + (int64_t)token * a->ldx, .before = start, .rows = end - start, .row = token - start};
-            pair_avx512(w, r, &row, first, last);
-            continue;
-        }
         if (is_float(w)) {
-            place_bf16(w, a, r, token, first, last);
+            const row_t row = {.x = a->x + (int64_t)token * a->ldx, .before = start, .rows = end - start, .row = token - start};
+            (cpu_vector() == AVX512 ? pair_avx512 : pair_portable)(w, r, &row, first, last);
             continue;
         }
         row_t row = row_of(w, a, r, token, tile);

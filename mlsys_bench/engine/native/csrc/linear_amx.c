@@ -11,18 +11,18 @@
 #include "linear_ways.h"
 
 #if defined(MLSYS_EMULATE_TILES)
-static _Thread_local uint8_t tiles[8][16][64];
+static _Thread_local uint8_t tiles[8][16][64], tile_rows[8];
 
-static void emulate_load(uint8_t (*tile)[64], const void *from, int64_t stride) {
-    for (int row = 0; row < 16; row++) memcpy(tile[row], (const char *)from + row * stride, 64);
+static void emulate_load(int t, const void *from, int64_t stride) {
+    for (int row = 0; row < tile_rows[t]; row++) memcpy(tiles[t][row], (const char *)from + row * stride, 64);
 }
 
-static void emulate_store(uint8_t (*tile)[64], void *to, int64_t stride) {
-    for (int row = 0; row < 16; row++) memcpy((char *)to + row * stride, tile[row], 64);
+static void emulate_store(int t, void *to, int64_t stride) {
+    for (int row = 0; row < tile_rows[t]; row++) memcpy((char *)to + row * stride, tiles[t][row], 64);
 }
 
-static void emulate_bytes(uint8_t (*c)[64], uint8_t (*a)[64], uint8_t (*b)[64]) {
-    for (int row = 0; row < 16; row++)
+static void emulate_bytes(int rows, uint8_t (*c)[64], uint8_t (*a)[64], uint8_t (*b)[64]) {
+    for (int row = 0; row < rows; row++)
         for (int column = 0; column < 16; column++) {
             int32_t sum;
             memcpy(&sum, c[row] + 4 * column, 4);
@@ -38,8 +38,8 @@ static float emulate_bf16(const uint8_t *at) {
     return value;
 }
 
-static void emulate_pairs(uint8_t (*c)[64], uint8_t (*a)[64], uint8_t (*b)[64]) {
-    for (int row = 0; row < 16; row++)
+static void emulate_pairs(int rows, uint8_t (*c)[64], uint8_t (*a)[64], uint8_t (*b)[64]) {
+    for (int row = 0; row < rows; row++)
         for (int column = 0; column < 16; column++) {
             float sum;
             memcpy(&sum, c[row] + 4 * column, 4);
@@ -49,13 +49,13 @@ static void emulate_pairs(uint8_t (*c)[64], uint8_t (*a)[64], uint8_t (*b)[64]) 
 }
 
 #define HAS_TILES 1
-#define CONFIGURE(config) ((void)(config))
+#define CONFIGURE(config) memcpy(tile_rows, (config)->rows, sizeof tile_rows)
 #define RELEASE() ((void)0)
 #define ZERO(t) memset(tiles[t], 0, sizeof tiles[t])
-#define LOAD(t, from) emulate_load(tiles[t], from, 64)
-#define STORE(t, to, stride) emulate_store(tiles[t], to, stride)
-#define DOT_BYTES(c, a, b) emulate_bytes(tiles[c], tiles[a], tiles[b])
-#define DOT_PAIRS(c, a, b) emulate_pairs(tiles[c], tiles[a], tiles[b])
+#define LOAD(t, from) emulate_load(t, from, 64)
+#define STORE(t, to, stride) emulate_store(t, to, stride)
+#define DOT_BYTES(c, a, b) emulate_bytes(tile_rows[c], tiles[c], tiles[a], tiles[b])
+#define DOT_PAIRS(c, a, b) emulate_pairs(tile_rows[c], tiles[c], tiles[a], tiles[b])
 #elif !defined(MLSYS_OLD_ASSEMBLER) && defined(__x86_64__) && (__GNUC__ >= 11 || __clang_major__ >= 12)
 /* Spelled out with the memory they touch: gcc 12's own intrinsics forget it, and stores of the configuration then come after its use. */
 #define HAS_TILES 1
@@ -69,7 +69,7 @@ static void emulate_pairs(uint8_t (*c)[64], uint8_t (*a)[64], uint8_t (*b)[64]) 
 #endif
 
 #ifdef HAS_TILES
-enum { TILE_BYTES = 1024, LINE = 64, AHEAD = 2048, BLOCK_BYTES = 1 << 20, LEAST_BLOCKS = 4 };
+enum { TILE_BYTES = 1024, AHEAD = 2048, BLOCK_BYTES = 1 << 20, LEAST_BLOCKS = 4 };
 
 typedef struct {
     uint8_t palette, start_row, reserved[14];
@@ -100,21 +100,22 @@ static void fetch(const char **next, int32_t lines) {
     *next += lines * LINE;
 }
 
-/* Sums of one block of rows and four panels.  out: [16][64] */
+/* Sums of one block of rows, the only one or the last, and four panels.  out: [16][64] */
 static void one_by_four(const job_t *job, int64_t length, int is_bf16, void *out) {
     const uint8_t *x = job->room.data + job->block * length;
+    const int64_t step = job->room.block_rows * LINE;
     const char *w[4] = {weight_of(job, 0, length), weight_of(job, 1, length), weight_of(job, 2, length), weight_of(job, 3, length)};
     const char *next = job->next;
     ZERO(0);
     ZERO(1);
     ZERO(2);
     ZERO(3);
-    for (int64_t at = 0; at < length; at += TILE_BYTES) {
+    for (int64_t at = 0; at < length; at += TILE_BYTES, x += step) {
         if (job->lines) fetch(&next, job->lines);
         else
             for (int32_t p = 0; p < 4; p++)
                 for (int32_t i = 0; i < TILE_BYTES; i += LINE) __builtin_prefetch(w[p] + at + AHEAD + i);
-        LOAD(4, x + at);
+        LOAD(4, x);
         LOAD(5, w[0] + at);
         LOAD(6, w[1] + at);
         LOAD(7, w[2] + at);
@@ -218,8 +219,8 @@ static void blocks_of_rows(job_t *job, int64_t length, int32_t first, int32_t la
 
 void linear_amx(const linear_t *w, const act_t *a, float *y, int32_t ldy, int32_t first, int32_t last) {
     config_t config = {.palette = 1};
-    for (int t = 0; t < 8; t++) config.row_bytes[t] = 64, config.rows[t] = 16;
     job_t job = {.w = w, .a = a, .room = room_of(w, a), .y = y, .ldy = ldy, .last = last - 1};
+    for (int t = 0; t < 8; t++) config.row_bytes[t] = LINE, config.rows[t] = t < 5 ? (uint8_t)job.room.block_rows : BLOCK;
     int64_t length = (int64_t)job.room.k * PANEL * (w->format == BF16 ? 2 : 1), most = BLOCK_BYTES / length;
     int32_t blocks = (a->m * job.room.digits + 15) / 16, at_once = (int32_t)(most > LEAST_BLOCKS ? most & ~1 : LEAST_BLOCKS);
     CONFIGURE(&config);

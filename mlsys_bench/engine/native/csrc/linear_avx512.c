@@ -15,7 +15,6 @@
 #define FAST static inline __attribute__((always_inline)) TARGET
 
 enum {
-    LINE = 64,
     AHEAD = 2048,          /* bytes of each stream fetched early: with less, page borders show */
     BLOCK_BYTES = 393216,  /* of activations that stay in the second-level cache beside two panels */
     LEAST_BLOCK = 48,      /* rows for which weights are read from memory faster than they are used */

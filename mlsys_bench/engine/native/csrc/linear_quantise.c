@@ -1,4 +1,4 @@
-/* Floats as integers in the room: int8, or two digits of a 16-bit fixed-point number. */
+/* Floats in the room as integers: int8, or two digits of a 16-bit fixed-point number; and as bf16. */
 #include <math.h>
 #include <string.h>
 
@@ -72,5 +72,19 @@ void quantise_portable(const linear_t *w, const room_t *r, const row_t *row, int
         int32_t known = w->k - from < CHUNK ? w->k - from : CHUNK, until = from + CHUNK < r->k ? from + CHUNK : r->k;
         digits_of(row->x + from, row->per_step > 0.0f && known > 0 ? known : 0, r->digits, row->per_step, digit);
         for (int32_t d = 0; d < r->digits; d++) place(w, r, digit[d], row, d, from, until);
+    }
+}
+
+/* NaN stays NaN. */
+static uint16_t to_bf16(float x) {
+    uint32_t bits;
+    memcpy(&bits, &x, 4);
+    return (bits & 0x7fffffff) > 0x7f800000 ? (uint16_t)(bits >> 16 | 64) : (uint16_t)((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
+}
+
+void pair_portable(const linear_t *w, const room_t *r, const row_t *row, int32_t first, int32_t last) {
+    for (int32_t k = first; k < last; k += 32) {
+        uint16_t *to = (uint16_t *)line_of_pairs(r, row, k);
+        for (int32_t i = 0; i < 32; i++) to[i] = k + i < w->k ? to_bf16(row->x[k + i]) : 0;
     }
 }

@@ -81,8 +81,9 @@ FAST __m512i rounded(__m512 low, __m512 high) {
 
 TARGET void pair_avx512(const linear_t *w, const room_t *r, const row_t *row, int32_t first, int32_t last) {
     for (int32_t k = first; k < last; k += 32) {
-        uint8_t *column = r->data + 2 * (row->before * r->k + (int64_t)k * row->rows + 2 * row->row);
-        spread(column, 4 * row->rows, rounded(some(row->x + k, w->k - k), some(row->x + k + 16, w->k - k - 16)));
+        uint8_t *beside = r->data + 2 * (row->before * r->k + (int64_t)k * row->rows + 2 * row->row);
+        __m512i pairs = rounded(some(row->x + k, w->k - k), some(row->x + k + 16, w->k - k - 16));
+        spread(r->is_blocked ? line_of_pairs(r, row, k) : beside, r->is_blocked ? 4 : 4 * row->rows, pairs);
     }
 }
 
@@ -92,6 +93,6 @@ void quantise_avx512(const linear_t *w, const room_t *r, const row_t *row, int32
 }
 
 void pair_avx512(const linear_t *w, const room_t *r, const row_t *row, int32_t first, int32_t last) {
-    (void)w, (void)r, (void)row, (void)first, (void)last; /* no level without AVX512 asks for pairs */
+    pair_portable(w, r, row, first, last);
 }
 #endif

@@ -6,9 +6,9 @@
  *   I8          uint8  [tile][k/4][rows][4]     digit + 128
  *   I4          int8   [tile][k/4][rows][4]     and per group int32 [tile][k/group][rows]: -8 times the sum of the group
  *   BF16        bf16   [tile][k/2][rows][2]     where the processor multiplies pairs
- * For AMX they come in blocks of 16 rows, each as the tiles of that processor:
- *   BF16        bf16   [block][k/32][16][32]
- *   I8          uint8  [block][k/64][16][64]
+ * For AMX they come in blocks of 16 rows, or in one of fewer, each as the tiles of that processor:
+ *   BF16        bf16   [block][k/32][rows][32]
+ *   I8          uint8  [block][k/64][rows][64]
  */
 #ifndef MLSYS_LINEAR_WAYS_H
 #define MLSYS_LINEAR_WAYS_H
@@ -18,6 +18,8 @@
 enum {
     PANEL = 16,
     TILE = 12,
+    BLOCK = 16,  /* rows of AMX's tiles at most */
+    LINE = 64,   /* bytes of a row of such a tile */
     CHUNK = 128, /* inputs quantised at a time: a multiple of every group */
 };
 
@@ -26,7 +28,8 @@ typedef struct {
     int32_t tiles;
     int32_t k;            /* padded */
     int32_t groups;       /* I4 */
-    int32_t is_blocked;   /* as AMX wants it */
+    int32_t is_blocked;   /* as AMX wants it, */
+    int32_t block_rows;   /* so many rows a block: 16, or all where that is fewer */
     int32_t is_paired;    /* floats rounded to bf16, as vdpbf16ps wants them */
     float *scale;         /* [m] */
     int32_t *sums;
@@ -45,12 +48,16 @@ typedef struct {
     float per_step;          /* x times this, rounded, is the integer; 0 where x is not finite, and its scale NaN */
 } row_t;
 
+/* Where line `at` of the `lines` of a row lies in AMX's layout. */
+static inline uint8_t *line_of(const room_t *r, int64_t row, int32_t at, int32_t lines) {
+    return r->data + ((row / BLOCK * lines + at) * r->block_rows + row % BLOCK) * LINE;
+}
+
 /* Where a row's quadruple of inputs k..k+3 lies; the next is a place further on: *step bytes. */
 static inline uint8_t *quadruple(const room_t *r, const row_t *row, int32_t d, int32_t k, int64_t *step) {
     *step = r->is_blocked ? 4 : 4 * row->rows;
     if (!r->is_blocked) return r->data + row->before * r->k + (int64_t)k * row->rows + 4 * (row->row + d);
-    int64_t at = row->before + row->row + d;
-    return r->data + (at / 16 * (r->k / 64) + k / 64) * 1024 + at % 16 * 64 + k % 64;
+    return line_of(r, row->before + row->row + d, k / LINE, r->k / LINE) + k % LINE;
 }
 
 /* The scale of a token goes to the room here. */
@@ -60,7 +67,13 @@ row_t row_of(const linear_t *w, const act_t *a, const room_t *r, int32_t token, 
 void quantise_portable(const linear_t *w, const room_t *r, const row_t *row, int32_t first, int32_t last);
 void quantise_avx512(const linear_t *w, const room_t *r, const row_t *row, int32_t first, int32_t last);
 
-/* Round inputs first..last-1 to bf16. */
+/* Where a row's bf16 inputs k..k+31 lie in AMX's layout. */
+static inline uint8_t *line_of_pairs(const room_t *r, const row_t *row, int32_t k) {
+    return line_of(r, row->before + row->row, k / 32, r->k / 32);
+}
+
+/* Round inputs first..last-1 to bf16, ties to even; the portable way knows AMX's layout alone. */
+void pair_portable(const linear_t *w, const room_t *r, const row_t *row, int32_t first, int32_t last);
 void pair_avx512(const linear_t *w, const room_t *r, const row_t *row, int32_t first, int32_t last);
 
 /* Compute panels first..last-1. */
