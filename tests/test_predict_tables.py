@@ -291,6 +291,32 @@ def test_servers_of_inferencex_were_started_by_its_recipes(
     assert (e.memory_share, e.max_step_tokens, e.held_steps, e.draft_tokens) == started
 
 
+@pytest.mark.parametrize(
+    ("framework", "gpu", "precision", "pools", "attention", "lengths", "users", "proposed"),
+    [
+        ("dynamo-trt", "gb200", "fp8", (1, 8, 2, 16), True, (1024, 8192), 2152, 1),
+        ("dynamo-trt", "gb200", "fp8", (5, 8, 1, 16), True, (8192, 1024), 666, 3),
+        ("dynamo-trt", "gb300", "fp4", (1, 2, 4, 8), True, (1024, 8192), 16384, 1),
+        ("dynamo-trt", "b200", "fp4", (1, 4, 2, 8), True, (1024, 1024), 1214, 2),
+        ("dynamo-trt", "b200", "fp8", (4, 8, 1, 8), True, (8192, 1024), 1088, 2),
+        ("dynamo-trt", "h200", "fp8", (2, 8, 1, 8), True, (8192, 1024), 128, 2),
+        ("dynamo-sglang", "h200", "fp8", (1, 8, 9, 8), False, (1024, 1024), 16, 2),
+        ("dynamo-sglang", "b200", "fp8", (1, 8, 2, 8), True, (1024, 1024), 1024, 1),
+        ("dynamo-sglang", "b200", "fp8", (2, 8, 1, 8), True, (8192, 1024), 512, 2),
+        ("mori-sglang", "mi355x", "fp4", (1, 8, 2, 8), False, (8192, 1024), 32, 2),
+    ],
+)
+def test_decode_workers_of_their_own_propose_what_the_recipe_of_their_size_says(
+    tmp_path: Path, framework: str, gpu: str, precision: str, pools: tuple[int, int, int, int], attention: bool,
+    lengths: tuple[int, int], users: int, proposed: int,
+) -> None:  # fmt: skip
+    """TensorRT-LLM's recipes are named by their size and end with `mtp` and the tokens proposed; SGLang's set `speculative-num-steps`."""
+    workers, tp, decoders, decode_tp = pools
+    row = f"{gpu},{framework},dsr1,{precision},mtp,True,{tp},1,{workers},{decode_tp},{decode_tp},{attention},{decoders},"
+    row += f"{workers * tp},{decoders * decode_tp},{lengths[0]},{lengths[1]},{users},,100,10\n"
+    assert one(tmp_path, INFERENCEX + row).draft_tokens == proposed
+
+
 def test_what_a_recipe_said_is_noted_with_the_row(tmp_path: Path) -> None:
     run = RUN_R1.format(gpu="b200", engine="sglang", precision="fp8", spec="none", tp=8, dpa=False, prompt=8192, users=32)
     (row,) = table(tmp_path, INFERENCEX + run).rows

@@ -22,12 +22,14 @@ and Qwen3.5 in SGLang on B200 and B300: 0.82, 32,768, 10 or 30; MiniMax-M2.5 in 
 - MI325X with MTP in fp8 looks every 8 steps and proposes 3 tokens as MI355X does: its own recipe was not found.
 - Their limits of requests at once (32 to 512) bind in no plain run, and the closed-loop table does not say which of its runs speculate.
 - Recipes change with time: ATOM's in fp8 propose 3 tokens since; most of them keep what is here.
-- Disaggregated systems have a recipe for each size.  TensorRT-LLM's propose 3 tokens, with data-parallel attention in fp4 and more than 64
-  requests a rank 1; SGLang's on MI355X 2, with data-parallel attention 1.  Nothing else is taken from them.
+- Disaggregated systems have a recipe for each size, of which only the tokens proposed are taken.  TensorRT-LLM's: `_FEWER` where that is
+  not 3.  SGLang's on NVIDIA 2 (on B200 in fp8 two decode workers with data-parallel attention 1), on MI355X 2, with such attention 1.
 
 Read in SemiAnalysisAI/InferenceX: `benchmarks/dsr1_*.sh` @1fc5d73c and @111f0312, `benchmarks/single_node/dsr1_*.sh` @285b6628 and
 @34bc7c40, `qwen3.5_fp8_b200.sh` @01fa35cf, `minimaxm2.5_fp8_b200.sh` @07e171a3, `benchmarks/single_node/fixed_seq_len/dsr1_*.sh` @8eec0d4e
-and @f89cdfe2, `.github/configs/nvidia-master.yaml` @0004cf5f and `amd-master.yaml` @008b53a8.
+and @f89cdfe2, `.github/configs/nvidia-master.yaml` @0004cf5f (a recipe's name ends with the tokens proposed) and `amd-master.yaml`
+@008b53a8; SGLang's in ishandhanani/srt-slurm `recipes/b200-fp4/*k1k-mtp.yaml` and `b200-fp8/*k1k-mtp.yaml` @893b9b9a, qiching/srt-slurm
+`recipes/b200-fp*/*/mtp/*.yaml` @5063eb43, xutizhou/srt-slurm `recipes/h200/*/*-mtp.yaml` and `h100/*/mtp/*.yaml` @9c36c454 and @2e72befe.
 """
 
 from __future__ import annotations
@@ -42,6 +44,29 @@ R1 = "deepseek-v3"  # the same design
 BLACKWELL = ("B200-SXM", "B300-SXM")
 _GRAIN = 64  # TensorRT-LLM's recipes round tokens of a step up to it
 _PROPOSED = {"atom": 1}
+_FEWER = {  # GPU, precision, tokens of prompt and answer -> users: tokens proposed by TensorRT-LLM's decode workers, where not 3
+    ("B200-SXM", "fp4", 1024, 1024): {1214: 2, 4968: 1, 10860: 1},
+    ("B200-SXM", "fp4", 8192, 1024): {1096: 1, 1691: 1},
+    ("B200-SXM", "fp8", 1024, 1024): {1600: 2},
+    ("B200-SXM", "fp8", 8192, 1024): {1088: 2},
+    ("B300-SXM", "fp4", 1024, 1024): {2342: 1, 8609: 1, 12926: 1},
+    ("B300-SXM", "fp4", 8192, 1024): {1197: 1, 2198: 1},
+    ("B300-SXM", "fp8", 1024, 1024): {720: 2, 2560: 1, 3072: 1, 11264: 1},
+    ("B300-SXM", "fp8", 8192, 1024): {512: 2},
+    ("GB200-per-GPU", "fp4", 1024, 1024): {2253: 1, 4301: 1, 16130: 1},
+    ("GB200-per-GPU", "fp4", 1024, 8192): {6144: 1, 8192: 1},
+    ("GB200-per-GPU", "fp4", 8192, 1024): {1229: 1, 4301: 1},
+    ("GB200-per-GPU", "fp8", 1024, 1024): {1229: 1, 2151: 1, 4301: 1},
+    ("GB200-per-GPU", "fp8", 1024, 8192): {2152: 1, 8192: 1},
+    ("GB300-per-GPU", "fp4", 1024, 1024): {2253: 1, 3226: 1},
+    ("GB300-per-GPU", "fp4", 1024, 8192): {8192: 1, 16384: 1},
+    ("GB300-per-GPU", "fp4", 8192, 1024): {2253: 1},
+    ("GB300-per-GPU", "fp8", 1024, 1024): {2253: 1, 8192: 1},
+    ("GB300-per-GPU", "fp8", 1024, 8192): {2048: 1, 8192: 1},
+    ("GB300-per-GPU", "fp8", 8192, 1024): {1229: 1},
+    ("H100-SXM", "fp8", 1024, 1024): {615: 2, 1229: 1},
+    ("H200-SXM", "fp8", 8192, 1024): {16: 2, 64: 2, 128: 2, 256: 2, 512: 1},
+}
 
 
 def started(e: Experiment, prompt: int, output: int) -> tuple[Experiment, tuple[str, ...]]:
@@ -55,7 +80,7 @@ def _started(e: Experiment, prompt: int, output: int) -> Experiment:
         return _other(e)
     drafts = _drafts(e) if e.speculative else 0
     if e.disaggregated:
-        return dataclasses.replace(e, draft_tokens=_apart(e) if e.speculative else 0)
+        return dataclasses.replace(e, draft_tokens=_apart(e, prompt, output) if e.speculative else 0)
     if e.engine == "sglang":
         return dataclasses.replace(_sglang(e, prompt, output), draft_tokens=drafts)
     if e.engine == "trtllm":
@@ -82,12 +107,13 @@ def _drafts(e: Experiment) -> int:
     return _PROPOSED.get(e.engine, 3 if e.device.startswith("MI") else 2)
 
 
-def _apart(e: Experiment) -> int:
-    """Return the tokens proposed by decode workers of their own, 0 where recipes differ too much to say."""
-    if e.engine != "trtllm":
-        return (1 if e.attention_dp > 1 else 2) if e.device.startswith("MI") else 0
-    ranks = e.replicas * e.attention_dp
-    return 1 if e.precision == "fp4" and e.attention_dp > 1 and (e.concurrency or 1) > 64 * ranks else 3
+def _apart(e: Experiment, prompt: int, output: int) -> int:
+    """Return the tokens proposed by decode workers of their own."""
+    if e.engine == "trtllm":
+        return _FEWER.get((e.device, e.precision, prompt, output), {}).get(e.concurrency or 1, 3)
+    if e.device.startswith("MI"):
+        return 1 if e.attention_dp > 1 else 2
+    return 1 if (e.device, e.precision, prompt) == ("B200-SXM", "fp8", 1024) and e.attention_dp > 1 and e.replicas == 2 else 2
 
 
 def _sglang(e: Experiment, prompt: int, output: int) -> Experiment:
