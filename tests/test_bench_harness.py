@@ -458,3 +458,20 @@ def test_a_launch_says_how_much_of_it_a_neighbour_shared() -> None:
     (said,) = telemetry.shared([0.75])
     assert "75.0 %" in said
     assert list(telemetry.shared([0.01])) == []
+
+
+# ---------------------------------------------------------------- memory
+
+
+def test_what_a_benchmark_takes_does_not_follow_what_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows of two launches are one only where both read as much; three buffers beyond a cache of 480 MiB take most of a fifth of 24 GB."""
+    told = {"MemTotal": 24e9}
+    monkeypatch.setattr(harness, "_told_bytes", lambda name: told[name])
+
+    def taken(free: float, wanted: float = 4.5e9) -> float:
+        told["MemAvailable"] = free
+        return harness.steady_bytes(wanted)
+
+    assert {taken(free) for free in (9.1e9, 15e9, 23e9)} == {4.5e9}
+    assert taken(23e9, wanted=9e9) == harness.MEMORY_SHARE * 24e9
+    assert {taken(free) for free in (4.4e9, 8.5e9)} == {2.0**31}

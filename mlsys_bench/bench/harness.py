@@ -261,11 +261,27 @@ def free_bytes(device: str = "cpu") -> float:
         import torch
 
         return float(torch.cuda.mem_get_info(device)[0])
+    return _told_bytes("MemAvailable")
+
+
+def steady_bytes(wanted: float, device: str = "cpu") -> float:
+    """Return how much of `wanted` one benchmark may take: the same in each launch, though what is free changes from one to the next.
+
+    A share of all memory, or half of what is free, down to a power of two, where others leave less than twice that.
+    """
+    free = free_bytes(device)
+    if device != "cpu":
+        return min(wanted, MEMORY_SHARE * free)
+    asked = min(wanted, MEMORY_SHARE * _told_bytes("MemTotal"))
+    return asked if 2 * asked <= free else float(2 ** math.floor(math.log2(max(free / 2, 4096.0))))
+
+
+def _told_bytes(name: str) -> float:
     try:
         lines = Path("/proc/meminfo").read_text(encoding="utf-8").splitlines()
     except OSError:
         return 2.0**30
-    return next((float(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable")), 2.0**30)
+    return next((float(line.split()[1]) * 1024 for line in lines if line.startswith(name)), 2.0**30)
 
 
 def _flusher(device: str) -> Callable[[], object]:

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from mlsys_bench.bench.alone import kernels
-from mlsys_bench.bench.harness import COLD, MEMORY_SHARE, Sampled, Spec, Task, cache_bytes, free_bytes, timed
+from mlsys_bench.bench.harness import COLD, Sampled, Spec, Task, cache_bytes, steady_bytes, timed
 from mlsys_bench.engine import quant
 from mlsys_bench.engine.native import library
 from mlsys_bench.engine.native.linears import LARGE_PAGE, aligned
@@ -66,8 +66,7 @@ class _Buffers:
 
     def __init__(self, device: str) -> None:
         wanted = GPU_BUFFER_BYTES if device != "cpu" else _buffer_bytes(cache_bytes())
-        spared = MEMORY_SHARE * free_bytes(device) / 3
-        self.device, self.count = device, int(min(wanted, spared)) // 4096 * 1024
+        self.device, self.count = device, int(steady_bytes(3 * wanted, device) / 3) // 4096 * 1024
         self.kernels = kernels() if device == "cpu" else None
 
     a = functools.cached_property(lambda self: self._filled())
