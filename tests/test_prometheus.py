@@ -34,6 +34,7 @@ from tests.scraped_series import T0, series
 BINARY = shutil.which("prometheus") if shutil.which("promtool") else None
 needs_prometheus = pytest.mark.skipif(BINARY is None, reason="no prometheus here; on Debian: apt-get install prometheus")
 PATIENCE_S = 60.0
+SCRAPES = 4  # of a server before it is sent anything
 
 
 # ---------------------------------------------------------------- a server with Prometheus' limits
@@ -396,7 +397,8 @@ def test_a_real_prometheus_gives_back_the_requests_that_were_sent(real: Start) -
     with serve.start(serve.Options(port=0, max_batch=4, seed=3)) as server:
         target = {"job_name": "llm", "static_configs": [{"targets": [server.url.removeprefix("http://")]}]}
         url = real({"global": {"scrape_interval": "500ms"}, "scrape_configs": [target]})
-        until(lambda: bool(now(url, "mlsys_requests_received_total")))
+        seen = "count_over_time(mlsys_request_prompt_tokens_count[1m])"
+        until(lambda: max(now(url, seen), default=0) >= SCRAPES)  # it grows from what was seen before: 60 requests may come within a scrape
 
         def send(i: int) -> None:
             body = {"model": "nano", "prompt": "x" * prompts[i], "max_tokens": outputs[i], "ignore_eos": True}

@@ -61,7 +61,7 @@ def _counts(engine: Engine, refill: Any) -> list[tuple[str, str, float]]:
     operators = [e for e in profile.function_events if e.name.startswith("aten::")]
     launched = [e for e in operators if e.cpu_parent is None or not e.cpu_parent.name.startswith("aten::")]  # not by another one
     return [
-        ("operators", "operators", len(launched)),
+        ("operators", "operators", 1 + len(launched)),  # and the step itself: the C step needs none, and of nothing there is no ratio
         ("kv_blocks", "blocks", engine.limits.blocks - engine.free_blocks),
         ("kv_tokens", "tokens", report.features.decode_kv_tokens),
         ("weight_bytes", "B", engine.weight_bytes),
