@@ -304,7 +304,7 @@ def steps_of(batch: int, position: int, blocks_each: int, block_tokens: int, tok
     table = np.arange(batch * blocks_each, dtype=np.int32).reshape(batch, blocks_each)
     at = np.full(batch, position, dtype=np.int32)
     rows = np.arange(batch, dtype=np.int32)
-    return Step(
+    return Step.of(
         tokens=np.full(batch, 5, dtype=np.int32) if tokens is None else tokens, positions=at,
         slots=(table[rows, at // block_tokens] * block_tokens + at % block_tokens).astype(np.int32), sequence_of=rows,
         first=np.arange(batch + 1, dtype=np.int32), block_table=table, sampled=rows,
@@ -316,7 +316,7 @@ def prompt_of(tokens: int, block_tokens: int, start: int = 0) -> Any:
     from mlsys_bench.engine.runner import Step
 
     at = np.arange(start, start + tokens, dtype=np.int32)
-    return Step(
+    return Step.of(
         tokens=(at * 7919 % 1000).astype(np.int32), positions=at, slots=at, sequence_of=np.zeros(tokens, dtype=np.int32),
         first=np.array([0, tokens], dtype=np.int32), block_table=np.arange(-(-(start + tokens) // block_tokens), dtype=np.int32)[None],
         sampled=np.array([tokens - 1], dtype=np.int32),

@@ -16,6 +16,7 @@ from mlsys_bench.engine.gpu.graphs import RING
 from mlsys_bench.engine.kv import Blocks
 from mlsys_bench.engine.runner import Int32, Step
 from mlsys_bench.engine.sampler import Sampling, sample, sampling
+from tests import steps
 
 
 class Asked(NamedTuple):
@@ -91,7 +92,7 @@ class Launched:
             tokens = step.tokens.copy()
             for at in np.flatnonzero(feed >= 0) if feed is not None else ():
                 tokens[at] = self.last[feed[at]]  # type: ignore[index]
-            logits = only_text(self.model.forward(step._replace(tokens=tokens), cache), self.tokenizer)
+            logits = only_text(self.model.forward(steps.changed(step, tokens=tokens), cache), self.tokenizer)
             handle.chosen = self.last = self.choose(logits, how)
 
 

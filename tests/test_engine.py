@@ -80,7 +80,7 @@ def margins(prompt: list[int], output: list[int]) -> np.ndarray:
     none, zero = np.array([], dtype=np.int32), np.zeros(1, dtype=np.int32)
     plan = StepPlan(zero, zero, np.array([len(tokens)], dtype=np.int32), np.array([True]), none)
     blocks = np.arange(engine.limits.blocks, dtype=np.int32)[None]
-    step = runner.step_input(plan, {0: tokens}, blocks, engine._cache)._replace(sampled=np.arange(len(tokens), dtype=np.int32))
+    step = runner.step_input(plan, {0: tokens}, blocks, engine._cache, plan.tokens)
     logits = only_text(engine._model.forward(step, engine._cache).clone(), ByteTokenizer())[len(prompt) - 1 :]
     chosen = torch.tensor(output)[:, None]
     others = logits.scatter(1, chosen, -torch.inf).amax(dim=1)

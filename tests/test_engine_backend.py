@@ -23,7 +23,7 @@ from mlsys_bench.engine.kv import Blocks, KVCache
 from mlsys_bench.engine.model import Model
 from mlsys_bench.engine.native import library
 from mlsys_bench.errors import BadInput, UnknownName
-from tests import decoder_reference
+from tests import decoder_reference, steps
 from tests.decoder_reference import CPU, kinds, shape
 
 has_compiler = pytest.mark.skipif(library.load() is None, reason="no C compiler on this machine")
@@ -112,7 +112,23 @@ def test_a_step_lays_out_what_was_planned(work: list[tuple[int, int]], block_tok
         ends += list(range(place - int(wanted[s]), place))
     assert step.first[-1] == place == len(step.tokens)
     assert step.sampled.tolist() == ends
-    assert all(a.dtype == np.int32 and a.flags.c_contiguous for a in step)
+    counts = [place, len(work), len(ends), step.block_table.shape[1]]
+    parts = [np.ravel(getattr(step, name)).tolist() for name in steps.PARTS]
+    assert step.laid.dtype == np.int32
+    assert step.laid.tolist() == sum(parts, counts), "what C reads is these, one after another"
+
+
+@given(st.lists(st.tuples(st.integers(0, 60), st.integers(1, 3), st.booleans()), min_size=1, max_size=2), st.integers(1, 9))
+def test_one_logit_of_each_that_samples_is_wanted_by_default(work: list[tuple[int, int, bool]], block_tokens: int) -> None:
+    """A lone token is laid by code of its own."""
+    table = np.random.default_rng(1).permutation(len(work) * 80).reshape(len(work), 80)
+    cache = Blocks(TINY, blocks=1, block_tokens=block_tokens, dtype=torch.float32, device=CPU)
+    start, tokens, samples = (np.array(column) for column in zip(*work, strict=True))
+    rows = np.arange(len(work), dtype=np.int32)
+    plan = StepPlan(rows, start.astype(np.int32), tokens.astype(np.int32), samples.astype(bool), np.zeros(0, dtype=np.int32))
+    known = {int(row): list(range(100, 170)) for row in rows}
+    asked = runner.step_input(plan, known, table, cache, samples.astype(np.int32))
+    assert runner.step_input(plan, known, table, cache).laid.tolist() == asked.laid.tolist()
 
 
 # ---------------------------------------------------------------- who computes
@@ -205,7 +221,7 @@ def test_one_by_one_is_the_model_itself() -> None:
     want, got = model.forward(step, caches[0]), OneByOne(model).forward(step, caches[1])
     assert torch.allclose(got, want, atol=2e-5)
     assert torch.allclose(caches[0].data[:, [1, 3, 5, 7]], caches[1].data[:, [1, 3, 5, 7]], atol=2e-5)
-    assert OneByOne(model).forward(step._replace(sampled=np.zeros(0, dtype=np.int32)), caches[1]).shape == (0, d.shape.vocab)
+    assert OneByOne(model).forward(steps.changed(step, sampled=np.zeros(0, dtype=np.int32)), caches[1]).shape == (0, d.shape.vocab)
 
 
 @has_compiler

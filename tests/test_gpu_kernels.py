@@ -376,16 +376,16 @@ def both(precision: str, kind: torch.dtype) -> tuple[Model, KVCache, GpuModel, G
 TABLE = np.random.default_rng(0).permutation(20).astype(np.int32).reshape(2, 10)
 
 
-def step_of(tokens: list[list[int]], starts: list[int], rows: list[int]) -> Step:
+def step_of(tokens: list[list[int]], starts: list[int], rows: list[int], *, samples: bool = True) -> Step:
     """Return the step in which sequences compute these tokens from these positions on; rows: of TABLE."""
     first = np.cumsum([0, *map(len, tokens)]).astype(np.int32)
     positions = np.concatenate([np.arange(s, s + len(t)) for s, t in zip(starts, tokens, strict=True)]).astype(np.int32)
     sequence_of = np.repeat(np.arange(len(tokens)), np.diff(first)).astype(np.int32)
     table = TABLE[rows]
     slots: Int32 = (table[sequence_of, positions // 4] * 4 + positions % 4).astype(np.int32)
-    return Step(
+    return Step.of(
         tokens=np.concatenate(tokens).astype(np.int32), positions=positions, slots=slots, sequence_of=sequence_of, first=first,
-        block_table=table, sampled=first[1:] - 1,
+        block_table=table, sampled=first[1:] - 1 if samples else first[:0],
     )  # fmt: skip
 
 
@@ -426,7 +426,7 @@ def test_chunks_are_launched_fed_and_chosen_from_as_decode_steps_are() -> None:
     assert again.tokens()[0] == token
     assert fed.tokens() == want.argmax(dim=1).tolist() == model.choose(want, greedy(2))
     held = cache.raw.clone()
-    part = step_of([[5, 6]], [4], [1])._replace(sampled=np.zeros(0, dtype=np.int32))
+    part = step_of([[5, 6]], [4], [1], samples=False)
     assert model.launch(part, cache).tokens() == []
     assert not torch.equal(held, cache.raw)
     held = cache.raw.clone()

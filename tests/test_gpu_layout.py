@@ -191,7 +191,7 @@ def test_splits_fill_the_machine_but_leave_every_program_a_tile(sequences: int, 
 
 def decode_step(rows: int, width: int) -> Step:
     ints = np.arange(rows, dtype=np.int32)
-    return Step(
+    return Step.of(
         tokens=ints + 50, positions=ints + 7, slots=ints + 90, sequence_of=ints, first=np.arange(rows + 1, dtype=np.int32),
         block_table=np.arange(rows * width, dtype=np.int32).reshape(rows, width), sampled=ints,
     )  # fmt: skip

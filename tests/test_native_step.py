@@ -20,7 +20,7 @@ from mlsys_bench.engine.model import Model
 from mlsys_bench.engine.native import library
 from mlsys_bench.engine.native.model import NativeModel, misfit
 from mlsys_bench.engine.spec import Decoder
-from tests import decoder_reference
+from tests import decoder_reference, steps
 from tests.decoder_reference import CPU, kinds
 
 pytestmark = pytest.mark.skipif(library.load() is None, reason="no C compiler on this machine")
@@ -259,7 +259,7 @@ def test_a_step_without_samples_fills_the_cache_just_the_same() -> None:
     d = kinds()["llama"]
     first, second = Bench(d), Bench(d)
     first.logits([(0, 0, 50)])
-    silent = second.step([(0, 0, 50)])._replace(sampled=np.zeros(0, dtype=np.int32))
+    silent = steps.changed(second.step([(0, 0, 50)]), sampled=np.zeros(0, dtype=np.int32))
     assert second.model.forward(silent, second.cache).shape == (0, d.shape.vocab)
     assert torch.equal(first.cache.raw, second.cache.raw)
 
@@ -268,7 +268,7 @@ def test_logits_come_for_the_places_that_are_asked_for() -> None:
     d = kinds()["llama"]
     every = alone(d, 20)
     bench = Bench(d)
-    step = bench.step([(0, 0, 20)])._replace(sampled=np.array([19, 3, 3, 7], dtype=np.int32))
+    step = steps.changed(bench.step([(0, 0, 20)]), sampled=np.array([19, 3, 3, 7], dtype=np.int32))
     assert torch.equal(bench.model.forward(step, bench.cache), torch.stack([every[i] for i in (19, 3, 3, 7)]))
 
 

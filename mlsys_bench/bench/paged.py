@@ -52,14 +52,20 @@ def decode_steps(pool: Pool, context: int, batch: int) -> list[Step]:
     at = np.arange(batch, dtype=np.int32)
     positions = np.full(batch, context - 1, dtype=np.int32)
     first = np.arange(batch + 1, dtype=np.int32)
-    return [Step(at, positions, at, at, first, np.ascontiguousarray(table), at) for table in pool.tables(batch, context)]
+    return [
+        Step.of(tokens=at, positions=positions, slots=at, sequence_of=at, first=first, block_table=table, sampled=at)
+        for table in pool.tables(batch, context)
+    ]
 
 
 def prefill_steps(pool: Pool, context: int, chunk: int) -> list[Step]:
     """Return steps of the last chunk of one prompt."""
     at = np.arange(chunk, dtype=np.int32)
     positions, first = at + np.int32(context - chunk), np.array([0, chunk], dtype=np.int32)
-    return [Step(at, positions, at, 0 * at, first, np.ascontiguousarray(table), at[-1:]) for table in pool.tables(1, context)]
+    return [
+        Step.of(tokens=at, positions=positions, slots=at, sequence_of=0 * at, first=first, block_table=table, sampled=at[-1:])
+        for table in pool.tables(1, context)
+    ]
 
 
 def attended(d: Decoder, pool: Pool, step: Step, qkv: Tensor, token: int) -> Tensor:

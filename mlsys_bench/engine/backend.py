@@ -108,7 +108,7 @@ class OneByOne:
 def _only(step: Step, t: int) -> Step:
     """Return the step of one token, its logits wanted."""
     here, s, zero = slice(t, t + 1), int(step.sequence_of[t]), np.zeros(1, dtype=np.int32)
-    return Step(
+    return Step.of(
         tokens=step.tokens[here], positions=step.positions[here], slots=step.slots[here], sequence_of=zero,
         first=np.array([0, 1], dtype=np.int32), block_table=step.block_table[s : s + 1], sampled=zero,
     )  # fmt: skip

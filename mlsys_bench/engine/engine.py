@@ -308,14 +308,13 @@ class Engine:
 
     def _compute(self, plan: StepPlan, drafts: dict[int, Drafts]) -> torch.Tensor:
         """Return logits after each token to be chosen from: [sampled, vocab], row by row."""
-        known = {**self._tokens, **{row: [*self._tokens[row], *d.tokens] for row, d in drafts.items()}} if drafts else self._tokens
-        step = runner.step_input(plan, known, self._state.block_table, self._cache)
+        known: dict[int, list[int]] = self._tokens
+        wanted: Int32 | None = None
         if drafts:
-            last = np.array([1 + len(drafts[row].tokens) if row in drafts else 1 for row in plan.rows.tolist()])[plan.samples]
-            ends = step.first[1:][plan.samples]
-            step = step._replace(
-                sampled=np.concatenate([np.arange(end - n, end, dtype=np.int32) for end, n in zip(ends, last, strict=True)])
-            )
+            known = {**known, **{row: [*known[row], *d.tokens] for row, d in drafts.items()}}
+            asked = [1 + len(drafts[row].tokens) if row in drafts else 1 for row in plan.rows.tolist()]
+            wanted = np.where(plan.samples, np.array(asked, dtype=np.int32), 0)
+        step = runner.step_input(plan, known, self._state.block_table, self._cache, wanted)
         return self._only_text(self._model.forward(step, self._cache))
 
     def _choose(self, logits: torch.Tensor, sequences: list[Sequence], drafts: dict[int, Drafts]) -> Chosen:

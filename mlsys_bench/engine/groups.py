@@ -55,7 +55,7 @@ def grouped(step: Step, cache: KVCache, *, window: int = 0) -> Grouped:
     counts = np.diff(first)
     singles, total = int(np.count_nonzero(counts == 1)), len(step.tokens)
     assert (counts[:singles] == 1).all(), "single tokens come first in a step"
-    ids, at, slots = torch.from_numpy(np.stack(step[:3]).astype(np.int64)).to(cache.device)
+    ids, at, slots = torch.from_numpy(np.stack((step.tokens, step.positions, step.slots)).astype(np.int64)).to(cache.device)
     is_all = len(step.sampled) == total and (np.diff(step.sampled) == 1).all()
     chunks = (
         _chunk(table[s], int(first[s]), int(counts[s]), int(step.positions[first[s]]), cache, window) for s in range(singles, len(counts))

@@ -125,7 +125,7 @@ def step_of(tokens: npt.NDArray[np.int32]) -> Step:
     table = np.arange(count * blocks, dtype=np.int32).reshape(count, blocks)
     places = np.arange(count * length, dtype=np.int32)
     positions, sequence_of = places % length, places // length
-    return Step(
+    return Step.of(
         tokens=tokens.flatten(), positions=positions, sequence_of=sequence_of, first=np.arange(count + 1, dtype=np.int32) * length,
         slots=table[sequence_of, positions // BLOCK_TOKENS] * BLOCK_TOKENS + positions % BLOCK_TOKENS, block_table=table, sampled=places,
     )  # fmt: skip

@@ -172,7 +172,7 @@ def nobody(rows: int, singles: int, width: int) -> Step:
     chunk = np.arange(rows, dtype=np.int32)
     positions = np.concatenate([np.zeros(singles, dtype=np.int32), chunk])
     first = np.array([*range(singles + 1), singles + rows], dtype=np.int32)
-    return Step(
+    return Step.of(
         tokens=np.zeros_like(positions), positions=positions, slots=np.full_like(positions, -1),
         sequence_of=np.concatenate([np.arange(singles, dtype=np.int32), np.full_like(chunk, singles)]), first=first,
         block_table=np.zeros((singles + 1, width), dtype=np.int32), sampled=first[-1:] - 1,

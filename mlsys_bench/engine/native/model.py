@@ -6,8 +6,6 @@ import ctypes
 import dataclasses
 from ctypes import POINTER, c_float, c_int32, c_int64, c_void_p
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -68,15 +66,6 @@ class CacheStruct(ctypes.Structure):
     )
 
 
-class StepStruct(ctypes.Structure):
-    """`step_t` of step.h."""
-
-    _fields_ = (
-        *((name, c_int32) for name in ("tokens", "sequences", "sampled", "width")),
-        *((name, c_void_p) for name in ("token", "position", "slot", "first", "block_table", "sample")),
-    )
-
-
 def misfit(d: Decoder, weights: Weights | None = None) -> str | None:
     """Return what keeps the C step from computing this decoder (with these weights), None where nothing does."""
     if any(d.sparse):
@@ -122,18 +111,18 @@ class NativeModel:
 
         Where `reuses_logits` is set, they are valid until the next step.
         """
-        total = max(len(step.tokens), len(step.sampled))
+        total = max(step.rows, step.wanted)
         if total > self._room_tokens:
             self._workspace = room(self._c.step_workspace_bytes(self._struct, total, self.threads), is_filled=True)
             self._workspace_at, self._room_tokens = self._workspace.data_ptr(), total
-        if not self.reuses_logits or self._logits_rows != len(step.sampled):
-            self._logits = torch.empty(len(step.sampled), self.shape.vocab)
-            self._logits_at, self._logits_rows = self._logits.data_ptr(), len(step.sampled)
+        if not self.reuses_logits or self._logits_rows != step.wanted:
+            self._logits = torch.empty(step.wanted, self.shape.vocab)
+            self._logits_at, self._logits_rows = self._logits.data_ptr(), step.wanted
         logits = self._logits
-        work, _held = _work(step)
         if self._of is not cache:
             self._of, self._cache = cache, _cache(cache)
-        self._linears_ns += self._c.step_run(self._struct, self._cache, work, self.threads, self._workspace_at, self._logits_at)
+        laid = c_int32.from_buffer(step.laid)  # type: ignore[arg-type] # an array is a buffer, whatever its stubs say
+        self._linears_ns += self._c.step_run(self._struct, self._cache, laid, self.threads, self._workspace_at, self._logits_at)
         cap = self.decoder.logit_softcap
         return logits.div_(cap).tanh_().mul_(cap) if cap else logits
 
@@ -196,7 +185,7 @@ def _functions() -> ctypes.CDLL:
     c = library.need()
     c.step_workspace_bytes.restype, c.step_workspace_bytes.argtypes = c_int64, (POINTER(DecoderStruct), c_int32, c_int32)
     c.step_run.restype = c_int64
-    c.step_run.argtypes = (POINTER(DecoderStruct), POINTER(CacheStruct), POINTER(StepStruct), c_int32, c_void_p, c_void_p)
+    c.step_run.argtypes = (POINTER(DecoderStruct), POINTER(CacheStruct), POINTER(c_int32), c_int32, c_void_p, c_void_p)
     return c
 
 
@@ -206,14 +195,3 @@ def _cache(cache: Blocks) -> CacheStruct:
     return CacheStruct(
         cache.raw.data_ptr(), blocks * block_bytes, block_bytes, KV_KINDS[cache.dtype], cache.block_tokens, cache.kv_heads, cache.head_dim
     )
-
-
-def _work(step: Step) -> tuple[StepStruct, npt.NDArray[np.int32]]:
-    """Return what C reads of a step, and the memory it lies in: one array, as an address takes longer to ask for than to add to."""
-    parts = (step.tokens, step.positions, step.slots, step.first, step.block_table.reshape(-1), step.sampled)
-    held = np.concatenate(parts, dtype=np.int32)
-    at, addresses = held.ctypes.data, []
-    for part in parts:
-        addresses.append(at)
-        at += held.itemsize * part.size
-    return StepStruct(len(step.tokens), len(step.first) - 1, len(step.sampled), step.block_table.shape[1], *addresses), held

@@ -9,6 +9,13 @@
 #include "rows.h"
 
 typedef struct {
+    int32_t tokens, sequences, sampled, width;
+    const int32_t *token, *position, *slot; /* [T] */
+    const int32_t *first, *block_table;     /* [S + 1], [S, width] */
+    const int32_t *sample;                  /* [sampled] */
+} step_t;
+
+typedef struct {
     const decoder_t *d;
     const cache_t *c;
     const step_t *s;
@@ -296,9 +303,18 @@ int64_t step_workspace_bytes(const decoder_t *d, int32_t tokens, int32_t threads
     return lay_out(&j, d, tokens, threads, NULL) - (uint8_t *)NULL;
 }
 
-int64_t step_run(const decoder_t *d, const cache_t *c, const step_t *s, int32_t threads, void *workspace, float *logits) {
-    job_t j = {.d = d, .c = c, .s = s, .logits = logits, .threads = threads};
-    lay_out(&j, d, s->tokens, threads, workspace);
+static step_t step_at(const int32_t *laid) {
+    step_t s = {.tokens = laid[0], .sequences = laid[1], .sampled = laid[2], .width = laid[3]};
+    s.token = laid + 4, s.position = s.token + s.tokens, s.slot = s.position + s.tokens;
+    s.first = s.slot + 2 * (int64_t)s.tokens; /* between them whose each token is, which first says too */
+    s.block_table = s.first + s.sequences + 1, s.sample = s.block_table + (int64_t)s.sequences * s.width;
+    return s;
+}
+
+int64_t step_run(const decoder_t *d, const cache_t *c, const int32_t *laid, int32_t threads, void *workspace, float *logits) {
+    const step_t s = step_at(laid);
+    job_t j = {.d = d, .c = c, .s = &s, .logits = logits, .threads = threads};
+    lay_out(&j, d, s.tokens, threads, workspace);
     memset(j.next, 0, d->layers * sizeof(int32_t));
     pool_run(threads, work, &j);
     return j.linears_ns;

@@ -28,18 +28,11 @@ typedef struct {
     const layer_t *layer; /* [layers] */
 } decoder_t;
 
-/* T tokens of S sequences, laid end to end; see runner.Step. */
-typedef struct {
-    int32_t tokens, sequences, sampled, width;
-    const int32_t *token, *position, *slot; /* [T] */
-    const int32_t *first, *block_table;     /* [S + 1], [S, width] */
-    const int32_t *sample;                  /* [sampled] */
-} step_t;
-
 /* Bytes of workspace for steps of so many tokens. */
 int64_t step_workspace_bytes(const decoder_t *d, int32_t tokens, int32_t threads);
 
-/* Compute a step.  workspace: 64-byte aligned; logits: [sampled, vocab].  Returns the nanoseconds that products with weights took. */
-int64_t step_run(const decoder_t *d, const cache_t *c, const step_t *s, int32_t threads, void *workspace, float *logits);
+/* Compute a step.  laid: T, S, sampled, width; then of T tokens of S sequences, laid end to end: token, position, slot, sequence [T] each,
+ * first [S + 1], block_table [S, width], sample [sampled]; see runner.Step.  workspace: 64-byte aligned; logits: [sampled, vocab].  Returns the nanoseconds that products with weights took. */
+int64_t step_run(const decoder_t *d, const cache_t *c, const int32_t *laid, int32_t threads, void *workspace, float *logits);
 
 #endif
