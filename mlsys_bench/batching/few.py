@@ -33,6 +33,7 @@ from mlsys_bench.batching.arrays import (
 )
 
 ROWS = 4  # no more of them than these
+_NOBODY = np.zeros(0, dtype=np.int32)
 
 
 def seated(a: Arrays, policy: Policy, limits: Limits) -> tuple[Int32, Int32, Int32, int] | None:
@@ -72,7 +73,7 @@ def update(a: Arrays, plan: Any, new: Int32 | None) -> Int32:
             if known[row] == final[row]:
                 ended.append(row)
     a.counts[EVEN] = sampled == a.counts[SEATED]
-    return np.array(ended, dtype=np.int32)
+    return np.array(ended, dtype=np.int32) if ended else _NOBODY
 
 
 def features(a: Arrays, plan: Any) -> StepFeatures:

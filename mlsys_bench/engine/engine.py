@@ -6,10 +6,8 @@ is given up and computed anew.  So a step may be tried again, and gives what it 
 
 from __future__ import annotations
 
-import contextlib
 import time
 from collections import deque
-from collections.abc import Iterator
 from collections.abc import Sequence as Tokens
 from pathlib import Path
 from typing import Any, Literal
@@ -91,6 +89,7 @@ class Engine:
             shape, precision=precision, seed=seed, state_dict=state_dict, checkpoint=checkpoint, host_blocks=host_blocks,
             tokenizer=self.tokenizer, **on,
         )  # fmt: skip
+        self._has_operators = self._model.backend != "native"  # of torch: what guards them costs a native step 25 us, its caches cold
         native: Any = self._model
         native.reuses_logits = True  # each step's are read before the next; models that know nothing of it give new ones
         self._only_text = build.OnlyText(self.tokenizer)
@@ -154,24 +153,32 @@ class Engine:
 
     # ------------------------------------------------------------ the loop
 
-    @torch.inference_mode()
     def step(self) -> StepReport:
         """Compute one step for as many sequences as the limits allow.
 
         Of a model that launches, the next step is on its way before this one's tokens are read, where nothing depends on them.
         """
         began = time.perf_counter()
+        if not self._has_operators:
+            return self._step(began)
+        with torch.inference_mode():
+            return self._step(began)
+
+    def _step(self, began: float) -> StepReport:
         if self._flights and not any(self._by_id.get(s.id) is s for s in self._flights[0].sequences):
             self._flights.popleft()  # all it computes for have ended meanwhile
         return self._fly(began) if self._flights or self._may_launch() else self._compute_now(began)
 
     def _compute_now(self, began: float) -> StepReport:
         """Plan a step, compute it, and read its logits."""
-        with self._anew_if_it_fails():
+        try:
             planned, drafts = self._planned()
             plan = planned.plan
             sequences = [self._by_row[row] for row in plan.rows[plan.samples].tolist()]
             chosen = self._choose(self._compute(plan, drafts), sequences, drafts) if len(plan.rows) else []
+        except BaseException:
+            self._give_up()
+            raise
         tokens, finished, logs = self._grow(plan, sequences, chosen)
         drafted, accepted = sum(len(d.tokens) for d in drafts.values()), sum(len(new) - 1 for new, _ in chosen)
         return planned.report(began, tokens, finished, logprobs=logs, drafted=drafted, accepted=accepted)
@@ -187,17 +194,12 @@ class Engine:
         found = state.asked_tokens - asked, state.hit_tokens - hit
         return Planned(plan, batching.features(state, plan), preempted, swapped, *found), drafts
 
-    @contextlib.contextmanager
-    def _anew_if_it_fails(self) -> Iterator[None]:
-        """Give up all caches when what is inside raises: everybody waits, in order, and is computed anew."""
-        try:
-            yield
-        except BaseException:
-            batching.restart(self._state)
-            self._host.clear()
-            for row in self._by_row:
-                self._forget_guesses(row)
-            raise
+    def _give_up(self) -> None:
+        """Give up all caches, as a step has failed: everybody waits, in order, and is computed anew."""
+        batching.restart(self._state)
+        self._host.clear()
+        for row in self._by_row:
+            self._forget_guesses(row)
 
     # ------------------------------------------------------------ steps under way
 
@@ -223,7 +225,7 @@ class Engine:
         if before is not None:
             self._settle(before)
             before.is_last = True  # until this one is under way: should it fail, tokens come first
-        with self._anew_if_it_fails():
+        try:
             planned, _ = self._planned()
             if not len(planned.plan.rows):
                 return
@@ -232,6 +234,9 @@ class Engine:
             rows = [s for s, samples in zip(sequences, planned.plan.samples.tolist(), strict=True) if samples]
             places = (self._state.known[planned.plan.rows] - self._state.prompt[planned.plan.rows])[planned.plan.samples]
             handle = self._model.launch(step, self._cache, picks(rows, places), feed)
+        except BaseException:
+            self._give_up()
+            raise
         self._flights.append(Flight(planned=planned, sequences=sequences, handle=handle))
 
     def _fed(self, plan: StepPlan, sequences: list[Sequence], before: Flight | None) -> tuple[Step, Int32 | None]:

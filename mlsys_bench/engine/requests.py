@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from mlsys_bench.batching import StepFeatures
 from mlsys_bench.engine import prefix
@@ -13,8 +13,7 @@ from mlsys_bench.engine.stops import TextStream
 Reason = Literal["stop", "length"]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StepReport:
+class StepReport(NamedTuple):
     """What one step did.  `step_s` is its whole wall time: schedule, compute, sample and update.
 
     A request may get several tokens in a step that speculates; the reason of its end belongs to the last one.

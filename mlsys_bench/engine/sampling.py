@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from mlsys_bench.errors import BadInput
@@ -30,6 +30,11 @@ class Sampling:
     logprobs: int | None = None  # of the chosen token and so many of the likeliest; None: of none
     logit_bias: tuple[tuple[int, float], ...] = ()  # (token, what is added to its logit)
     stop: tuple[str, ...] = ()  # the answer ends when one of these is in its text
+    is_plain: bool = field(init=False, repr=False, compare=False)  # the argmax of the model's own logits and nothing else is wanted
+
+    def __post_init__(self) -> None:
+        """Say once what every step asks."""
+        object.__setattr__(self, "is_plain", self.temperature == 0.0 and self.logprobs is None and not self.changes_logits)
 
     @property
     def changes_logits(self) -> bool:
@@ -46,11 +51,6 @@ class Sampling:
     def is_nucleus(self) -> bool:
         """Whether top-p alone says which."""
         return self.top_p < 1.0 and self.top_k == 0 and self.min_p == 0.0
-
-    @property
-    def is_plain(self) -> bool:
-        """Whether it is the argmax of the model's own logits and nothing else that is wanted."""
-        return self.temperature == 0.0 and self.logprobs is None and not self.changes_logits
 
 
 GREEDY = Sampling()
