@@ -1,7 +1,7 @@
 /* I8 and BF16 on tiles: eight registers of 16 rows of 64 bytes, AMX.
  *
- * A panel's 64 inputs (I8; BF16: 32) are one tile as they lie; activations are laid out as tiles too, see linear_ways.h.  Four tiles hold
- * sums: of 2 blocks of 16 rows times 2 panels, or of one block times 4 panels.  BF16 rounds activations to bf16 and adds in the tiles' own
+ * A panel's 64 inputs (I8; BF16: 32) are one tile as they lie; activations are laid out as tiles too, see linear_ways.h.  Two tiles hold
+ * the sums of a block of 16 rows times 2 panels, or four those of two blocks.  BF16 rounds activations to bf16 and adds in the tiles' own
  * order, so it is done here for every number of rows: a token's result then still does not depend on its neighbours.
  *
  * Compiled with MLSYS_EMULATE_TILES, the instructions are plain C functions, so that any machine can test all but their speed.
@@ -69,7 +69,7 @@ static void emulate_pairs(int rows, uint8_t (*c)[64], uint8_t (*a)[64], uint8_t 
 #endif
 
 #ifdef HAS_TILES
-enum { TILE_BYTES = 1024, AHEAD = 2048, BLOCK_BYTES = 1 << 20, LEAST_BLOCKS = 4 };
+enum { TILE_BYTES = 1024, BLOCK_BYTES = 1 << 20, LEAST_BLOCKS = 4 };
 
 typedef struct {
     uint8_t palette, start_row, reserved[14];
@@ -83,7 +83,7 @@ typedef struct {
     room_t room;
     float *y;
     int32_t ldy;
-    int32_t panel, last;  /* the first of up to four; the last of all: where fewer are left it is computed again */
+    int32_t panel, last;  /* the first of two; the last of all: where only that is left it is computed again */
     int32_t block;        /* of 16 rows, the first of one or two */
     const char *next;     /* weights to fetch early, */
     int32_t lines;        /* so many lines a step */
@@ -100,44 +100,34 @@ static void fetch(const char **next, int32_t lines) {
     *next += lines * LINE;
 }
 
-/* Sums of one block of rows, the only one or the last, and four panels.  out: [16][64] */
-static void one_by_four(const job_t *job, int64_t length, int is_bf16, void *out) {
+/* Sums of one block of rows, the only one or the last, and two panels.  out: [16][32]
+ *
+ * All lines of both tiles are asked for before the first is loaded.  Asking further ahead is slower, as is reading four panels or one: the
+ * processor's own prefetcher runs further ahead the better the fewer streams it has to follow (ADR 30).
+ */
+static void one_by_two(const job_t *job, int64_t length, int is_bf16, void *out) {
     const uint8_t *x = job->room.data + job->block * length;
+    const char *w = weight_of(job, 0, length), *w2 = weight_of(job, 1, length);
     const int64_t step = job->room.block_rows * LINE;
-    const char *w[4] = {weight_of(job, 0, length), weight_of(job, 1, length), weight_of(job, 2, length), weight_of(job, 3, length)};
-    const char *next = job->next;
     ZERO(0);
     ZERO(1);
-    ZERO(2);
-    ZERO(3);
     for (int64_t at = 0; at < length; at += TILE_BYTES, x += step) {
-        if (job->lines) fetch(&next, job->lines);
-        else
-            for (int32_t p = 0; p < 4; p++)
-                for (int32_t i = 0; i < TILE_BYTES; i += LINE) __builtin_prefetch(w[p] + at + AHEAD + i);
+        for (int32_t i = 0; i < TILE_BYTES; i += LINE) __builtin_prefetch(w + at + i);
+        for (int32_t i = 0; i < TILE_BYTES; i += LINE) __builtin_prefetch(w2 + at + i);
         LOAD(4, x);
-        LOAD(5, w[0] + at);
-        LOAD(6, w[1] + at);
-        LOAD(7, w[2] + at);
+        LOAD(6, w + at);
+        LOAD(7, w2 + at);
         if (is_bf16) {
-            DOT_PAIRS(0, 4, 5);
-            LOAD(5, w[3] + at);
-            DOT_PAIRS(1, 4, 6);
-            DOT_PAIRS(2, 4, 7);
-            DOT_PAIRS(3, 4, 5);
+            DOT_PAIRS(0, 4, 6);
+            DOT_PAIRS(1, 4, 7);
         } else {
-            DOT_BYTES(0, 4, 5);
-            LOAD(5, w[3] + at);
-            DOT_BYTES(1, 4, 6);
-            DOT_BYTES(2, 4, 7);
-            DOT_BYTES(3, 4, 5);
+            DOT_BYTES(0, 4, 6);
+            DOT_BYTES(1, 4, 7);
         }
     }
     char *to = out;
-    STORE(0, to, 256);
-    STORE(1, to + 64, 256);
-    STORE(2, to + 128, 256);
-    STORE(3, to + 192, 256);
+    STORE(0, to, 128);
+    STORE(1, to + 64, 128);
 }
 
 /* Sums of two blocks of rows, or one twice, and two panels.  out: [32][32] */
@@ -185,11 +175,11 @@ static void scaled(const job_t *job, const int32_t *sum, int32_t stride, int32_t
     }
 }
 
-/* Write the sums of `blocks` blocks of rows and P panels to y.  sum: [16 blocks][16 P], int32 or float */
-static void finish(const job_t *job, const void *sum, int32_t blocks, int32_t P) {
-    int32_t digits = job->room.digits, first = job->block * 16 / digits, until = first + blocks * 16 / digits, stride = PANEL * P;
+/* Write the sums of `blocks` blocks of rows and two panels to y.  sum: [16 blocks][32], int32 or float */
+static void finish(const job_t *job, const void *sum, int32_t blocks) {
+    int32_t digits = job->room.digits, first = job->block * 16 / digits, until = first + blocks * 16 / digits, stride = 2 * PANEL;
     for (int32_t token = first; token < until && token < job->a->m; token++)
-        for (int32_t p = 0; p < P; p++) {
+        for (int32_t p = 0; p < 2; p++) {
             int32_t panel = panel_of(job, p), column = panel * PANEL;
             int64_t at = (int64_t)(token - first) * digits * stride + p * PANEL;
             float value[PANEL], *y = job->y + (int64_t)token * job->ldy + column;
@@ -202,18 +192,19 @@ static void finish(const job_t *job, const void *sum, int32_t blocks, int32_t P)
         }
 }
 
-/* Blocks from..until-1 over all panels; the passes over some panels share the fetching of the next. */
+/* Blocks from..until-1 over all panels; the passes over two panels share the fetching of the next. */
 static void blocks_of_rows(job_t *job, int64_t length, int32_t first, int32_t last, int32_t from, int32_t until) {
     _Alignas(64) int32_t sum[32 * 32];
-    int32_t passes = (until - from + 1) / 2, P = until - from == 1 ? 4 : 2;
-    for (job->panel = first; job->panel < last; job->panel += P)
+    const int32_t passes = (until - from + 1) / 2, is_bf16 = job->w->format == BF16;
+    job->lines = 16 * 2 / passes + 1;
+    for (job->panel = first; job->panel < last; job->panel += 2)
         for (job->block = from; job->block < until; job->block += 2) {
-            int64_t steps = length / TILE_BYTES, pass = (job->block - from) / 2;
-            job->lines = P == 4 ? 0 : 16 * 2 / passes + 1;
-            job->next = (const char *)job->w->weight + (job->panel + P) * length + pass * steps * job->lines * LINE;
-            int is_pair = job->block + 1 < until, is_bf16 = job->w->format == BF16;
-            P == 4 ? one_by_four(job, length, is_bf16, sum) : two_by_two(job, length, is_bf16, is_pair, sum);
-            finish(job, sum, 1 + is_pair, P);
+            const int64_t steps = length / TILE_BYTES, pass = (job->block - from) / 2;
+            const int is_pair = job->block + 1 < until;
+            job->next = (const char *)job->w->weight + (job->panel + 2) * length + pass * steps * job->lines * LINE;
+            if (until - from == 1) one_by_two(job, length, is_bf16, sum);
+            else two_by_two(job, length, is_bf16, is_pair, sum);
+            finish(job, sum, 1 + is_pair);
         }
 }
 
