@@ -16,6 +16,7 @@
 
 enum {
     AHEAD = 2048,          /* bytes of each stream fetched early: with less, page borders show */
+    SCALES_AHEAD = 256,    /* of the scales of groups, which are a stream beside each */
     BLOCK_BYTES = 393216,  /* of activations that stay in the second-level cache beside two panels */
     LEAST_BLOCK = 48,      /* rows for which weights are read from memory faster than they are used */
 };
@@ -267,6 +268,7 @@ FAST void nibbles(const job_t *job, const int R, const int P, const int D) {
         for (int p = 0; p < P; p++) {
             const void *from = (const uint16_t *)job->w->scale + ((int64_t)panel_of(job, p) * room->groups + g) * PANEL;
             __m512 scale = _mm512_cvtph_ps(_mm256_loadu_si256(from));
+            _mm_prefetch((const char *)from + SCALES_AHEAD, _MM_HINT_T0);
 #pragma GCC unroll 12
             for (int t = 0; t < R / D; t++) {
                 __m512i all = D == 1 ? sum[t][p] : _mm512_add_epi32(_mm512_slli_epi32(sum[2 * t][p], 8), sum[2 * t + 1][p]);
