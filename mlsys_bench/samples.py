@@ -28,19 +28,31 @@ DRIFT_ALPHA, DRIFT_CHANGE = 0.01, 0.02  # a trend is refused when so unlikely by
 HINT_ALPHA = 0.25  # ... and watched further from here
 CROWDED = 1.1  # a core is shared from so much of its least crowding on: alone it varies by 1 to 4 %, beside a neighbour it is 1.18 to 1.26
 ALONE = 0.02  # ... and this quantile of a launch's crowding is its least: the very lowest may be an accident
+SAME_CLOCK = 0.012  # two clocks are one from here on: steps of 100 MHz at 4 GHz are 2.4 % apart, readings of one differ by 0.3 %
+LEAST_AT_CLOCK = 6  # samples of a launch at a clock, below which it has no median there
 EARLY, LEAST_EARLY, EARLY_ALPHA = 0.25, 3, 0.003  # first visits at a level of their own: at most this share, at least so many, by chance
 
 
 def kept_rounds(launches: Iterable[Launch]) -> list[Array]:
-    """Return the samples that count, a block each: those not flagged, or all where every one of the launches is flagged."""
-    return blocks_of([r for launch in launches for r in launch.rounds])
+    """Return the samples that count, a block each: of those not flagged the ones at the clock that these launches have in common."""
+    of_each = [launch.rounds for launch in launches]
+    clock_hz = common_clock(of_each)
+    return blocks_of([r for rounds in of_each for r in rounds], clock_hz)
 
 
-def blocks_of(rounds: Sequence[Round]) -> list[Array]:
-    """Return the samples of these rounds that count, a block each."""
-    clean = [np.asarray([v for v, bad in zip(r.values, r.flagged or itertools.repeat(False), strict=False) if not bad]) for r in rounds]
-    chosen = clean if any(len(block) for block in clean) else [np.asarray(r.values) for r in rounds]
-    return [block.astype(float) for block in chosen if len(block)]
+def blocks_of(rounds: Sequence[Round], clock_hz: float | None = None) -> list[Array]:
+    """Return the samples of these rounds that count, a block each: not flagged, at this clock or the usual one; all if all are flagged."""
+    return [block for block in _counting(rounds, clock_hz) if len(block)]
+
+
+def _counting(rounds: Sequence[Round], clock_hz: float | None = None) -> list[Array]:
+    """Return the samples of each round that count, none of some."""
+    clean = [_clean(r) for r in rounds]
+    at_hz = clock_hz if clock_hz is not None else common_clock([rounds])
+    for chosen in ([_at_clock(r, at_hz) for r in clean], clean):
+        if any(r.values for r in chosen):
+            return [np.asarray(r.values, dtype=float) for r in chosen]
+    return [np.asarray(r.values, dtype=float) for r in rounds]
 
 
 def kept(m: Measurement) -> Array:
@@ -50,23 +62,63 @@ def kept(m: Measurement) -> Array:
 
 
 def unflagged(bench: Bench) -> Bench:
-    """Return a record with only the samples that count, for readers of rounds and launches; the same samples as `kept` gives."""
-    return dataclasses.replace(bench, measurements=tuple(map(_unflagged, bench.measurements)))
+    """Return a record with only the samples that nothing disturbed, whatever their clock, for readers of rounds and launches."""
+    return dataclasses.replace(bench, measurements=tuple(_left(m, None) for m in bench.measurements))
 
 
-def _unflagged(m: Measurement) -> Measurement:
-    clean = sum(map(len, kept_rounds(m.launches)))
-    if clean == count(m):
-        return m
-    launches = tuple(dataclasses.replace(launch, rounds=tuple(r for r in map(_clean, launch.rounds) if r.values)) for launch in m.launches)
-    return dataclasses.replace(m, launches=tuple(launch for launch in launches if launch.rounds))
+def comparable(base: Bench, cand: Bench) -> tuple[Bench, Bench]:
+    """Return two records with only the samples that may be held against each other: nothing disturbed them, and the clock was the same.
+
+    A measurement whose launches have no clock in common, or of which no clock is known, keeps all its undisturbed samples.
+    """
+    sides = [{_key(m): m for m in bench.measurements} for bench in (base, cand)]
+    clocks = {
+        key: common_clock([launch.rounds for side in sides for launch in side[key].launches]) for key in sides[0].keys() & sides[1].keys()
+    }
+    found = {key: [_left(side[key], clock_hz) for side in sides] for key, clock_hz in clocks.items()}
+    alike = {key for key, (before, after) in found.items() if bool(before.launches) == bool(after.launches)}
+    left = [
+        tuple(found[_key(m)][i] if _key(m) in alike else _left(m, None) for m in bench.measurements) for i, bench in enumerate((base, cand))
+    ]
+    return dataclasses.replace(base, measurements=left[0]), dataclasses.replace(cand, measurements=left[1])
+
+
+def _key(m: Measurement) -> tuple[str, str]:
+    return m.name, repr(sorted(m.parameters.items()))
+
+
+def _left(m: Measurement, clock_hz: float | None) -> Measurement:
+    """Return a measurement with only what counts at a clock, at any where there is none; whole where every sample is flagged."""
+    launches = tuple(near for launch in m.launches if (near := _near(launch, clock_hz)) is not None)
+    return m if not launches and clock_hz is None else dataclasses.replace(m, launches=launches)
+
+
+def medians(launches: Sequence[Launch]) -> list[float]:
+    """Return the median of each of these launches that has one at the clock they have in common, in their order."""
+    clock_hz = common_clock([launch.rounds for launch in launches])
+    found = (_near(launch, clock_hz) for launch in launches)
+    return [float(np.median([v for r in launch.rounds for v in r.values])) for launch in found if launch is not None]
+
+
+def _near(launch: Launch, clock_hz: float | None) -> Launch | None:
+    """Return a launch with only what counts at a clock, None where that is too little for a median."""
+    clean = [r for r in map(_clean, launch.rounds) if r.values]
+    near = [r for r in (_at_clock(r, clock_hz) for r in clean) if r.values]
+    return dataclasses.replace(launch, rounds=tuple(near)) if near and _size(near) >= min(LEAST_AT_CLOCK, _size(clean) / 2) else None
+
+
+def _size(rounds: Iterable[Round]) -> int:
+    return sum(len(r.values) for r in rounds)
 
 
 def _clean(r: Round) -> Round:
     """Return a round without its flagged samples, every column alike."""
+    return _where(r, [not bad for bad in r.flagged]) if r.flagged else r
+
+
+def _where(r: Round, wanted: Sequence[bool]) -> Round:
     columns = {f.name: getattr(r, f.name) for f in dataclasses.fields(r)}
-    flags = r.flagged or (False,) * len(r.values)
-    left = {name: tuple(itertools.compress(column, [not bad for bad in flags])) for name, column in columns.items() if column is not None}
+    left = {name: tuple(itertools.compress(column, wanted)) for name, column in columns.items() if column is not None}
     return Round(**left)
 
 
@@ -75,9 +127,46 @@ def flagged(m: Measurement) -> int:
     return sum(sum(r.flagged or ()) for launch in m.launches for r in launch.rounds)
 
 
+def at_other_clocks(m: Measurement) -> int:
+    """Return how many samples nothing disturbed that do not count, for the clock was another one then."""
+    return max(0, count(m) - flagged(m) - len(kept(m)))
+
+
 def count(m: Measurement) -> int:
     """Return how many samples there are, flagged ones too."""
-    return sum(len(r.values) for launch in m.launches for r in launch.rounds)
+    return _size(r for launch in m.launches for r in launch.rounds)
+
+
+# ---------------------------------------------------------------- the clock
+
+
+def common_clock(launches: Sequence[Sequence[Round]]) -> float | None:
+    """Return the clock, in Hz, at which most launches have a median, and of such clocks that of most samples; None where none is known.
+
+    Of one launch that is its usual clock.  On a shared host a core's clock follows what all others do: at one clock products of two
+    launches agree within 1 %, at whatever clocks there were they lie 4 to 10 % apart (ADR 43).
+    """
+    of_each = [_clocks([_clean(r) for r in rounds]) for rounds in launches]
+    every = np.concatenate(of_each) if of_each else np.zeros(0)
+    if not len(every):
+        return None
+    candidates = np.unique(every)
+    low, high = candidates * (1 - SAME_CLOCK), candidates * (1 + SAME_CLOCK)
+    counts = np.array([np.searchsorted(c, high, "right") - np.searchsorted(c, low, "left") for c in of_each])
+    enough = np.array([min(LEAST_AT_CLOCK, len(c) / 2) for c in of_each])[:, None]
+    best = np.lexsort((counts.sum(axis=0), (counts >= np.maximum(enough, 1)).sum(axis=0)))[-1]
+    return float(candidates[best])
+
+
+def _at_clock(r: Round, clock_hz: float | None) -> Round:
+    """Return a round's samples at this clock, and all where it is not given or where nobody knows the round's."""
+    near = r.clock_hz and clock_hz and [abs(at_hz / clock_hz - 1) <= SAME_CLOCK for at_hz in r.clock_hz]
+    return r if not near or all(near) else _where(r, near)
+
+
+def _clocks(rounds: Sequence[Round]) -> Array:
+    """Return the clocks of all samples, sorted."""
+    return np.sort(np.asarray([at_hz for r in rounds for at_hz in r.clock_hz or ()], dtype=float))
 
 
 # ---------------------------------------------------------------- crowded cores
@@ -193,10 +282,10 @@ def early(blocks: Sequence[Array]) -> int:
 def without_early(rounds: Sequence[Round]) -> list[Round]:
     """Return the rounds of a launch, the first ones flagged where they lie at a level that all others have left."""
     left, marked = early(blocks_of(rounds)), list(rounds)
-    for i, r in enumerate(rounds):
+    for i, (r, block) in enumerate(zip(rounds, _counting(rounds), strict=True)):
         if not left:
             break
-        left -= not all(r.flagged or (False,))
+        left -= len(block) > 0
         marked[i] = dataclasses.replace(r, flagged=(True,) * len(r.values))
     return marked
 

@@ -45,6 +45,7 @@ class Round:
     involuntary: tuple[int, ...] | None = None
     flagged: tuple[bool, ...] | None = None  # taken while throttled, preempted or beside a neighbour: kept, counted, left out of medians
     crowding: tuple[float, ...] | None = None  # around the sample: how slow the core was to do things side by side, against a chain of them
+    clock_hz: tuple[float, ...] | None = None  # of the slowest measuring core, right after the visit
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

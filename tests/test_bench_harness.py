@@ -411,7 +411,7 @@ def test_where_nothing_tells_how_crowded_cores_are_nothing_is_left_out() -> None
 
 def test_a_crowded_core_is_told_by_the_worse_of_the_looks_around_a_visit() -> None:
     told = iter((2.0, 2.5, 2.4, 2.1))
-    watch = telemetry.Disturbances((), crowding=lambda: next(told))
+    watch = telemetry.Disturbances((), core=lambda: telemetry.Core(next(told), None))
     assert [watch.since(watch.look()).crowding for _ in range(2)] == [2.5, 2.4]
     assert harness.marked(Round(values=(1.0, 2.0)), CALM._replace(crowding=2.5), "lower").crowding == (2.5, 2.5)
 

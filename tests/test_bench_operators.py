@@ -446,9 +446,9 @@ def test_ranks_that_cannot_meet_are_a_row_with_the_reason(monkeypatch: pytest.Mo
 
 def test_this_machine_tells_how_crowded_it_is_alike_from_look_to_look() -> None:
     """The least of many looks is a property of the processor: it repeats within the range that tells a neighbour."""
-    look = alone.crowding(1)
+    look = alone.core(1)
     if look is None:
         pytest.skip("no C kernels, or a processor they do not know")
-    least = [min(look() for _ in range(300)) for _ in range(12)]  # a neighbour who comes or goes in between moves some of them
+    least = [min(look().crowding for _ in range(300)) for _ in range(12)]  # a neighbour who comes or goes in between moves some of them
     assert 0.5 < min(least) < 20
     assert any(second == pytest.approx(first, rel=0.1) for first, second in itertools.pairwise(least))

@@ -23,6 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mlsys_bench.bench.telemetry import Core
 from mlsys_bench.engine import backend, formats, quant
 from mlsys_bench.engine.kv import Blocks
 from mlsys_bench.engine.native import library
@@ -131,6 +132,12 @@ class PlaceStruct(ctypes.Structure):
     )
 
 
+class CoreStruct(ctypes.Structure):
+    """`core_t` of alone.h."""
+
+    _fields_ = (("crowding", c_double), ("clock_hz", c_double))
+
+
 _SIGNATURES: dict[str, tuple[Any, ...]] = {
     "alone_linear": (None, POINTER(LinearStruct), c_int32, c_int32, POINTER(ActStruct), c_void_p, c_int32, c_int32),
     "alone_norm": (None, c_void_p, c_void_p, c_void_p, c_int32, c_int32, c_float, c_int32, c_int32),
@@ -143,7 +150,7 @@ _SIGNATURES: dict[str, tuple[Any, ...]] = {
     "alone_read": (c_double, c_void_p, c_int64, c_int32),
     "alone_copy": (None, c_void_p, c_void_p, c_int64, c_int32),
     "alone_triad": (None, c_void_p, c_void_p, c_void_p, c_float, c_int64, c_int32),
-    "alone_crowding": (c_double, c_int32),
+    "alone_core": (CoreStruct, c_int32),
 }
 
 
@@ -157,10 +164,17 @@ def kernels() -> ctypes.CDLL | None:
     return loaded
 
 
-def crowding(threads: int) -> Callable[[], float] | None:
-    """Return what asks how crowded the cores of so many threads are (csrc/alone.h), None where nothing can tell.  It takes 15 us."""
+def core(threads: int) -> Callable[[], Core] | None:
+    """Return what looks at the cores of so many threads (csrc/alone.h), None where nothing can tell.  It takes 15 us."""
     c = kernels()
-    return None if c is None or not c.alone_crowding(threads) else lambda: float(c.alone_crowding(threads))
+    if c is None or not c.alone_core(threads).crowding:
+        return None
+
+    def look() -> Core:
+        seen = c.alone_core(threads)
+        return Core(seen.crowding, seen.clock_hz or None)
+
+    return look
 
 
 class Native:

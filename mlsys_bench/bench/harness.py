@@ -29,6 +29,8 @@ T = TypeVar("T")
 
 SAMPLE_S = 2e-3  # a sample repeats short work until it lasts this long: a reading of the clock is then right to 1 in 10,000
 STEPS_OF_CLOCK = 10_000  # ... where a step of the clock is longer than 0.2 us, a sample is so many of them
+LEAD_S = 6e-3  # untimed before a visit's first sample: after another task clocks, caches and units take some 5 ms to be those of this one
+LEAD_SHARE = 0.2  # ... where it is more than that of a sample
 VISIT_SAMPLES, VISIT_S = 3, 10e-3  # a visit takes up to so many, about so long: many short visits tell a drift from noise
 CHECK_GROWTH = 1.25  # a task is asked whether it has settled each time its visits have grown by this
 WARM_BLOCK = 5  # samples
@@ -156,7 +158,7 @@ class _Repeated:
         self, scale: Callable[[float], float], call: Callable[[], object], timer: Timer, flush: Callable[[], object] | None
     ) -> None:
         self._scale, self._call, self._timer, self._flush = scale, call, timer, flush
-        self._repeat = self._samples = 0
+        self._repeat = self._samples = self._lead = 0
 
     def visit(self) -> Round:
         if not self._repeat:
@@ -164,6 +166,8 @@ class _Repeated:
         call, repeat, timer, flush = self._call, self._repeat, self._timer, self._flush
         taken = []
         with collected():
+            if self._lead:
+                timer(call, self._lead)
             for _ in range(self._samples):
                 if flush is not None:
                     flush()
@@ -174,6 +178,8 @@ class _Repeated:
         self._repeat = 1 if self._flush is not None else repeats(lambda n: self._timer(self._call, n))
         sample_s = warm_up(lambda: self._timer(self._call, self._repeat), block=WARM_BLOCK if self._repeat > 1 else 3, patience_s=0.5)
         self._samples = max(1, min(VISIT_SAMPLES, round(VISIT_S / max(sample_s, 1e-9))))
+        is_short = sample_s < LEAD_S / LEAD_SHARE and self._flush is None  # a longer one hardly notices how it began
+        self._lead = math.ceil(LEAD_S * self._repeat / max(sample_s, 1e-9)) if is_short else 0
 
 
 @contextlib.contextmanager
@@ -457,9 +463,8 @@ def marked(taken: Round, seen: telemetry.Disturbance, better: Literal["lower", "
         order = np.argsort(taken.values)
         slowest = order[::-1] if better == "lower" else order
         flags = np.isin(np.arange(n), slowest[: seen.involuntary])
-    return dataclasses.replace(
-        taken, flagged=tuple(flags.tolist()) if flags.any() else None, crowding=None if seen.crowding is None else (seen.crowding,) * n
-    )
+    crowding, clock_hz = (None if of_visit is None else (of_visit,) * n for of_visit in (seen.crowding, seen.clock_hz))
+    return dataclasses.replace(taken, flagged=tuple(flags.tolist()) if flags.any() else None, crowding=crowding, clock_hz=clock_hz)
 
 
 def wrong_output(error: float, tolerance: float | None) -> str | None:

@@ -63,12 +63,20 @@ def _processes(line: str) -> proc.Times | None:
 # ---------------------------------------------------------------- in the child, around each visit
 
 
+class Core(NamedTuple):
+    """How crowded the measuring cores are, and the clock of the slowest (`alone.core`), None where nobody can tell."""
+
+    crowding: float
+    clock_hz: float | None
+
+
 class Disturbance(NamedTuple):
-    """What happened during a visit: how often we were forced off a CPU, whether all of it was slowed, how crowded cores were."""
+    """A visit: how often we were forced off a CPU, whether all of it was slowed, how crowded cores were, and their clock after it."""
 
     involuntary: int
     slowed: bool
     crowding: float | None = None
+    clock_hz: float | None = None
 
 
 class Before(NamedTuple):
@@ -76,7 +84,7 @@ class Before(NamedTuple):
 
     involuntary: int
     stolen: int
-    crowding: float | None = None
+    core: Core | None = None
 
 
 class Watch(Protocol):
@@ -90,25 +98,26 @@ class Watch(Protocol):
 
 
 class Disturbances:
-    """Reads the process's involuntary switches, the cores' stolen ticks, how crowded they are, and whether a card is throttled: some 60 us.
+    """Reads the process's involuntary switches, the cores' stolen ticks, how crowded and fast they are, and whether a card is throttled.
 
-    `crowding` tells how slow the measuring cores are to do things side by side (`alone.crowding`), worse where a neighbour shares one.
+    Some 60 us.  `core` looks at the measuring cores; of the clock what it is after a visit counts: before, it is that of the visit before.
     """
 
-    def __init__(self, cores: Cores, *, cuda: bool = False, root: Path = proc.PROC, crowding: Callable[[], float] | None = None) -> None:
-        self._root, self._cores, self._crowding = root, cores, crowding
+    def __init__(self, cores: Cores, *, cuda: bool = False, root: Path = proc.PROC, core: Callable[[], Core] | None = None) -> None:
+        self._root, self._cores, self._core = root, cores, core
         self._cards = Nvml() if cuda else None
 
     def look(self) -> Before:
         """Return the counters now."""
-        crowding = self._crowding() if self._crowding is not None else None
-        return Before(resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw, self._stolen(), crowding)
+        core = self._core() if self._core is not None else None
+        return Before(resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw, self._stolen(), core)
 
     def since(self, before: Before) -> Disturbance:
         """Return what happened since."""
         now = self.look()
-        crowding = max((c for c in (before.crowding, now.crowding) if c is not None), default=None)
-        return Disturbance(now.involuntary - before.involuntary, now.stolen > before.stolen or self._throttled(), crowding)
+        slowed = now.stolen > before.stolen or self._throttled()
+        crowding = max((look.core.crowding for look in (before, now) if look.core is not None), default=None)
+        return Disturbance(now.involuntary - before.involuntary, slowed, crowding, now.core and now.core.clock_hz)
 
     def _stolen(self) -> int:
         times = cpu_times(self._root)

@@ -31,7 +31,7 @@ from mlsys_bench import errors, hardware, models
 from mlsys_bench.bench import coldstart, companion, energy
 from mlsys_bench.bench.harness import Sampled, Spec, Task, visit_all
 from mlsys_bench.bench.options import SUITES, Options, wants
-from mlsys_bench.bench.telemetry import Disturbances
+from mlsys_bench.bench.telemetry import Core, Disturbances
 from mlsys_bench.engine import schemes
 from mlsys_bench.errors import BadInput, MlsysError
 from mlsys_bench.types import Scalar
@@ -102,7 +102,7 @@ def _launch(options: Options, *, launch: int, spawned_s: float, phases: coldstar
     now, hearer = time.monotonic(), _Teller(deadline)
     kernels_end = now + KERNELS_SHARE * (deadline - now) if step_tasks else deadline
     for tasks, end, beside in ((kernel_tasks, kernels_end, ()), (step_tasks, deadline, neighbour if step_tasks else ())):
-        watch = Disturbances(pinned, cuda=device != "cpu", crowding=_crowding(options, device, beside))
+        watch = Disturbances(pinned, cuda=device != "cpu", core=_core(options, device, beside))
         with companion.beside(beside):
             missed = visit_all(tasks, rounds=options.rounds_each, deadline=end, rng=rng, hearer=hearer, watch=watch)
         _tell_missed(missed, f"not measured within the budget of {options.launch_budget_s:g} s per launch")
@@ -207,12 +207,12 @@ def _device_name(device: str) -> str:
         return name
 
 
-def _crowding(options: Options, device: str, beside: Sequence[int]) -> Callable[[], float] | None:
-    """Return what tells how crowded the measuring cores are: where this process stays on them, and it is not we who crowd them."""
+def _core(options: Options, device: str, beside: Sequence[int]) -> Callable[[], Core] | None:
+    """Return what looks at the measuring cores: where this process stays on them, and it is not we who crowd them."""
     from mlsys_bench.bench import alone
 
     is_ours_to_tell = options.pin and device == "cpu" and not any(map(companion.shares_a_core, beside))
-    return alone.crowding(options.threads) if is_ours_to_tell else None
+    return alone.core(options.threads) if is_ours_to_tell else None
 
 
 def _tell_lacking(options: Options, device: str, *, has_neighbour: bool) -> None:

@@ -32,9 +32,11 @@ def compare(
     tolerance = policy.tolerance
     if not 0 < tolerance < 1:
         raise BadInput(f"a tolerance of {tolerance:g} cannot be used; give a share between 0 and 1, e.g. 0.05")
-    (base_head, base_bench), (cand_head, cand_bench) = ((head, samples.unflagged(bench)) for head, bench in (base, cand))
-    if in_pairs(base_bench) and in_pairs(cand_bench):
-        return verdict_of(base_bench, cand_bench, policy, base_head.machine, cand_head.machine)
+    (base_head, base_bench), (cand_head, cand_bench) = base, cand
+    if in_pairs(base_bench) and in_pairs(cand_bench):  # beside each other, so at the same clock, whatever it was
+        return verdict_of(
+            samples.unflagged(base_bench), samples.unflagged(cand_bench), policy, base_head.machine, cand_head.machine
+        )  # fmt: skip
     other = _other_machine(base_head.machine, cand_head.machine, tolerance)
     if other is not None:
         return other
@@ -42,7 +44,7 @@ def compare(
         raise BadInput(
             f"the limit {policy.budgets[0]} needs launch pairs or load tests, which these files do not hold: measure with gate run"
         )
-    findings = _findings(base_bench, cand_bench, policy)
+    findings = _findings(*samples.comparable(base_bench, cand_bench), policy)
     reasons = (*words.counted(findings), *fingerprint.remarks(base_head.machine, cand_head.machine))
     return Verdict(verdict=words.overall(findings), findings=findings, tolerance=tolerance, reasons=reasons)
 

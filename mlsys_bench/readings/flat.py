@@ -10,8 +10,8 @@ from mlsys_bench.readings.rows import Row
 
 BEFORE = ("name", "group", "unit", "better")
 AFTER = (
-    "median", "low", "high", "samples", "flagged", "launches", "seconds", "bytes_per_s", "flops_per_s", "tokens_per_s", "joules_per_token",
-    "bound", "share_of_ceiling", "share_of_datasheet", "error", "tolerance", "ended", "skipped",
+    "median", "low", "high", "samples", "flagged", "clock_hz", "other_clocks", "launches", "seconds", "bytes_per_s", "flops_per_s",
+    "tokens_per_s", "joules_per_token", "bound", "share_of_ceiling", "share_of_datasheet", "error", "tolerance", "ended", "skipped",
 )  # fmt: skip
 
 
@@ -26,5 +26,6 @@ def _cells(row: Row, parameters: Sequence[str]) -> Iterator[object]:
     yield from (row.parameters.get(name) for name in parameters)
     yield row.median
     yield from row.interval or (None, None)
-    yield from (row.samples, row.flagged, row.launches, row.seconds, row.bytes_per_s, row.flops_per_s, row.tokens_per_s)
+    yield from (row.samples, row.flagged, row.clock_hz, row.other_clocks, row.launches)
+    yield from (row.seconds, row.bytes_per_s, row.flops_per_s, row.tokens_per_s)
     yield from (row.joules_per_token, row.bound, row.share, row.of_sheet, row.error, row.tolerance, row.ended, row.skipped)

@@ -123,10 +123,15 @@ def _trust(rows: Sequence[Row]) -> Iterator[Fact]:
         widest = max((row.half_width for row in open_ended if row.half_width is not None), default=None)
         text = f"{len(open_ended)} of {len(rows)} ended with the budget"
         yield Fact("Not settled", text, "" if widest is None else f"the widest interval is ±{100 * widest:.1f} %", tone="unsure")
-    flagged, whole = sum(row.flagged for row in rows), sum(row.flagged + row.samples for row in rows)
+    flagged, whole = sum(row.flagged for row in rows), sum(row.flagged + row.samples + row.other_clocks for row in rows)
     if flagged:
         text = f"{flagged:,} of {count(whole, 'sample')} taken while something disturbed them"
         yield Fact("Flagged", text, "left out of medians", tone="unsure" if flagged > whole / 10 else "")
+    clocks = sorted(f"{row.clock_hz / 1e9:.1f}" for row in rows if row.clock_hz)
+    if clocks:
+        others = sum(row.other_clocks for row in rows)
+        moved = f"at other times another one: {others:,} of {count(whole, 'sample')}, left out of medians" if others else ""
+        yield Fact("Clock", f"{clocks[0] if clocks[0] == clocks[-1] else f'{clocks[0]} to {clocks[-1]}'} GHz by benchmark", moved)
     wrong = [row for row in rows if row.error is not None and row.tolerance is not None and row.error > row.tolerance]
     if wrong:
         yield Fact("Wrong", f"{count(len(wrong), 'output')} beyond tolerance: " + ", ".join(row.name for row in wrong), tone="bad")
@@ -275,8 +280,9 @@ def _share(value: float | None) -> Cell:
 
 def _samples(row: Row) -> Cell:
     flagged = f"{row.flagged:,} flagged" if row.flagged else ""
+    others = f"{row.other_clocks:,} at other clocks" if row.other_clocks else ""
     launches = f"{row.launches} launches" if row.launches > 1 else ""
-    return Cell(joined(f"{row.samples:,}", flagged, launches, row.ended if row.ended != "settled" else ""))
+    return Cell(joined(f"{row.samples:,}", flagged, others, launches, row.ended if row.ended != "settled" else ""))
 
 
 # ---------------------------------------------------------------- notes

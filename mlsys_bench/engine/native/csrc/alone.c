@@ -265,8 +265,10 @@ void alone_triad(float *to, const float *a, const float *b, float scale, int64_t
 
 #if defined(__x86_64__)
 #define FLOATS "+x"
+#define CYCLES 3 /* of a product of 64 bits that the next one waits for: Intel since Nehalem, AMD since Zen (Fog, Instruction tables) */
 #elif defined(__aarch64__)
 #define FLOATS "+w"
+#define CYCLES 0 /* 2 to 4, by the core: nobody can tell its clock by it */
 #endif
 
 #ifdef FLOATS
@@ -302,23 +304,34 @@ static int64_t side_by_side_ns(void) {
     return now_ns() - began;
 }
 
-static void crowd(void *arg, int32_t ith, int32_t nth) {
+/* Nanoseconds that reading the clock takes. */
+static int64_t reading_ns(void) {
+    const int64_t began = now_ns();
+    return now_ns() - began;
+}
+
+static void look_at_core(void *arg, int32_t ith, int32_t nth) {
     (void)nth;
-    int64_t chain = INT64_MAX, side = INT64_MAX; /* the best of a few: an interrupt is no neighbour */
+    int64_t reading = INT64_MAX, chain = INT64_MAX, side = INT64_MAX; /* the best of a few: an interrupt is no neighbour */
     for (int i = 0; i < TRIES; i++) {
-        const int64_t c = chain_ns(), s = side_by_side_ns();
+        const int64_t r = reading_ns(), c = chain_ns(), s = side_by_side_ns();
+        if (r < reading) reading = r;
         if (c < chain) chain = c;
         if (s < side) side = s;
     }
-    ((double *)arg)[ith] = (double)side / (double)chain;
+    ((core_t *)arg)[ith] = (core_t){(double)side / (double)chain, CYCLES * CHAIN * 1e9 / (double)(chain - reading)};
 }
 
-double alone_crowding(int32_t threads) {
-    double of[256] = {0}, most = 0;
-    pool_run(threads, crowd, of);
-    for (int i = 0; i < 256; i++) most = of[i] > most ? of[i] : most;
-    return most;
+core_t alone_core(int32_t threads) {
+    core_t of[256] = {0}, worst;
+    pool_run(threads, look_at_core, of);
+    worst = of[0];
+    for (int i = 1; i < threads && i < 256; i++) {
+        if (of[i].crowding > worst.crowding) worst.crowding = of[i].crowding;
+        if (of[i].clock_hz < worst.clock_hz) worst.clock_hz = of[i].clock_hz;
+    }
+    return worst;
 }
 #else
-double alone_crowding(int32_t threads) { return threads * 0.0; }
+core_t alone_core(int32_t threads) { return (core_t){threads * 0.0, 0}; }
 #endif

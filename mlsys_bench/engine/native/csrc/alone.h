@@ -43,8 +43,13 @@ double alone_read(const float *x, int64_t n, int32_t threads); /* their sum */
 void alone_copy(float *to, const float *from, int64_t n, int32_t threads);
 void alone_triad(float *to, const float *a, const float *b, float scale, int64_t n, int32_t threads); /* to = a + scale b */
 
-/* How much of their cores the threads have: independent instructions, which a neighbour on the core's other hyperthread slows, against a
- * chain of them, which it hardly does; the clock cancels.  The most crowded thread's; 0 where this compiler cannot tell. */
-double alone_crowding(int32_t threads);
+/* Of the cores the threads run on.  crowding: how much of them the threads have, by independent instructions, which a neighbour on the core's
+ * other hyperthread slows, against a chain of them, which it hardly does; the clock cancels; of the most crowded; 0 where this compiler cannot
+ * tell.  clock_hz: of the slowest, by that chain; 0 where nobody knows how many cycles a product takes. */
+typedef struct {
+    double crowding, clock_hz;
+} core_t;
+
+core_t alone_core(int32_t threads);
 
 #endif
