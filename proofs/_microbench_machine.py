@@ -36,7 +36,7 @@ LEAST, SECONDS = 40, 15.0  # pairs that count; time of a figure
 # loads of 64 bytes, which compilers choose, read 4 to 7 % less than those of 32 (Zen 4, ADR 28)
 FLAGS = ("-mprefer-vector-width=256",) if platform.machine() in ("x86_64", "AMD64") else ()
 FEW = 10  # undisturbed pairs, below which all count
-PARTS = 4  # of the other program's gibibyte: a pass is as long as ours
+GIBIBYTE = 2**30  # of each of the other program's buffers
 SIZE = 2048  # of the products: `full`'s
 
 
@@ -143,7 +143,8 @@ def _memory(threads: int) -> Iterator[tuple[str, str, Ask, Ask]]:
     for task in machine.memory("cpu", {}, threads):
         assert isinstance(task, Task), "every machine has memory"
         name = task.specs[0].name
-        other = _Other(_bandwidth.command(threads, *FLAGS), name.removeprefix("memory."))
+        parts = max(1, GIBIBYTE // int(str(task.specs[0].parameters["bytes"])))  # a pass as long as ours: the other starts threads for each
+        other = _Other(_bandwidth.command(threads, *FLAGS), name.removeprefix("memory."), parts)
         yield name, "GB/s", _asked(task), other.asked
         other.close()
 
@@ -199,8 +200,8 @@ def _timer(precision: str) -> Ask:
 class _Other:
     """The program of `_bandwidth.py`, which measures once for each line it is given."""
 
-    def __init__(self, command: list[str], way: str) -> None:
-        self._child = subprocess.Popen([*command, way, str(PARTS)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    def __init__(self, command: list[str], way: str, parts: int) -> None:
+        self._child = subprocess.Popen([*command, way, str(parts)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         assert self._child.stdout is not None
         self._child.stdout.readline()
 

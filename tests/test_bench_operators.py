@@ -317,7 +317,7 @@ def test_keys_and_values_beyond_memory_are_refused_with_sizes(monkeypatch: pytes
 
 def test_memory_is_read_copied_and_added_as_it_says(monkeypatch: pytest.MonkeyPatch) -> None:
     """With the C kernels, and with torch's functions."""
-    monkeypatch.setattr(machine, "BUFFER_BYTES", 2**16)
+    monkeypatch.setattr(machine, "MEMORY_BYTES", 3 * 2**16)
     monkeypatch.setattr(machine, "cache_bytes", lambda: 2**10)
     for loaded in {alone.kernels(), None}:
         monkeypatch.setattr(machine, "kernels", lambda loaded=loaded: loaded)
@@ -325,19 +325,22 @@ def test_memory_is_read_copied_and_added_as_it_says(monkeypatch: pytest.MonkeyPa
             for task in machine.memory("cpu", {}, threads):
                 assert isinstance(task, Task)
                 assert error(task) == 0
-                assert task.specs[0].parameters["bytes"] == 2**16
+                assert task.specs[0].work is not None
+                assert task.specs[0].work.bytes == 3 * 2**16
 
 
-def test_sums_of_the_largest_buffer_are_exact_in_every_lane() -> None:
-    """Whole numbers are, up to 2 to the 24th; a thread adds in 32 lanes.  Machines with large caches read 1 GiB and more."""
-    assert 2 * machine.MOST_BUFFER_BYTES / 4 / 32 * float(machine._values().mean()) < 2**24
+def test_sums_of_the_most_that_is_read_are_exact_in_every_lane() -> None:
+    """Whole numbers are, up to 2 to the 24th; a thread adds in 32 lanes."""
+    assert machine.MOST_MEMORY_BYTES / 4 / 32 * float(machine._values().mean()) < 2**24
 
 
 def test_a_copy_that_stops_short_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(machine, "BUFFER_BYTES", 2**16)
+    monkeypatch.setattr(machine, "MEMORY_BYTES", 2**16)
     monkeypatch.setattr(machine, "cache_bytes", lambda: 2**10)
-    buffers = machine._Buffers("cpu")
-    assert math.isnan(buffers.checked(lambda: buffers.a[:-1].copy_(buffers.b[:-1]), 1.0))
+    room = machine._Memory("cpu")
+    a, b = room.parts(2)
+    assert math.isnan(room.checked(2, lambda: a[:-1].copy_(b[:-1]), 1.0))
+    assert room.checked(2, lambda: a.copy_(b), 1.0) == 0
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "int8"])
