@@ -251,7 +251,7 @@ class Operators:
     @functools.cached_property
     def _scribbled(self) -> Pool:
         """A cache to be written to: what attention is checked against stays as it is."""
-        return self._pool(self._blocks_of(self._most_bytes))
+        return self._pool(self._blocks_of(self.cold_bytes(1, CONTEXT)))
 
     def _place(self, m: int) -> Made:
         a, pool = self.d.shape, self._scribbled
