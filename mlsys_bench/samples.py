@@ -30,14 +30,14 @@ CROWDED = 1.1  # a core is shared from so much of its least crowding on: alone i
 ALONE = 0.02  # ... and this quantile of a launch's crowding is its least: the very lowest may be an accident
 SAME_CLOCK = 0.012  # two clocks are one from here on: steps of 100 MHz at 4 GHz are 2.4 % apart, readings of one differ by 0.3 %
 LEAST_AT_CLOCK = 6  # samples of a launch at a clock, below which it has no median there
+LEAST_VISITS = 5  # at the usual clock, below which samples at any count: what is left out costs more than the clock does
 EARLY, LEAST_EARLY, EARLY_ALPHA = 0.25, 3, 0.003  # first visits at a level of their own: at most this share, at least so many, by chance
 
 
 def kept_rounds(launches: Iterable[Launch]) -> list[Array]:
-    """Return the samples that count, a block each: of those not flagged the ones at the clock that these launches have in common."""
+    """Return the samples that count, a block each: of those not flagged the ones at the usual clock of these launches."""
     of_each = [launch.rounds for launch in launches]
-    clock_hz = common_clock(of_each)
-    return blocks_of([r for rounds in of_each for r in rounds], clock_hz)
+    return blocks_of([r for rounds in of_each for r in rounds], usual_clock(of_each))
 
 
 def blocks_of(rounds: Sequence[Round], clock_hz: float | None = None) -> list[Array]:
@@ -48,7 +48,7 @@ def blocks_of(rounds: Sequence[Round], clock_hz: float | None = None) -> list[Ar
 def _counting(rounds: Sequence[Round], clock_hz: float | None = None) -> list[Array]:
     """Return the samples of each round that count, none of some."""
     clean = [_clean(r) for r in rounds]
-    at_hz = clock_hz if clock_hz is not None else common_clock([rounds])
+    at_hz = clock_hz if clock_hz is not None else usual_clock([rounds])
     for chosen in ([_at_clock(r, at_hz) for r in clean], clean):
         if any(r.values for r in chosen):
             return [np.asarray(r.values, dtype=float) for r in chosen]
@@ -156,6 +156,13 @@ def common_clock(launches: Sequence[Sequence[Round]]) -> float | None:
     enough = np.array([min(LEAST_AT_CLOCK, len(c) / 2) for c in of_each])[:, None]
     best = np.lexsort((counts.sum(axis=0), (counts >= np.maximum(enough, 1)).sum(axis=0)))[-1]
     return float(candidates[best])
+
+
+def usual_clock(launches: Sequence[Sequence[Round]]) -> float | None:
+    """Return the clock at which the samples that count were taken, None where too few visits were at one, or nobody knows."""
+    clock_hz = common_clock(launches)
+    near = (_at_clock(_clean(r), clock_hz) for rounds in launches for r in rounds if r.clock_hz)
+    return clock_hz if sum(bool(r.values) for r in near) >= LEAST_VISITS else None
 
 
 def _at_clock(r: Round, clock_hz: float | None) -> Round:

@@ -91,10 +91,11 @@ def test_first_visits_that_lie_apart_are_counted_among_those_that_count() -> Non
 
 @settings(deadline=None)
 @given(st.lists(st.sampled_from(STEPS_GHZ), min_size=1, max_size=60), st.integers(0, 3))
-def test_what_counts_is_at_one_clock_and_no_other_has_more(clocks: list[float], seed: int) -> None:
+def test_what_counts_is_at_one_clock_and_no_other_has_more_unless_few_were_at_any(clocks: list[float], seed: int) -> None:
     rounds = visits(clocks, seed)
     m = measured(Launch(started_s=0.0, rounds=rounds))
-    most = max(clocks.count(ghz) for ghz in clocks)
+    usual = max(clocks.count(ghz) for ghz in clocks)
+    most = usual if usual >= samples.LEAST_VISITS else len(clocks)
     assert len(samples.kept(m)) == 3 * most
     assert samples.at_other_clocks(m) == samples.count(m) - 3 * most
 

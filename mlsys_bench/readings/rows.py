@@ -38,7 +38,7 @@ class Row:
     samples: int  # those that count
     launches: int
     flagged: int = 0  # taken while something disturbed them, left out of the median
-    clock_hz: float | None = None  # of the measuring cores, at which the samples that count were taken; None where it is not known
+    clock_hz: float | None = None  # at which the samples that count were taken; None where it is not known, or where all count
     other_clocks: int = 0  # samples taken at another clock, left out of the median
     seconds: float | None = None  # of one call
     bytes_per_s: float | None = None
@@ -101,7 +101,7 @@ def power_w(telemetry: tuple[Telemetry, ...]) -> float | None:
 def _row(m: Measurement) -> Row:
     values = samples.kept(m)
     median = stats.quantile(values, 0.5) if len(values) else None
-    clock_hz = samples.common_clock([launch.rounds for launch in m.launches])
+    clock_hz = samples.usual_clock([launch.rounds for launch in m.launches])
     row = Row(
         name=m.name, group=group_of(m.name), what=what(m), unit=m.unit, better=m.better, parameters=m.parameters, median=median,
         interval=samples.interval(m), samples=len(values), launches=len(m.launches), flagged=samples.flagged(m),
