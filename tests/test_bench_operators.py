@@ -236,12 +236,19 @@ def test_what_a_small_model_reads_in_a_step_is_what_rotates(monkeypatch: pytest.
     ops.decode(64, 2)  # it reserves its blocks
     assert len(paged.decode_steps(ops.pool, 64, 2)) >= math.ceil(ops.step_bytes(2, 64) / ops.attention_bytes(64, 2))
     attend, _ = ops._attend(64, 2, 1)
-    assert attend.before * attend.times >= ops.step_bytes(2, 64) / ops.attention_bytes(64, 2)
+    assert attend.before is not None
+    ran = list[int]()
+    warm = ops._as_warm(Call(run=lambda: ran.append(1), once=attend.once, times=4), 10, 2, 64)
+    assert warm.before is not None
+    warm.before()
+    assert len(ran) == 3  # of four copies each
 
 
 def test_what_no_cache_keeps_is_not_gone_through_before_a_visit() -> None:
-    ops = made(NATIVE_OR_TORCH, "fp32")
-    assert ops._linear("out", 1)[0].before == 0
+    ops = made("torch", "fp32")
+    ops.decode(64, 2)  # it reserves its blocks
+    assert ops._linear("out", 1)[0].before is None
+    assert ops._attend(64, 2, 1)[0].before is None
 
 
 def test_short_memory_is_said(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -23,6 +23,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mlsys_bench.bench.copies import Shared, pieces
+from mlsys_bench.bench.harness import COLD, cache_bytes
 from mlsys_bench.bench.telemetry import Core
 from mlsys_bench.engine import backend, formats, quant
 from mlsys_bench.engine.kv import Blocks
@@ -42,13 +44,13 @@ PAGE_BYTES = 4096
 class Call:
     """An operator to be timed: `run` computes it `times` times; `once` once over a poisoned output, and gives what came in float64.
 
-    before: runs ahead of each visit, for caches to hold what the step before would have left there.
+    before: what is done ahead of each visit, for caches to hold what the step before would have left there.
     """
 
     run: Callable[[], object]
     once: Callable[[], Tensor]
     times: int = 1
-    before: int = 0
+    before: Callable[[], object] | None = None
 
 
 class Computes(Protocol):
@@ -59,6 +61,12 @@ class Computes(Protocol):
 
     def pack(self, logical: formats.Logical) -> quant.Linear:
         """Return a matrix as it is multiplied with."""
+
+    def copy(self, first: quant.Linear, number: int, again: Callable[[], formats.Logical]) -> quant.Linear:
+        """Return a matrix of the shape of another, the first, in memory apart from it and from copies of other numbers, counted from 1.
+
+        What it holds takes as long to multiply with, but need not be what `again` gives.
+        """
 
     def linear(self, held: Sequence[quant.Linear], x: Tensor) -> Call:
         """Multiply x [M, K] with each of the matrices in turn."""
@@ -186,25 +194,39 @@ class Native:
         c = kernels()
         assert c is not None, "chosen by backend.choose"
         self._c, self._d, self._precision, self._kv, self._threads = c, d, precision, kv, threads
+        self._shared = Shared(COLD * cache_bytes())
 
-    def pack(self, logical: formats.Logical) -> quant.Linear:
+    def pack(self, logical: formats.Logical) -> native.NativeLinear:
         """Return a packed matrix."""
         return native.pack(logical, self._precision)
 
+    def copy(self, first: quant.Linear, number: int, again: Callable[[], formats.Logical]) -> native.NativeLinear:
+        """Return a matrix in memory that copies of all shapes share: only one shape at a time is gone through."""
+        del again
+        assert isinstance(first, native.NativeLinear), "made by `pack`"
+        return self._shared.copy(first, number)
+
     def linear(self, held: Sequence[quant.Linear], x: Tensor) -> Call:
-        """Multiply."""
-        structs = [h.struct for h in held if isinstance(h, native.NativeLinear)]
+        """Multiply.  Ahead of a visit all of them are read, up to where it will begin: others go through the same memory in between."""
+        packed = [h for h in held if isinstance(h, native.NativeLinear)]
+        structs = [h.struct for h in packed]
         many, m = (LinearStruct * len(structs))(*structs), len(x)
         y = torch.empty(m, many[0].n)
         room = native.aligned(self._c.act_bytes(many[0], m))
         act = ActStruct(x=x.data_ptr(), ldx=x.stride(0), m=m, room=room.data_ptr())
-        held_here = (held, x, room)
+        held_here, begins_at = (held, x, room), 0
 
         def compute(first: int, times: int) -> object:
+            nonlocal begins_at
             self._c.alone_linear(many, len(many), first % len(many), act, y.data_ptr(), self._threads, times)
+            begins_at = (first + times) % len(many)
             return held_here
 
-        return _repeated(compute, y)
+        def read_all() -> None:
+            for address, size in pieces(packed, begins_at):
+                self._c.alone_read(address, size // 4, self._threads)
+
+        return dataclasses.replace(_repeated(compute, y), before=read_all)
 
     def norm(self, x: Tensor, added: Tensor) -> Call:
         """Add and norm; what is added again and again while timed is 0."""
@@ -281,9 +303,30 @@ class Native:
         return dataclasses.replace(_repeated(compute, rows), once=once)
 
     def attend(self, qkv: Tensor, steps: Sequence[Step], cache: Blocks) -> Call:
-        """Attend."""
-        a, d, to = self._d.shape, self._d, _cache(cache)
-        out = torch.empty(len(qkv), a.heads * a.head_dim)
+        """Attend.  Ahead of a visit one token of each sequence sees all of it, up to where the visit will begin."""
+        to = _cache(cache)
+        out = torch.empty(len(qkv), self._d.shape.heads * self._d.shape.head_dim)
+        glances = [_last_tokens(step) for step in steps]
+        many, briefly = (self._attends(qkv, out, each) for each in (steps, glances))
+        room = native.aligned(4 * self._c.alone_attend_floats(self._threads, self._d.shape.head_dim, MOST_TIMES))
+        held_here, begins_at = (qkv, out, steps, glances, room, cache), 0
+
+        def compute(first: int, times: int) -> object:
+            nonlocal begins_at
+            self._c.alone_attend(many, len(many), first % len(many), to, self._threads, times, room.data_ptr())
+            begins_at = (first + times) % len(many)
+            return held_here
+
+        def see_all() -> None:
+            for done in range(0, len(many), MOST_TIMES):
+                first, times = (begins_at + done) % len(many), min(MOST_TIMES, len(many) - done)
+                self._c.alone_attend(briefly, len(many), first, to, self._threads, times, room.data_ptr())
+
+        return dataclasses.replace(_repeated(compute, out), before=see_all)
+
+    def _attends(self, qkv: Tensor, out: Tensor, steps: Sequence[Step]) -> ctypes.Array[AttendStruct]:
+        """Return the steps as C reads them: what they point to must live as long."""
+        a, d = self._d.shape, self._d
         many = (AttendStruct * len(steps))()
         for work, step in zip(many, steps, strict=True):
             arrays = (step.positions, step.first, step.block_table)
@@ -291,14 +334,18 @@ class Native:
             work.tokens, work.sequences, work.width = len(step.tokens), len(step.first) - 1, step.block_table.shape[1]
             work.position, work.first, work.block_table = (array.ctypes.data for array in arrays)
             work.scale, work.softcap = d.scale, d.attention_softcap
-        room = native.aligned(4 * self._c.alone_attend_floats(self._threads, a.head_dim, MOST_TIMES))
-        held_here = (qkv, out, steps, room, cache)
+        return many
 
-        def compute(first: int, times: int) -> object:
-            self._c.alone_attend(many, len(many), first % len(many), to, self._threads, times, room.data_ptr())
-            return held_here
 
-        return _repeated(compute, out)
+def _last_tokens(step: Step) -> Step:
+    """Return a step of the last token of each sequence, which sees all that its others do."""
+    if step.rows == step.sequences:
+        return step
+    last, at = step.first[1:] - 1, np.arange(len(step.first) - 1, dtype=np.int32)
+    return Step.of(
+        tokens=at, positions=step.positions[last], slots=at, sequence_of=at, first=np.arange(len(at) + 1, dtype=np.int32),
+        block_table=step.block_table, sampled=at,
+    )  # fmt: skip
 
 
 def products(held: Sequence[native.NativeLinear], m: int, threads: int) -> Callable[[], None]:

@@ -38,6 +38,11 @@ class Triton:
         """Return a matrix on the device."""
         return self._pack(logical)
 
+    def copy(self, first: quant.Linear, number: int, again: Callable[[], formats.Logical]) -> quant.Linear:
+        """Pack it again."""
+        del first, number
+        return self.pack(again())
+
     def linear(self, held: Sequence[quant.Linear], x: Tensor) -> Call:
         """Multiply."""
         rows = self._taken(x)

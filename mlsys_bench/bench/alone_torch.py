@@ -38,6 +38,11 @@ class Torch:
         """Return a matrix as torch multiplies with it."""
         return quant.pack(logical, self._precision, self._device)
 
+    def copy(self, first: quant.Linear, number: int, again: Callable[[], formats.Logical]) -> quant.Linear:
+        """Pack it again."""
+        del first, number
+        return self.pack(again())
+
     def linear(self, held: Sequence[quant.Linear], x: Tensor) -> Call:
         """Multiply."""
         rows, turn = self._taken(x), itertools.cycle(held)

@@ -112,16 +112,21 @@ class Operators:
 
         def visit() -> list[Sampled]:
             call, _ = made()
-            for _ in range(call.before):
-                call.run()
+            if call.before is not None:
+                call.before()
             return several(inner, call.times).visit()
 
         return dataclasses.replace(inner, visit=visit)
 
     def _as_warm(self, call: Call, copies: int, batch: int, context: int) -> Call:
         """Return a call that goes through all copies ahead of each visit, where caches keep a part of them from step to step."""
+
+        def go_through() -> None:
+            for _ in range(math.ceil(copies / call.times)):
+                call.run()
+
         keeps = self.cold_bytes(batch, context) < COLD * cache_bytes(self.device)
-        return dataclasses.replace(call, before=math.ceil(copies / call.times)) if keeps else call
+        return dataclasses.replace(call, before=go_through) if keeps and call.before is None else call
 
     # ------------------------------------------------------------ matrices
 
@@ -161,7 +166,10 @@ class Operators:
             self._matrices[layer] = [], rows, formats.quantise(rows, self.precision)
         held, rows, kept = self._matrices[layer]
         copies = math.ceil(self.cold_bytes(m, CONTEXT) / self.weight_bytes(n, k)) or 1
-        held.extend(self.who.pack(tiled(kept, n)) for _ in range(copies - len(held)))
+        again = functools.partial(tiled, kept, n)
+        if not held:
+            held.append(self.who.pack(again()))
+        held.extend(self.who.copy(held[0], number, again) for number in range(len(held), copies))
         return held[:copies], rows, kept.dequantise()
 
     def _linear(self, layer: str, m: int) -> Made:
