@@ -17,7 +17,9 @@ int32_t linear_padded_k(int32_t format, int32_t group, int32_t k) {
 
 /* Whether AMX computes it: integers give the same anywhere, and few rows need no tiles; bf16 adds in another order there, so always. */
 static int is_blocked(const linear_t *w, int32_t m) {
-    return cpu_level() == AMX && (w->format == BF16 || (w->format == I8 && m >= 4));
+    if (cpu_level() != AMX) return 0;
+    if (w->format == I4) return m * (w->int8_input ? 1 : 2) >= (w->group < 128 ? 32 : 16); /* each group leaves the tiles by itself */
+    return w->format == BF16 || (w->format == I8 && m >= 4);
 }
 
 /* Whether it is computed from pairs of bf16: in their own order too, so always where it ever is. */
@@ -97,7 +99,7 @@ void quantise_share(const linear_t *w, const act_t *a, int32_t ith, int32_t nth)
 }
 
 static linear_way way(const linear_t *w, int32_t m) {
-    if (is_blocked(w, m)) return linear_amx;
+    if (is_blocked(w, m)) return w->format == I4 ? linear_amx_nibbles : linear_amx;
     switch (cpu_vector()) {
         case AVX2: return linear_avx2;
         case AVX512: return linear_avx512;

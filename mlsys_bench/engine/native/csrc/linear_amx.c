@@ -3,79 +3,14 @@
  * A panel's 64 inputs (I8; BF16: 32) are one tile as they lie; activations are laid out as tiles too, see linear_ways.h.  Two tiles hold
  * the sums of a block of 16 rows times 2 panels, or four those of two blocks.  BF16 rounds activations to bf16 and adds in the tiles' own
  * order, so it is done here for every number of rows: a token's result then still does not depend on its neighbours.
- *
- * Compiled with MLSYS_EMULATE_TILES, the instructions are plain C functions, so that any machine can test all but their speed.
  */
 #include <string.h>
 
 #include "linear_ways.h"
-
-#if defined(MLSYS_EMULATE_TILES)
-static _Thread_local uint8_t tiles[8][16][64], tile_rows[8];
-
-static void emulate_load(int t, const void *from, int64_t stride) {
-    for (int row = 0; row < tile_rows[t]; row++) memcpy(tiles[t][row], (const char *)from + row * stride, 64);
-}
-
-static void emulate_store(int t, void *to, int64_t stride) {
-    for (int row = 0; row < tile_rows[t]; row++) memcpy((char *)to + row * stride, tiles[t][row], 64);
-}
-
-static void emulate_bytes(int rows, uint8_t (*c)[64], uint8_t (*a)[64], uint8_t (*b)[64]) {
-    for (int row = 0; row < rows; row++)
-        for (int column = 0; column < 16; column++) {
-            int32_t sum;
-            memcpy(&sum, c[row] + 4 * column, 4);
-            for (int k = 0; k < 64; k++) sum = (int32_t)((uint32_t)sum + (uint32_t)(a[row][k] * (int8_t)b[k / 4][4 * column + k % 4]));
-            memcpy(c[row] + 4 * column, &sum, 4);
-        }
-}
-
-static float emulate_bf16(const uint8_t *at) {
-    uint8_t bytes[4] = {0, 0, at[0], at[1]};
-    float value;
-    memcpy(&value, bytes, 4);
-    return value;
-}
-
-static void emulate_pairs(int rows, uint8_t (*c)[64], uint8_t (*a)[64], uint8_t (*b)[64]) {
-    for (int row = 0; row < rows; row++)
-        for (int column = 0; column < 16; column++) {
-            float sum;
-            memcpy(&sum, c[row] + 4 * column, 4);
-            for (int k = 0; k < 32; k++) sum += emulate_bf16(a[row] + 2 * k) * emulate_bf16(b[k / 2] + 4 * column + 2 * (k % 2));
-            memcpy(c[row] + 4 * column, &sum, 4);
-        }
-}
-
-#define HAS_TILES 1
-#define CONFIGURE(config) memcpy(tile_rows, (config)->rows, sizeof tile_rows)
-#define RELEASE() ((void)0)
-#define ZERO(t) memset(tiles[t], 0, sizeof tiles[t])
-#define LOAD(t, from) emulate_load(t, from, 64)
-#define STORE(t, to, stride) emulate_store(t, to, stride)
-#define DOT_BYTES(c, a, b) emulate_bytes(tile_rows[c], tiles[c], tiles[a], tiles[b])
-#define DOT_PAIRS(c, a, b) emulate_pairs(tile_rows[c], tiles[c], tiles[a], tiles[b])
-#elif !defined(MLSYS_OLD_ASSEMBLER) && defined(__x86_64__) && (__GNUC__ >= 11 || __clang_major__ >= 12)
-/* Spelled out with the memory they touch: gcc 12's own intrinsics forget it, and stores of the configuration then come after its use. */
-#define HAS_TILES 1
-#define CONFIGURE(config) __asm__ volatile("ldtilecfg %0" ::"m"(*(config)) : "memory")
-#define RELEASE() __asm__ volatile("tilerelease" ::: "memory")
-#define ZERO(t) __asm__ volatile("tilezero %%tmm" #t ::: "memory")
-#define LOAD(t, from) __asm__ volatile("tileloadd (%0,%1,1), %%tmm" #t ::"r"(from), "r"((int64_t)64) : "memory")
-#define STORE(t, to, stride) __asm__ volatile("tilestored %%tmm" #t ", (%0,%1,1)" ::"r"(to), "r"((int64_t)(stride)) : "memory")
-#define DOT_BYTES(c, a, b) __asm__ volatile("tdpbusd %%tmm" #b ", %%tmm" #a ", %%tmm" #c ::: "memory")
-#define DOT_PAIRS(c, a, b) __asm__ volatile("tdpbf16ps %%tmm" #b ", %%tmm" #a ", %%tmm" #c ::: "memory")
-#endif
+#include "tiles.h"
 
 #ifdef HAS_TILES
 enum { TILE_BYTES = 1024, BLOCK_BYTES = 1 << 20, LEAST_BLOCKS = 4 };
-
-typedef struct {
-    uint8_t palette, start_row, reserved[14];
-    uint16_t row_bytes[16];
-    uint8_t rows[16];
-} config_t; /* as ldtilecfg reads it */
 
 typedef struct {
     const linear_t *w;
@@ -209,7 +144,7 @@ static void blocks_of_rows(job_t *job, int64_t length, int32_t first, int32_t la
 }
 
 void linear_amx(const linear_t *w, const act_t *a, float *y, int32_t ldy, int32_t first, int32_t last) {
-    config_t config = {.palette = 1};
+    tiles_t config = {.palette = 1};
     job_t job = {.w = w, .a = a, .room = room_of(w, a), .y = y, .ldy = ldy, .last = last - 1};
     for (int t = 0; t < 8; t++) config.row_bytes[t] = LINE, config.rows[t] = t < 5 ? (uint8_t)job.room.block_rows : BLOCK;
     int64_t length = (int64_t)job.room.k * PANEL * (w->format == BF16 ? 2 : 1), most = BLOCK_BYTES / length;

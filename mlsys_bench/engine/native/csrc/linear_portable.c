@@ -4,30 +4,12 @@
 
 #include "linear_ways.h"
 
-#ifdef FP_FAST_FMAF
-#define MULTIPLY_ADD(a, b, c) fmaf(a, b, c)
-#else
-#define MULTIPLY_ADD(a, b, c) ((a) * (b) + (c))
-#endif
-
 /* The rows of one token in its tile. */
 typedef struct {
     int64_t before;      /* rows of earlier tiles */
     int32_t rows, row;   /* of the tile; of the token in it */
     float scale;
 } place_t;
-
-static float from_bits(uint32_t bits) {
-    float value;
-    memcpy(&value, &bits, 4);
-    return value;
-}
-
-static float half_to_float(uint16_t half) {
-    uint32_t sign = (uint32_t)(half & 0x8000) << 16, size = half & 0x7fff;
-    if (size >= 0x7c00) return from_bits(sign | 0x7f800000 | (size & 0x3ff) << 13);
-    return copysignf(from_bits(size << 13) * 0x1p112f, from_bits(sign | 0x3f800000));
-}
 
 static void floats(const linear_t *w, const room_t *r, const place_t *at, int32_t panel, float *sum) {
     const float *x = (const float *)r->data + at->before * r->k + at->row;

@@ -62,7 +62,7 @@ static void place(const linear_t *w, const room_t *r, const int8_t *digit, const
             memcpy(column, &four, 4);
         }
     }
-    for (int32_t i = from; w->format == I4 && i < until; i += w->group)
+    for (int32_t i = from; w->format == I4 && !r->is_blocked && i < until; i += w->group)
         r->sums[row->before * r->groups + (int64_t)(i / w->group) * row->rows + row->row + d] = -8 * sum_of(digit + i - from, w->group);
 }
 

@@ -41,7 +41,7 @@ FAST void place(const linear_t *w, const room_t *r, const row_t *row, int32_t d,
     uint8_t *column = quadruple(r, row, d, from, &step);
     __m512i flipped = w->format == I8 ? _mm512_xor_si512(digits, _mm512_set1_epi8(-128)) : digits;
     spread(column, step, flipped);
-    if (w->format != I4) return;
+    if (w->format != I4 || r->is_blocked) return;
     int32_t *sums = r->sums + row->before * r->groups + (int64_t)(from / w->group) * row->rows + row->row + d;
     if (w->group == 32) {
         sums[0] = -8 * sum_of(digits, 0x00ff);

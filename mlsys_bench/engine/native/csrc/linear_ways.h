@@ -9,11 +9,21 @@
  * For AMX they come in blocks of 16 rows, or in one of fewer, each as the tiles of that processor:
  *   BF16        bf16   [block][k/32][rows][32]
  *   I8          uint8  [block][k/64][rows][64]
+ *   I4          int8   [block][k/64][rows][64]      nothing beside: zero points go with the weights there
  */
 #ifndef MLSYS_LINEAR_WAYS_H
 #define MLSYS_LINEAR_WAYS_H
 
+#include <math.h>
+#include <string.h>
+
 #include "linear.h"
+
+#ifdef FP_FAST_FMAF
+#define MULTIPLY_ADD(a, b, c) fmaf(a, b, c)
+#else
+#define MULTIPLY_ADD(a, b, c) ((a) * (b) + (c))
+#endif
 
 enum {
     PANEL = 16,
@@ -37,6 +47,18 @@ typedef struct {
 } room_t;
 
 room_t room_of(const linear_t *w, const act_t *a);
+
+static inline float from_bits(uint32_t bits) {
+    float value;
+    memcpy(&value, &bits, 4);
+    return value;
+}
+
+static inline float half_to_float(uint16_t half) {
+    uint32_t sign = (uint32_t)(half & 0x8000) << 16, size = half & 0x7fff;
+    if (size >= 0x7c00) return from_bits(sign | 0x7f800000 | (size & 0x3ff) << 13);
+    return copysignf(from_bits(size << 13) * 0x1p112f, from_bits(sign | 0x3f800000));
+}
 
 static inline int32_t first_token(int32_t m, int32_t tile, int32_t tiles) { return (int32_t)((int64_t)m * tile / tiles); }
 
@@ -83,5 +105,6 @@ void linear_portable(const linear_t *w, const act_t *a, float *y, int32_t ldy, i
 void linear_avx2(const linear_t *w, const act_t *a, float *y, int32_t ldy, int32_t first, int32_t last);
 void linear_avx512(const linear_t *w, const act_t *a, float *y, int32_t ldy, int32_t first, int32_t last);
 void linear_amx(const linear_t *w, const act_t *a, float *y, int32_t ldy, int32_t first, int32_t last);
+void linear_amx_nibbles(const linear_t *w, const act_t *a, float *y, int32_t ldy, int32_t first, int32_t last);
 
 #endif
