@@ -58,6 +58,8 @@ class Node:
             return self.value.isoformat()
         if not isinstance(self.value, str) or not self.value.strip():
             raise self.complaint("where text is needed")
+        if not self.value.strip().isprintable():
+            raise self.complaint("where text is needed that prints on one line")
         return self.value.strip()
 
     def choice(self, known: Iterable[str]) -> str:
@@ -79,11 +81,11 @@ class Node:
             raise self.complaint("where a number is needed" if least == -math.inf else f"where a number from {least:g} up is needed")
         return float(self.value)
 
-    def quantity(self, parse: Callable[[Any, str], float], least: float = 0.0, most: float = math.inf) -> float:
-        """Return what a function of `units` reads, from `least` to `most`."""
+    def quantity(self, parse: Callable[[Any, str], float], least: float = 0.0, most: float = math.inf, why: str = "") -> float:
+        """Return what a function of `units` reads, from `least` to `most`; `why` says of what is not what there is to say."""
         value = parse(self.value, self.where)
         if not least <= value <= most:
-            raise BadInput(f"{self.where}: {self.value} is out of bounds")
+            raise BadInput(f"{self.where}: {self.value} is out of bounds{why}")
         return value
 
     def named(self, find: Callable[[str], T]) -> T:

@@ -65,7 +65,7 @@ def test_results_of_another_tool_become_a_step_profile(tmp_path: Path) -> None:
     layout = found.profile.layout
     assert (layout.model, layout.device, layout.precision, layout.tp) == ("llama-3-8b", "H100-SXM", "bf16", 1)
     assert found.profile.provenance is Provenance.CALIBRATED
-    assert "learned from 2 load level(s)" in (found.profile.note or "")
+    assert "learned from 2 load levels" in (found.profile.note or "")
     tpot = [c for c in found.checks if c.key.endswith("tpot_mean_s")]
     assert [c.measured for c in tpot] == pytest.approx([0.0092, 0.0098])
     assert all(c.error_percent is not None and abs(c.error_percent) < 15 for c in tpot)

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shlex
 import socketserver
@@ -21,7 +22,7 @@ from mlsys_bench.journeys.gating import outside, worker
 from mlsys_bench.journeys.gating.run import Asked
 from mlsys_bench.types import Layout
 from mlsys_bench.verdicts import Subject
-from mlsys_bench.workload import counters
+from mlsys_bench.workload import counters, prometheus
 from mlsys_bench.workload.counters import Series
 from mlsys_cli import main
 from tests.fault_server import HEAD, Connection, answering, chunk, token
@@ -223,6 +224,24 @@ COUNTED = [[T0 + 10 * i, str(7 * i)] for i in range(1, 10)]
 )
 def test_an_odd_answer_of_a_metrics_server_is_refused_in_one_line(said: bytes, is_named: bool, says: str) -> None:
     with answering(Metrics(said, is_named)) as server, pytest.raises((BadInput, MeasurementFailed), match=says):
+        fetch(f"http://127.0.0.1:{server.server_address[1]}")
+
+
+class Drips(Said):
+    """An answer that never ends, every piece of it in time."""
+
+    def handle(self) -> None:
+        with contextlib.suppress(OSError):  # the client leaves
+            self.wfile.write(b"HTTP/1.1 200 OK\r\n\r\n")
+            while True:
+                self.wfile.write(b" ")
+
+
+def test_an_answer_that_never_ends_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(prometheus, "_WHOLE_S", 0.1)
+    server = Metrics(b"", is_named=False)
+    server.RequestHandlerClass = Drips
+    with answering(server), pytest.raises(MeasurementFailed, match=r"an answer had not ended after 100 ms, .* of it came"):
         fetch(f"http://127.0.0.1:{server.server_address[1]}")
 
 

@@ -100,6 +100,14 @@ WRONG = [
     (FULL.replace("$40.00/h", "40"), "prices.yaml: offers[0].on_demand: 40 has no unit"),
     (FULL.replace("$40.00/h", "$40.00"), "prices.yaml: offers[0].on_demand: '$40.00' has no unit"),
     (FULL.replace("$40.00/h", "$-4/h"), "prices.yaml: offers[0].on_demand: $-4/h is out of bounds"),
+    (
+        FULL.replace("$40.00/h", "$400000/h"),
+        "offers[0].on_demand: $400000/h is out of bounds: above $100,000/h for one instance; is it per hour?",
+    ),
+    (
+        FULL.replace("instance: rack", 'instance: "ra\\e[31mck"'),
+        r"offers[1].instance: 'ra\x1b[31mck' where text is needed that prints on one line",
+    ),
     (FULL.replace("device: h100", "device: h1000"), "prices.yaml: offers[0].device: unknown GPU or CPU 'h1000'; did you mean"),
     (FULL.replace("on_demand: $8760/month", "ondemand: $8760/month"), "unknown key offers[1].ondemand; did you mean on_demand?"),
     (FULL.replace(", on_demand: $8760/month", ""), "prices.yaml: offers[1]: has no price; give on_demand or spot"),

@@ -253,7 +253,7 @@ def test_a_million_requests_are_read_within_a_few_hundred_megabytes(tmp_path: Pa
         ("time,prompt_tokens,output_tokens\n0,2,3\n1e15,2,3\n", "come over 11,574,074,074 days, at most 366 are read; are its times in"),
         (
             "time,prompt_tokens,output_tokens,hash_ids\n1,50,3,1 2 3 4 5 6 7\n2,900,3,1\n",
-            "hash_ids fits no block size; give --block-tokens",
+            "hash_ids fits no block size of 16, 32, 64, 128, 256, 512, 1024 tokens; leave that column out, or ask a command that takes",
         ),
         ('{"time": 1, "prompt_tokens": 2, "output_tokens": 3}\n{"time":', "line 2: is not JSON"),
         ('{"time": 1, "prompt_tokens": 2, "output_tokens": 3}\n[1]', "line 2: holds no object"),
@@ -274,6 +274,9 @@ def test_only_who_can_name_columns_is_told_to(tmp_path: Path) -> None:
         trace.read(path, columns={})
     with pytest.raises(BadInput, match="call it TIMESTAMP"):
         trace.read(path)
+    path = written(tmp_path, "time,prompt_tokens,output_tokens,hash_ids\n1,50,3,1 2 3 4 5 6 7\n2,900,3,1\n")
+    with pytest.raises(BadInput, match="give --block-tokens"):
+        trace.read(path, columns={})
 
 
 def test_a_column_that_is_not_there_is_named_with_those_that_are(tmp_path: Path) -> None:

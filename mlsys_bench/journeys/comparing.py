@@ -15,6 +15,7 @@ from mlsys_bench.fleets import FleetPlan
 from mlsys_bench.journeys import planning
 from mlsys_bench.journeys.progress import Line
 from mlsys_bench.pricing import compare
+from mlsys_bench.report.parts import count
 from mlsys_bench.types import Plan, Provenance
 
 if TYPE_CHECKING:
@@ -118,7 +119,7 @@ def beside(
 def in_words(plan: Plan) -> str:
     """Return the fleet of a plan in a few words."""
     if plan.stages:
-        return f"{plan.scenario or plan.model}, {plan.replicas} replicas of {len(plan.stages)} stages"
+        return f"{plan.scenario or plan.model}, {count(plan.replicas, 'replica')} of {count(len(plan.stages), 'stage')}"
     return (
         f"{plan.model} on {' + '.join(f'{item.replicas} x {_each(item.gpu, item.tp * item.pp)} ({item.precision})' for item in plan.fleet)}"
     )

@@ -19,6 +19,7 @@ from mlsys_bench.pricing import Market, compare, energy, mix
 from mlsys_bench.pricing.energy import Site
 from mlsys_bench.pricing.mix import Terms
 from mlsys_bench.pricing.spot import Reclaims
+from mlsys_bench.report.parts import count
 from mlsys_bench.types import Plan, Provenance
 
 _COUNT = re.compile(r"\d{1,12}", re.ASCII)
@@ -83,7 +84,7 @@ def beside(found: Costs, plan: Plan, baseline: Path) -> Costs:
 
 def _fleet(plan: Plan) -> str:
     if plan.stages:
-        return f"{plan.scenario or plan.model}, {plan.replicas} replicas of {len(plan.stages)} stages"
+        return f"{plan.scenario or plan.model}, {count(plan.replicas, 'replica')} of {count(len(plan.stages), 'stage')}"
     parts = (f"{item.replicas} x {item.gpu} for {item.stage}" for item in plan.fleet)
     return f"{plan.model}, {', '.join(parts)}"
 

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from mlsys_bench import loadtest, record, stats, units
+from mlsys_bench.report.parts import count
 from mlsys_bench.workload import Schedule, prefix, trace
 from mlsys_bench.workload.schedule import Ints, nominal_s
 
@@ -109,7 +110,7 @@ def _how_many(plan: loadtest.Options, drawn: Schedule, found: dict[str, Any]) ->
         pace = f"with pauses of {units.show_s(mean_s)} on average" if mean_s else "as fast as answers come"
         return f"closed loop: {users} through these {len(drawn):,} lengths for {units.show_s(plan.duration_s)}{together}, {pace}"
     if plan.offline is not None:
-        return f"{len(drawn):,} requests, all of them at once"
+        return f"{count(len(drawn), 'request')}, all of them at once"
     scv = "" if found["gap_scv"] is None else f", SCV of the gaps {found['gap_scv']:.3g}"
     return (
         f"{found['arrivals']:,} arrivals in {units.show_s(found['lasts_s'])}: {found['rate_per_s']:.4g}/s{scv}, "

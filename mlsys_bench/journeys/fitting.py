@@ -14,6 +14,7 @@ from mlsys_bench.latency import service
 from mlsys_bench.loadlimits import LoadSweep
 from mlsys_bench.predict import beside, opaque, readers
 from mlsys_bench.predict.readers import Design, loadtests
+from mlsys_bench.report.parts import count
 from mlsys_bench.types import Bench, LatencyProfile, Layout, LoadTest
 
 NOTHING = (
@@ -167,7 +168,7 @@ def _results(files: Sequence[Path], design: Design) -> Fitted:
         raise BadInput(f"no load level with usable latencies: {notes or 'the files give none'}")
     knowledge = predict.learn(measured)
     profile = predict.profile(measured[0], knowledge)
-    warned = [f"{r.where} ({r.tool}, {r.requests} requests): {'; '.join(r.notes)}" for r in found if r.notes]
-    said = "; ".join([f"learned from {len(measured)} load level(s)", *warned, *([profile.note] if profile.note else [])])
+    warned = [f"{r.where} ({r.tool}, {count(r.requests, 'request')}): {'; '.join(r.notes)}" for r in found if r.notes]
+    said = "; ".join([f"learned from {count(len(measured), 'load level')}", *warned, *([profile.note] if profile.note else [])])
     checks = beside.readings(found, predict.predict(measured, knowledge))
     return Fitted(profile=dataclasses.replace(profile, note=said), checks=checks)

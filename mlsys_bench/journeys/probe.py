@@ -25,6 +25,7 @@ from mlsys_bench.loadtest import waves
 from mlsys_bench.loadtest.target import Target
 from mlsys_bench.loadtest.waves import Wave
 from mlsys_bench.predict import outside
+from mlsys_bench.report.parts import count
 from mlsys_bench.types import LatencyProfile, Layout, RequestRecord
 
 MOST_BUDGET_S = 600.0
@@ -222,7 +223,11 @@ class _Run:
             )
         self._check_told()
         took_s = time.monotonic() - self._began_s
-        notes = [f"{sum(self._outcomes.values())} requests in {units.show_s(took_s)}", *dict.fromkeys(self._notes), *self._target.notes]
+        notes = [
+            f"{count(sum(self._outcomes.values()), 'request')} in {units.show_s(took_s)}",
+            *dict.fromkeys(self._notes),
+            *self._target.notes,
+        ]
         notes += [self._cut] if self._cut else []
         notes += [f"failed: {_counts(self._failed)}"] if self._failed else []
         notes += [] if self._budget_tokens else ["step budget not known: every prompt was taken to be one step (--max-step-tokens)"]

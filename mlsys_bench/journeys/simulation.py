@@ -14,6 +14,7 @@ from mlsys_bench import plan as planner
 from mlsys_bench.errors import BadInput
 from mlsys_bench.journeys import around, planning
 from mlsys_bench.journeys.progress import Line
+from mlsys_bench.report.parts import count
 from mlsys_bench.types import LoadTest, Requests
 
 if TYPE_CHECKING:
@@ -237,7 +238,7 @@ def _schedule(asked: Asked, request: planner.Request, seed: int) -> Schedule:
 
 def _arrivals(asked: Asked, request: planner.Request) -> str:
     if asked.users is not None:
-        return f"closed loop, {asked.users} users"
+        return f"closed loop, {count(asked.users, 'user')}"
     return f"trace {asked.trace.name}" if asked.trace is not None else request.workload.arrivals
 
 

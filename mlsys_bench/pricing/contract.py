@@ -32,6 +32,7 @@ from mlsys_bench.types import Offer, Provenance
 
 VERSION = 1
 _LONGEST_MONTHS = 240.0  # of a commitment: more is a slip of the pen
+_DEAREST_USD_PER_H = 1e5  # of an instance: no published one asks a hundredth of that
 _TOP = ("mlsys", "kind", "source", "date", "catalogue")
 _LISTS = ("offers", "commitments", "discounts", "quotas", "rates")
 _INSTANCE = ("provider", "instance", "device", "devices", "region")
@@ -153,7 +154,13 @@ def _offers(node: Node, device_id: Devices, stamp: _Stamp) -> list[Offer]:
     priced = [(term, found[key]) for term, key in terms if key in found]
     if not priced:
         raise BadInput(f"{node.where}: has no price; give on_demand or spot, e.g. on_demand: $3.20/h")
-    return [_offer(found, term, price.quantity(units.usd_per_h), device_id, stamp) for term, price in priced]
+    return [_offer(found, term, _price(price), device_id, stamp) for term, price in priced]
+
+
+def _price(node: Node) -> float:
+    return node.quantity(
+        units.usd_per_h, most=_DEAREST_USD_PER_H, why=f": above ${_DEAREST_USD_PER_H:,.0f}/h for one instance; is it per hour?"
+    )
 
 
 def _commitment(node: Node, device_id: Devices, stamp: _Stamp) -> tuple[Offer, Reservation]:
@@ -171,7 +178,7 @@ def _commitment(node: Node, device_id: Devices, stamp: _Stamp) -> tuple[Offer, R
         committed=committed,
         at_most=at_most,
     )
-    return _offer(found, "reserved", found["price"].quantity(units.usd_per_h), device_id, stamp), reservation
+    return _offer(found, "reserved", _price(found["price"]), device_id, stamp), reservation
 
 
 def _offer(found: Mapping[str, Node], term: Term, usd_per_h: float, device_id: Devices, stamp: _Stamp) -> Offer:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from mlsys_bench.askings import Asked, ScenarioResult
-from mlsys_bench.report.parts import Fact, digits, percent, time
+from mlsys_bench.report.parts import Fact, count, digits, percent, time
 from mlsys_bench.types import LoadTest
 
 
@@ -19,7 +19,7 @@ def _asked(a: Asked) -> Fact:
         _beside("output", a.output_tokens, a.output_tokens_counted),
     ]
     shared = f"an endless prefix cache would have {percent(100 * a.shared_prefix)} of the prompts" if a.shared_prefix else ""
-    sessions = f"{a.sessions:,} sessions" if a.sessions is not None else ""
+    sessions = count(a.sessions, "session") if a.sessions is not None else ""
     images = f"{a.images} image{'s' * (a.images > 1)} each" if a.images else ""
     details = [part for part in (a.what, images, sessions, shared, *a.notes) if part]
     return Fact("Asked", ", ".join(length for length in lengths if length), "; ".join(details), "measured")

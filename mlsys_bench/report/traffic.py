@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from mlsys_bench import units, workload
-from mlsys_bench.report.parts import NONE, Cell, Column, Fact, Section, Table, digits, scalar, span
+from mlsys_bench.report.parts import NONE, Cell, Column, Fact, Section, Table, count, digits, scalar, span
 from mlsys_bench.types import Lengths, LengthSummary, TrafficSummary, Workload
 
 _BARS = " ▁▂▃▄▅▆▇█"
@@ -62,7 +62,7 @@ def _prefix(w: Workload, tag: str) -> tuple[Fact, ...]:
 def _observed(seen: TrafficSummary, tag: str) -> tuple[Fact, ...]:
     lasted, peak = units.show_s(seen.duration_s), units.show_rate(seen.peak_rate_per_s)
     made = [
-        Fact("Seen", f"{seen.requests:,} requests in {lasted}", f"{units.show_rate(seen.rate_per_s)} on average", tag),
+        Fact("Seen", f"{count(seen.requests, 'request')} in {lasted}", f"{units.show_rate(seen.rate_per_s)} on average", tag),
         Fact("Busiest", f"{peak} in the busiest {units.show_s(seen.series_step_s)}", _times(seen), tag),
         Fact("Course", _sparkline(seen.series_per_s), f"{units.show_s(seen.series_step_s)} a step, from 0 to {peak}", tag),
     ]

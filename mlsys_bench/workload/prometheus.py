@@ -9,6 +9,7 @@ import io
 import json
 import math
 import re
+import time
 import urllib.parse
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -25,12 +26,14 @@ from mlsys_bench.workload.counters import Series
 from mlsys_bench.workload.metrics import Engine, Metrics, canonical, engine_of, wanted_names
 
 if TYPE_CHECKING:
+    from http.client import HTTPResponse
     from urllib.error import HTTPError
 
 MAX_POINTS = 11_000  # of one series in one answer: Prometheus refuses more
 _CHUNK_SAMPLES = 1_000_000  # of all series in one answer: what it takes in memory here and there
 _COARSE_STEPS = 1_000  # histograms need no more
-_TIMEOUT_S = 60.0
+_TIMEOUT_S, _WHOLE_S = 60.0, 300.0  # for the next piece of an answer; for all of one
+_PIECE_BYTES = 2**20
 _LONGEST_S = 2 * 365 * 86_400.0  # of one series: beyond it a time is in the wrong unit, and steps of a second would fill the memory
 _MOST_STEPS = 20_000_000  # of one series in a range: two weeks of ten a second are fewer
 _ROUNDED_S = 60.0  # by which a proxy may round the ends of a range
@@ -65,7 +68,7 @@ class Server:
             request.add_unredirected_header("Authorization", self.authorization)  # a redirect must not carry it elsewhere
         try:
             with urllib.request.urlopen(request, timeout=_TIMEOUT_S) as answer:  # noqa: S310
-                text = answer.read()
+                text = self._whole(answer)
         except urllib.error.HTTPError as error:
             with error:
                 raise self._refused(error) from None
@@ -78,6 +81,20 @@ class Server:
         if not isinstance(document, dict) or document.get("status") != "success" or "data" not in document:
             raise self._strange()
         return document["data"]
+
+    def _whole(self, answer: HTTPResponse) -> bytes:
+        """Return a body.  Raises MeasurementFailed for one that drips, each piece in time and no end; IncompleteRead for one cut off."""
+        import http.client
+
+        end_s, pieces = time.monotonic() + _WHOLE_S, list[bytes]()
+        while piece := answer.read1(_PIECE_BYTES):
+            pieces.append(piece)
+            if time.monotonic() > end_s:
+                came = units.show_bytes(sum(map(len, pieces)))
+                raise MeasurementFailed(f"{self.shown}: an answer had not ended after {units.show_s(_WHOLE_S)}, {came} of it came")
+        if answer.length:
+            raise http.client.IncompleteRead(b"".join(pieces), answer.length)
+        return b"".join(pieces)
 
     def names(self, label: str, **parameters: str | float | None) -> list[str]:
         """Return the values of a label."""

@@ -94,7 +94,7 @@ def read(path: Path, *, columns: dict[str, str] | None = None, time_unit: str | 
         rows = _Rows(path=path, names=names)
         for line, values in table.rows(list(names.values())):
             rows.add(line, values)
-    return _trace(rows, scale, block_tokens)
+    return _trace(rows, scale, block_tokens, has_options=columns is not None)
 
 
 # ---------------------------------------------------------------- columns
@@ -241,7 +241,7 @@ def _number_of(text: str) -> int:
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") >> 1
 
 
-def _trace(rows: _Rows, scale: float, block_tokens: int | None) -> Trace:
+def _trace(rows: _Rows, scale: float, block_tokens: int | None, *, has_options: bool) -> Trace:
     n = len(rows.time)
     if n < 2:
         left_out = f" ({rows.without_tokens} without tokens left out)" if rows.without_tokens else ""
@@ -257,7 +257,7 @@ def _trace(rows: _Rows, scale: float, block_tokens: int | None) -> Trace:
         output_tokens=np.frombuffer(rows.output, dtype=np.int64),
         prefix_offsets=np.concatenate([[0], np.cumsum(np.frombuffer(rows.counts, dtype=np.int64))]) if len(rows.counts) else None,
         prefix_hashes=np.frombuffer(rows.hashes, dtype=np.int64) if len(rows.counts) else None,
-        prefix_block_tokens=_block_tokens(rows, block_tokens) if len(rows.counts) else 0,
+        prefix_block_tokens=_block_tokens(rows, block_tokens, has_options=has_options) if len(rows.counts) else 0,
         tenant=np.frombuffer(rows.tenant, dtype=np.int32) if len(rows.tenant) == n else None,
         tenants=tuple(rows.tenants) if len(rows.tenant) == n else (),
         session=session,
@@ -314,7 +314,7 @@ def _turns(session: Labels, order: Ints) -> Labels:
     return turn
 
 
-def _block_tokens(rows: _Rows, given: int | None) -> int:
+def _block_tokens(rows: _Rows, given: int | None, *, has_options: bool) -> int:
     """Return the block size that makes the number of hashes that of the prompt's blocks.  Raises BadInput."""
     prompts, counts = np.frombuffer(rows.prompt, dtype=np.int64), np.frombuffer(rows.counts, dtype=np.int64)
     if given is not None:
@@ -326,7 +326,9 @@ def _block_tokens(rows: _Rows, given: int | None) -> int:
         best = max(fits, key=lambda b: fits[b])
         if fits[best] >= 0.99:
             return best
-    raise BadInput(f"{rows.path}: {rows.names['hash']} fits no block size; give --block-tokens, e.g. 512")
+    sizes = ", ".join(map(str, _BLOCKS))
+    now = "give --block-tokens, e.g. 48" if has_options else "leave that column out, or ask a command that takes --block-tokens"
+    raise BadInput(f"{rows.path}: {rows.names['hash']} fits no block size of {sizes} tokens; {now}")
 
 
 def _notes(rows: _Rows, plan: Schedule) -> tuple[str, ...]:
