@@ -91,6 +91,11 @@ def _parse(text: str | float, units: dict[str, float], what: str, example: str, 
 # ---------------------------------------------------------------- printing
 
 
+def count(n: int, noun: str) -> str:
+    """Print a number of things: '1 replica', '1,200 requests'."""
+    return f"{n:,} {noun}{'' if n == 1 else 's'}"
+
+
 def show_s(value: float | None) -> str:
     """Print a duration in its natural unit, three digits: 0.0123 -> '12.3 ms'."""
     if value is None or not math.isfinite(value):

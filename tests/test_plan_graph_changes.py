@@ -98,6 +98,14 @@ def test_a_trace_is_read_from_the_command_line(tmp_path: Path) -> None:
     assert any("the trace's 1,000 requests come at their own times, all of them" in line for line in made.assumptions)
 
 
+def test_what_a_trace_does_not_say_stands_in_the_plan(tmp_path: Path) -> None:
+    path, file = tmp_path / "g.yaml", trace(tmp_path / "t.csv", np.floor(np.arange(600) / 20))
+    path.write_text(written(f"a: {{{law('10ms')}}}"))
+    found = graph_plans.asked(options(path, trace=file))
+    assert found is not None
+    assert any("arrival times stand on a grid of about 1 s" in note for note in plan_graph(found).notes)
+
+
 def test_what_a_trace_rules_out_is_told(tmp_path: Path) -> None:
     path, file = tmp_path / "g.yaml", trace(tmp_path / "t.csv", np.arange(100) / 20)
     path.write_text(written(f"a: {{{law('10ms')}}}"))

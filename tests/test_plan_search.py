@@ -169,7 +169,7 @@ def test_a_trace_that_is_over_before_its_fleet_has_begun_is_refused() -> None:
 
 def test_the_fleet_of_a_trace_serves_it_and_one_replica_fewer_does_not() -> None:
     """Held against the public simulator, request by request."""
-    left_out = "12 requests without prompt or output tokens (failed) are left out, also of the rate"
+    left_out = "12 requests without prompt or output tokens (failed) left out, also of the rate"
     asked = dataclasses.replace(replayed(), trace=dataclasses.replace(trace(), notes=(left_out,)))
     found = plan(asked)
     assert left_out in found.notes

@@ -59,6 +59,15 @@ def test_a_trace_is_replayed_at_its_own_rate_or_at_another(tmp_path: Path) -> No
         simulation.simulate(Asked(**DESIGN, trace=trace))
 
 
+def test_what_a_trace_lacks_is_told(tmp_path: Path) -> None:
+    trace = tmp_path / "trace.csv"
+    rows = [f"{i // 8},100,5\n" for i in range(80)]
+    trace.write_text("arrived_at,prompt_tokens,output_tokens\n" + "".join(rows) + "10,0,0\n")
+    told = simulation.simulate(Asked(**DESIGN | {"prompt_tokens": None, "output_tokens": None}, trace=trace)).validity.reasons
+    assert any("1 request without prompt or output tokens" in reason for reason in told)
+    assert any("stand on a grid of about 1 s" in reason for reason in told)
+
+
 def test_everything_around_the_replicas_can_be_asked_for() -> None:
     result = simulated(
         qps=30.0, replicas=2, autoscale="in_flight=1,max=4,cold-start=0.2s,every=0.2s,down-delay=1s", failures="at=500ms:0,repair=300ms",

@@ -177,7 +177,7 @@ def test_burstgpt_columns_are_known_and_failures_left_out(tmp_path: Path) -> Non
     text += "5,GPT-4,10,4,14,API log\n6,GPT-4,10,0,10,API log\n9,GPT-4,8,3,11,API log\n"
     found = trace.read(written(tmp_path, text))
     assert found.schedule.scheduled_s.tolist() == [0, 4]
-    assert found.schedule.notes == ("1 requests without prompt or output tokens (failed) are left out, also of the rate",)
+    assert found.schedule.notes == ("1 request without prompt or output tokens (failed) left out, also of the rate",)
 
 
 def test_hashes_written_as_text_stay_apart(tmp_path: Path) -> None:

@@ -15,8 +15,8 @@ from mlsys_bench.fleets import FleetPlan
 from mlsys_bench.journeys import planning
 from mlsys_bench.journeys.progress import Line
 from mlsys_bench.pricing import compare
-from mlsys_bench.report.parts import count
 from mlsys_bench.types import Plan, Provenance
+from mlsys_bench.units import count
 
 if TYPE_CHECKING:
     from mlsys_bench.plan.fleets import FleetRequest

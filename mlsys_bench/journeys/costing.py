@@ -19,8 +19,8 @@ from mlsys_bench.pricing import Market, compare, energy, mix
 from mlsys_bench.pricing.energy import Site
 from mlsys_bench.pricing.mix import Terms
 from mlsys_bench.pricing.spot import Reclaims
-from mlsys_bench.report.parts import count
 from mlsys_bench.types import Plan, Provenance
+from mlsys_bench.units import count
 
 _COUNT = re.compile(r"\d{1,12}", re.ASCII)
 

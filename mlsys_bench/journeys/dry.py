@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from mlsys_bench import loadtest, record, stats, units
-from mlsys_bench.report.parts import count
+from mlsys_bench.units import count
 from mlsys_bench.workload import Schedule, prefix, trace
 from mlsys_bench.workload.schedule import Ints, nominal_s
 

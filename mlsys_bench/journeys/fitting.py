@@ -14,8 +14,8 @@ from mlsys_bench.latency import service
 from mlsys_bench.loadlimits import LoadSweep
 from mlsys_bench.predict import beside, opaque, readers
 from mlsys_bench.predict.readers import Design, loadtests
-from mlsys_bench.report.parts import count
 from mlsys_bench.types import Bench, LatencyProfile, Layout, LoadTest
+from mlsys_bench.units import count
 
 NOTHING = (
     "mlsys fit: name bench files (`mlsys bench gpu -o bench.json` makes one), load tests or results of other tools "

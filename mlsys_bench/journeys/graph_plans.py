@@ -40,10 +40,11 @@ def asked(options: Mapping[str, Any]) -> GraphRequest | None:
             why = _WHY.get(name, "say it in the scenario, at the stage that is meant")
             raise BadInput(f"--{name.replace('_', '-')}: {found.name} has several stages; {why}")
     around = surroundings.asked(options.get("zones"), bool(options.get("survive")), bool(options.get("autoscale")), options.get("growth"))
-    due_s, traffic = _replayed(options)
+    due_s, traffic, trace_notes = _replayed(options)
     return GraphRequest(
         graph=_changed(found, options, traffic),
         due_s=due_s,
+        trace_notes=trace_notes,
         profiles=profiles(options.get("measured") or (), found),
         term=options["term"],
         seed=options["seed"],
@@ -52,17 +53,17 @@ def asked(options: Mapping[str, Any]) -> GraphRequest | None:
     )
 
 
-def _replayed(options: Mapping[str, Any]) -> tuple[Floats | None, Workload | None]:
-    """Return when the requests of `--trace` come, and the law that stands for them; nothing without one."""
+def _replayed(options: Mapping[str, Any]) -> tuple[Floats | None, Workload | None, tuple[str, ...]]:
+    """Return when the requests of `--trace` come, the law that stands for them, and what to know of them; nothing without one."""
     trace, qps, speed = options.get("trace"), options.get("qps"), options.get("speed") or 1.0
     seen, _ = planning.traffic_files((), trace)
     played = planning.replays(trace, seen, qps, speed)
     if played is None or seen is None:
-        return None, None
+        return None, None, ()
     if options.get("arrivals"):
         raise BadInput("--arrivals is a law, and --trace has times of its own; give one of them")
     due_s = starts_s(played)
-    return due_s - due_s[0], dataclasses.replace(seen, rate_per_s=qps or seen.rate_per_s * speed, observed=None)
+    return due_s - due_s[0], dataclasses.replace(seen, rate_per_s=qps or seen.rate_per_s * speed, observed=None), played.notes
 
 
 def _changed(graph: StageGraph, options: Mapping[str, Any], seen: Workload | None) -> StageGraph:

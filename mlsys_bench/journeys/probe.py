@@ -25,8 +25,8 @@ from mlsys_bench.loadtest import waves
 from mlsys_bench.loadtest.target import Target
 from mlsys_bench.loadtest.waves import Wave
 from mlsys_bench.predict import outside
-from mlsys_bench.report.parts import count
 from mlsys_bench.types import LatencyProfile, Layout, RequestRecord
+from mlsys_bench.units import count
 
 MOST_BUDGET_S = 600.0
 _LENGTHS = 8  # prompt lengths of lone requests

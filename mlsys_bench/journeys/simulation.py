@@ -14,8 +14,8 @@ from mlsys_bench import plan as planner
 from mlsys_bench.errors import BadInput
 from mlsys_bench.journeys import around, planning
 from mlsys_bench.journeys.progress import Line
-from mlsys_bench.report.parts import count
 from mlsys_bench.types import LoadTest, Requests
+from mlsys_bench.units import count
 
 if TYPE_CHECKING:
     from mlsys_bench.simulate import Simulation
@@ -74,14 +74,15 @@ def simulate(asked: Asked) -> LoadTest:
 
     requests_file = record.requests_beside(asked.out)
     request, candidate = _request(asked), design(asked)
-    runs = _runs(asked, request, candidate)
+    replayed = _schedule(asked, request, asked.seed) if asked.trace is not None else None  # workers elsewhere have no such file
+    runs = _runs(asked, request, candidate, replayed)
     result = outcome.loadtest(
         runs,
         target=_target(asked, candidate),
         arrivals=_arrivals(asked, request),
         offered_rate_per_s=None if asked.users else _rate_per_s(asked, request, runs[0]),
         slo=request.slo,
-        reasons=_reasons(asked, candidate),
+        reasons=(*_reasons(asked, candidate), *(replayed.notes if replayed is not None else ())),
         requests_file=requests_file.name if requests_file else None,
     )
     if asked.out:
@@ -173,12 +174,11 @@ def _target(asked: Asked, candidate: planner.Candidate) -> str:
 # ---------------------------------------------------------------- the traffic
 
 
-def _runs(asked: Asked, request: planner.Request, candidate: planner.Candidate) -> list[Simulation]:
+def _runs(asked: Asked, request: planner.Request, candidate: planner.Candidate, replayed: Schedule | None) -> list[Simulation]:
     """Return independent runs, one for each seed, by whoever is hired for them."""
     from mlsys_bench import simulate as simulator
 
     seeds = [asked.seed] if asked.runs == 1 else simulator.seeds(asked.seed, asked.runs)
-    replayed = _schedule(asked, request, asked.seed) if asked.trace is not None else None  # workers elsewhere have no such file
     line = Line()
     try:
         with workers.hired(asked.cluster) as crew:

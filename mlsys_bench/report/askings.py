@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from mlsys_bench.askings import Asked, ScenarioResult
-from mlsys_bench.report.parts import Fact, count, digits, percent, time
+from mlsys_bench.report.parts import Fact, digits, percent, time
 from mlsys_bench.types import LoadTest
+from mlsys_bench.units import count
 
 
 def facts(r: LoadTest) -> list[Fact]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from mlsys_bench.backtests import Backtest, Choosing, Deciding, Errors, Score, Sizing
-from mlsys_bench.report.parts import NONE, Cell, Column, Fact, Section, Table, Tone, count, digits, joined, percent
+from mlsys_bench.report.parts import NONE, Cell, Column, Fact, Section, Table, Tone, digits, joined, percent
+from mlsys_bench.units import count
 
 COLUMNS = (
     Column("median error", right=True), Column("worst error", right=True), Column("bar", right=True), Column("within", right=True),

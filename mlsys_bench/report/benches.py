@@ -15,7 +15,6 @@ from mlsys_bench.report.parts import (
     Fact,
     Section,
     Table,
-    count,
     digits,
     joined,
     parameters,
@@ -25,6 +24,7 @@ from mlsys_bench.report.parts import (
     time,
 )
 from mlsys_bench.types import Bench, Machine, Measurement, Scalar
+from mlsys_bench.units import count
 
 WITHIN = (
     "±: half of the 95 % interval of the median, within these launches (— too few samples); two launches of the same program differ by 2 "

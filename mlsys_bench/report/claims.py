@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections import Counter
 
 from mlsys_bench.claims import Claim, Claims, Finding
-from mlsys_bench.report.parts import Cell, Column, Section, Table, Tone, count
+from mlsys_bench.report.parts import Cell, Column, Section, Table, Tone
+from mlsys_bench.units import count
 
 TITLES = {
     "memory": "Memory: what fits where",

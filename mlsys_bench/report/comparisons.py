@@ -7,8 +7,9 @@ from collections.abc import Iterator
 from mlsys_bench import units
 from mlsys_bench.billing import Beside, Cause, Sensitivity
 from mlsys_bench.report.costs import changes_table, comparison_table, dollars
-from mlsys_bench.report.parts import NONE, Cell, Column, Fact, Section, Table, Tone, count, percent, weakest
+from mlsys_bench.report.parts import NONE, Cell, Column, Fact, Section, Table, Tone, percent, weakest
 from mlsys_bench.types import Plan
+from mlsys_bench.units import count
 
 
 def sections(plan: Plan) -> Iterator[Section]:

@@ -13,7 +13,6 @@ from mlsys_bench.report.parts import (
     Fact,
     Section,
     Table,
-    count,
     digits,
     joined,
     percent,
@@ -21,6 +20,7 @@ from mlsys_bench.report.parts import (
     usd_span,
     whole,
 )
+from mlsys_bench.units import count
 
 BAR = 56  # characters of a bar
 LETTERS = "abcdefghijklmnopqrstuvwxyz"

@@ -6,7 +6,8 @@ import math
 
 from mlsys_bench import units
 from mlsys_bench.report.gates import FIRST_LOOK, LAST_LOOK, contention, launch_pairs, origin, rounded, share
-from mlsys_bench.report.parts import Cell, Column, Fact, Section, Table, Tone, count, parameters
+from mlsys_bench.report.parts import Cell, Column, Fact, Section, Table, Tone, parameters
+from mlsys_bench.units import count
 from mlsys_bench.verdicts import GateCalibration, Resolution
 
 _HOW = (

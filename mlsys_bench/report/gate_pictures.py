@@ -12,7 +12,8 @@ from mlsys_bench.report import gate_calibrations, gate_launches, gates
 from mlsys_bench.report.figures import BLUE, GREY, HEAD, INK, PAPER, RED, _page, _plain, _styled
 from mlsys_bench.report.gate_forest import LOOKS, MOST_ROWS, WIDEST, row_label
 from mlsys_bench.report.gate_launches import Series
-from mlsys_bench.report.parts import count, quantity, ratio, time_unit
+from mlsys_bench.report.parts import quantity, ratio, time_unit
+from mlsys_bench.units import count
 from mlsys_bench.verdicts import GateCalibration, GateRun, Resolution
 
 if TYPE_CHECKING:

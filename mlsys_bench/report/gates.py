@@ -18,13 +18,13 @@ from mlsys_bench.report.parts import (
     Section,
     Table,
     Tone,
-    count,
     digits,
     joined,
     quantity,
     ratio,
 )
 from mlsys_bench.types import Scalar
+from mlsys_bench.units import count
 from mlsys_bench.verdicts import WORST_FIRST, Conditions, Finding, GateRun, Policy, Subject, Verdict
 
 TONE: dict[str, Tone] = {

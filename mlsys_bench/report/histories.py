@@ -9,7 +9,8 @@ from pathlib import Path
 from mlsys_bench.histories import Drawn, History, HistoryChange, HistoryPoint, HistorySeries
 from mlsys_bench.record import write_csv as table_to
 from mlsys_bench.report.courses import BARS
-from mlsys_bench.report.parts import NONE, Cell, Column, Fact, Section, Table, count, joined, parameters, percent, quantity, ratio
+from mlsys_bench.report.parts import NONE, Cell, Column, Fact, Section, Table, joined, parameters, percent, quantity, ratio
+from mlsys_bench.units import count
 
 COURSE = 24  # characters of a line over time
 SHORT = 10  # characters of a commit

@@ -9,8 +9,9 @@ from mlsys_bench import slo as limits
 from mlsys_bench import units
 from mlsys_bench.loadlimits import LoadMax, LoadSweep, Probe, Shown, SweptLevel
 from mlsys_bench.report.latencies import name
-from mlsys_bench.report.parts import NONE, Cell, Column, Fact, Section, Table, Tone, count, digits, mark, percent, span, time, time_span
+from mlsys_bench.report.parts import NONE, Cell, Column, Fact, Section, Table, Tone, digits, mark, percent, span, time, time_span
 from mlsys_bench.types import LatencySummary, Limit
+from mlsys_bench.units import count
 
 ENDED = {
     "narrow": "the interval is within 2.5 % of the rate",

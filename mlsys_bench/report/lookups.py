@@ -5,8 +5,9 @@ from __future__ import annotations
 from mlsys_bench import slo, units
 from mlsys_bench.looked_up import Catalog, Doctor
 from mlsys_bench.report import tenants, traffic
-from mlsys_bench.report.parts import Cell, Column, Fact, Section, Table, count, mark, percent, scalar
+from mlsys_bench.report.parts import Cell, Column, Fact, Section, Table, mark, percent, scalar
 from mlsys_bench.types import Scalar, Scenario
+from mlsys_bench.units import count
 
 WIDE = ("source", "date", "region", "hf_id", "aliases", "arch", "vendor", "verified", "tdp_w", "interconnect")
 

@@ -169,11 +169,6 @@ def mark(holds: bool | None) -> Cell:
     return Cell("?", "unsure") if holds is None else Cell("✓", "good") if holds else Cell("✗", "bad")
 
 
-def count(n: int, noun: str) -> str:
-    """Print a number of things: '1 replica', '1,200 requests'."""
-    return f"{n:,} {noun}{'' if n == 1 else 's'}"
-
-
 def weakest(provenances: Iterable[Provenance]) -> str:
     """Return the weakest of some provenances as a tag, '' for none."""
     found = list(provenances)

@@ -16,7 +16,6 @@ from mlsys_bench.report.parts import (
     Fact,
     Section,
     Table,
-    count,
     digits,
     joined,
     mark,
@@ -31,6 +30,7 @@ from mlsys_bench.report.parts import (
 )
 from mlsys_bench.report.surroundings import share
 from mlsys_bench.types import Alternative, FleetItem, LatencyProfile, Layout, Limit, Offer, Plan, Provenance
+from mlsys_bench.units import count
 
 Z90 = 1.6448536269514722  # two-sided 90 % of a normal law
 OCCUPIED = "share of capacity in use"

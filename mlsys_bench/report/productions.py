@@ -9,7 +9,8 @@ from mlsys_bench import units
 from mlsys_bench.checked import Check
 from mlsys_bench.productions import Kept, Production, Seen
 from mlsys_bench.report.latencies import METRICS, figure, name
-from mlsys_bench.report.parts import NONE, Cell, Column, Fact, Section, Table, Tone, count, digits, mark, percent, span, time, time_span
+from mlsys_bench.report.parts import NONE, Cell, Column, Fact, Section, Table, Tone, digits, mark, percent, span, time, time_span
+from mlsys_bench.units import count
 
 CAPACITY = "capacity_per_s"
 TONE: dict[str, Tone] = {"holds": "good", "does not hold": "bad", "undecided": "unsure"}

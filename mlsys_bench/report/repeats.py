@@ -6,7 +6,8 @@ from collections.abc import Iterator
 
 from mlsys_bench.loadtests import LoadTests, Spread
 from mlsys_bench.report import latencies
-from mlsys_bench.report.parts import NONE, Cell, Column, Fact, Section, Table, Tone, count, percent, time
+from mlsys_bench.report.parts import NONE, Cell, Column, Fact, Section, Table, Tone, percent, time
+from mlsys_bench.units import count
 
 SHOWN = tuple(f"{metric}_{stat}_s" for metric in ("ttft", "tpot", "itl", "e2e") for stat in ("p50", "p95", "p99"))
 RATES = ("request_rate_per_s", "output_tokens_per_s", "goodput_ratio")

@@ -14,7 +14,6 @@ from mlsys_bench.report.parts import (
     Section,
     Table,
     Tone,
-    count,
     digits,
     percent,
     span,
@@ -23,6 +22,7 @@ from mlsys_bench.report.parts import (
     time_span,
 )
 from mlsys_bench.types import LatencySummary, LoadTest, RequestRecord, Requests, Validity
+from mlsys_bench.units import count
 
 VERDICT_TONE: dict[str, Tone] = {"valid": "good", "degraded": "unsure", "invalid": "bad"}
 

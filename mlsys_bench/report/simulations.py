@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from mlsys_bench.report.parts import NONE, Cell, Column, Fact, Table, count, digits, percent, time, time_cell
+from mlsys_bench.report.parts import NONE, Cell, Column, Fact, Table, digits, percent, time, time_cell
 from mlsys_bench.types import FleetUse, LatencySummary, LoadTest
+from mlsys_bench.units import count
 
 ROWS = 12  # of the table over time
 

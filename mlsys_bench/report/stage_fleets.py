@@ -6,10 +6,11 @@ from collections.abc import Iterator
 
 from mlsys_bench import units
 from mlsys_bench.report import latencies
-from mlsys_bench.report.parts import NONE, Cell, Column, Fact, Section, Table, count, digits, joined, percent, span, time, weakest
+from mlsys_bench.report.parts import NONE, Cell, Column, Fact, Section, Table, digits, joined, percent, span, time, weakest
 from mlsys_bench.report.surroundings import share
 from mlsys_bench.stage_fleets import Rented, StageBill, StagesOutlook, StagesScaled, StagesSecured
 from mlsys_bench.types import Plan
+from mlsys_bench.units import count
 
 HOUR_S = 3600.0
 MONTHS = (0, 1, 2, 3, 6, 9, 12, 18, 24)

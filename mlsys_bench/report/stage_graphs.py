@@ -11,7 +11,6 @@ from mlsys_bench.report.parts import (
     Fact,
     Section,
     Table,
-    count,
     digits,
     joined,
     mark,
@@ -24,6 +23,7 @@ from mlsys_bench.report.parts import (
 )
 from mlsys_bench.stages import StageGraph
 from mlsys_bench.types import FleetItem, Limit, Plan, Provenance, StagePlan
+from mlsys_bench.units import count
 
 
 def graph(record: StageGraph) -> Section:

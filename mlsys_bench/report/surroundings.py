@@ -7,9 +7,10 @@ from collections.abc import Iterator, Sequence
 
 from mlsys_bench import units
 from mlsys_bench.report import latencies
-from mlsys_bench.report.parts import NONE, Cell, Column, Fact, Section, Table, count, digits, joined, percent, span, time, weakest
+from mlsys_bench.report.parts import NONE, Cell, Column, Fact, Section, Table, digits, joined, percent, span, time, weakest
 from mlsys_bench.surroundings import Autoscaled, Backpressure, MixedFleet, Month, Outlook, PoolPlan, Secured, Use
 from mlsys_bench.types import Plan
+from mlsys_bench.units import count
 
 HOUR_S = 3600.0
 WAYS = {"static": "static, for the peak", "scheduled": "by the schedule", "followed": "by the rule"}

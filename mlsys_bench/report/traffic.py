@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from mlsys_bench import units, workload
-from mlsys_bench.report.parts import NONE, Cell, Column, Fact, Section, Table, count, digits, scalar, span
+from mlsys_bench.report.parts import NONE, Cell, Column, Fact, Section, Table, digits, scalar, span
 from mlsys_bench.types import Lengths, LengthSummary, TrafficSummary, Workload
+from mlsys_bench.units import count
 
 _BARS = " ▁▂▃▄▅▆▇█"
 _BAR_COUNT = 48

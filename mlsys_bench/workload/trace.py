@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from mlsys_bench import record
+from mlsys_bench import record, units
 from mlsys_bench.errors import BadInput, did_you_mean
 from mlsys_bench.workload.rows import opened
 from mlsys_bench.workload.schedule import Floats, Ints, Labels, Schedule, scaled_to_rate, sliced, sped_up, take
@@ -334,7 +334,7 @@ def _block_tokens(rows: _Rows, given: int | None, *, has_options: bool) -> int:
 def _notes(rows: _Rows, plan: Schedule) -> tuple[str, ...]:
     notes = []
     if rows.without_tokens:
-        notes.append(f"{rows.without_tokens:,} requests without prompt or output tokens (failed) are left out, also of the rate")
+        notes.append(f"{units.count(rows.without_tokens, 'request')} without prompt or output tokens (failed) left out, also of the rate")
     if rows.retries:
         notes.append(f"{rows.retries:,} retries are left out: they are no arrivals of their own")
     grid_s = 0.0 if plan.gap_s is not None else resolution_s(plan.scheduled_s)

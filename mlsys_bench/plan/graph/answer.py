@@ -49,6 +49,7 @@ class GraphRequest:
     around: bool = False
     growth: Growth | None = None
     due_s: Floats | None = None
+    trace_notes: tuple[str, ...] = ()  # what was left out of the trace, what its times do not say
 
     @property
     def purse(self) -> Purse:
@@ -198,7 +199,7 @@ def _assemble(
         kv_tokens_per_replica=writers[0].alone.kv_tokens_per_replica if writers else 0,
         assumptions=(*words.assumptions(request.graph, asked, paid, whole.trial), *(secured.assumptions if secured else ())),
         prices=paid.offers,
-        notes=tuple(words.notes(asked, whole, paid, spreads)),
+        notes=(*words.notes(asked, whole, paid, spreads), *request.trace_notes),
         max_step_tokens=writers[0].alone.max_step_tokens if writers else None,
         scenario=graph.name,
         stages=stages,
