@@ -233,6 +233,7 @@ def test_what_a_small_model_reads_in_a_step_is_what_rotates(monkeypatch: pytest.
     one, many = (len(ops.matrices("out", m)[0]) for m in (1, 8))
     assert [one, many] == [math.ceil(ops.step_bytes(m, operators.CONTEXT) / (4 * 96 * 96)) for m in (1, 8)]
     assert len(ops.matrices("out", 1)[0]) == one
+    assert len(ops.matrices("out", operators.CHUNK)[0]) == one  # a prompt's, which is one sequence
     ops.decode(64, 2)  # it reserves its blocks
     assert len(paged.decode_steps(ops.pool, 64, 2)) >= math.ceil(ops.step_bytes(2, 64) / ops.attention_bytes(64, 2))
     attend, _ = ops._attend(64, 2, 1)

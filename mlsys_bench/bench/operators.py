@@ -165,7 +165,7 @@ class Operators:
             rows = self.gaussian(min(n, RANDOM_ROWS), k) / math.sqrt(k)
             self._matrices[layer] = [], rows, formats.quantise(rows, self.precision)
         held, rows, kept = self._matrices[layer]
-        copies = math.ceil(self.cold_bytes(m, CONTEXT) / self.weight_bytes(n, k)) or 1
+        copies = math.ceil(self.cold_bytes(sequences(m), CONTEXT) / self.weight_bytes(n, k)) or 1
         again = functools.partial(tiled, kept, n)
         if not held:
             held.append(self.who.pack(again()))
@@ -184,7 +184,7 @@ class Operators:
             by_kernel = relative_error(y, own[:, :n])
             return relative_error(y, exact[:, :n]) if by_kernel <= KERNEL_TOLERANCE[_family(self.precision)] else math.inf
 
-        return self._as_warm(self.who.linear(held, x), len(held), m, CONTEXT), error
+        return self._as_warm(self.who.linear(held, x), len(held), sequences(m), CONTEXT), error
 
     # ------------------------------------------------------------ attention
 
@@ -360,6 +360,11 @@ def tokenize(tokenizer: Tokenizer, common: dict[str, Scalar]) -> Task:
 
 
 # ---------------------------------------------------------------- references
+
+
+def sequences(m: int) -> int:
+    """Return how many sequences the rows of a matrix belong to: each decodes one, or as many as a chunk has are one prompt's."""
+    return m if m < CHUNK else 1
 
 
 def tiled(kept: formats.Logical, n: int) -> formats.Logical:
