@@ -82,7 +82,7 @@ class Node:
         return float(self.value)
 
     def quantity(self, parse: Callable[[Any, str], float], least: float = 0.0, most: float = math.inf, why: str = "") -> float:
-        """Return what a function of `units` reads, from `least` to `most`; `why` says of what is not what there is to say."""
+        """Return what a function of `units` reads, from `least` to `most`; `why` follows the complaint about anything else."""
         value = parse(self.value, self.where)
         if not least <= value <= most:
             raise BadInput(f"{self.where}: {self.value} is out of bounds{why}")

@@ -13,7 +13,6 @@ from __future__ import annotations
 import ctypes
 import dataclasses
 import functools
-import itertools
 import time
 from collections.abc import Callable, Sequence
 from ctypes import POINTER, c_double, c_float, c_int32, c_int64, c_void_p
@@ -214,19 +213,17 @@ class Native:
         y = torch.empty(m, many[0].n)
         room = native.aligned(self._c.act_bytes(many[0], m))
         act = ActStruct(x=x.data_ptr(), ldx=x.stride(0), m=m, room=room.data_ptr())
-        held_here, begins_at = (held, x, room), 0
+        held_here = (held, x, room)
 
         def compute(first: int, times: int) -> object:
-            nonlocal begins_at
             self._c.alone_linear(many, len(many), first % len(many), act, y.data_ptr(), self._threads, times)
-            begins_at = (first + times) % len(many)
             return held_here
 
-        def read_all() -> None:
-            for address, size in pieces(packed, begins_at):
+        def read_all(first: int) -> None:
+            for address, size in pieces(packed, first % len(many)):
                 self._c.alone_read(address, size // 4, self._threads)
 
-        return dataclasses.replace(_repeated(compute, y), before=read_all)
+        return _repeated(compute, y, read_all)
 
     def norm(self, x: Tensor, added: Tensor) -> Call:
         """Add and norm; what is added again and again while timed is 0."""
@@ -309,20 +306,17 @@ class Native:
         glances = [_last_tokens(step) for step in steps]
         many, briefly = (self._attends(qkv, out, each) for each in (steps, glances))
         room = native.aligned(4 * self._c.alone_attend_floats(self._threads, self._d.shape.head_dim, MOST_TIMES))
-        held_here, begins_at = (qkv, out, steps, glances, room, cache), 0
+        held_here = (qkv, out, steps, glances, room, cache)
 
-        def compute(first: int, times: int) -> object:
-            nonlocal begins_at
-            self._c.alone_attend(many, len(many), first % len(many), to, self._threads, times, room.data_ptr())
-            begins_at = (first + times) % len(many)
+        def compute(first: int, times: int, of: ctypes.Array[AttendStruct] = many) -> object:
+            self._c.alone_attend(of, len(of), first % len(of), to, self._threads, times, room.data_ptr())
             return held_here
 
-        def see_all() -> None:
-            for done in range(0, len(many), MOST_TIMES):
-                first, times = (begins_at + done) % len(many), min(MOST_TIMES, len(many) - done)
-                self._c.alone_attend(briefly, len(many), first, to, self._threads, times, room.data_ptr())
+        def see_all(first: int) -> None:
+            for done in range(0, len(briefly), MOST_TIMES):
+                compute(first + done, min(MOST_TIMES, len(briefly) - done), briefly)
 
-        return dataclasses.replace(_repeated(compute, out), before=see_all)
+        return _repeated(compute, out, see_all)
 
     def _attends(self, qkv: Tensor, out: Tensor, steps: Sequence[Step]) -> ctypes.Array[AttendStruct]:
         """Return the steps as C reads them: what they point to must live as long."""
@@ -369,14 +363,20 @@ def products(held: Sequence[native.NativeLinear], m: int, threads: int) -> Calla
     return compute
 
 
-def _repeated(compute: Callable[[int, int], object], out: Tensor) -> Call:
-    """Return the call that repeats compute(first, times) inside C, so often that it lasts."""
+def _repeated(compute: Callable[[int, int], object], out: Tensor, before: Callable[[int], object] | None = None) -> Call:
+    """Return the call that repeats compute(first, times) inside C, so often that it lasts; `before` is given where a visit begins."""
     once = functools.partial(poisoned, out, lambda: compute(0, 1))
     compute(0, 1)
     took_s = min(_seconds(functools.partial(compute, turn, 1)) for turn in range(1, 4))
     times = max(1, min(MOST_TIMES, round(CALL_S / max(took_s, 1e-7))))
-    turns = itertools.count(0, times)
-    return Call(run=lambda: compute(next(turns), times), once=once, times=times)
+    begin = 0
+
+    def run() -> object:
+        nonlocal begin
+        begin += times
+        return compute(begin - times, times)
+
+    return Call(run=run, once=once, times=times, before=None if before is None else lambda: before(begin))
 
 
 def _side_by_side(*tensors: Tensor) -> list[Tensor]:

@@ -42,7 +42,7 @@ typedef struct {
     int32_t ldy;
     int32_t panel, panels; /* at hand */
     int32_t group, groups;
-    int32_t block, blocks;
+    int32_t block;
 } job_t;
 
 /* Bytes of a group's nibbles less 16 zero points, or 8 where there are none. */
