@@ -26,7 +26,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mlsys_bench.latency import coefficients as names
-from mlsys_bench.predict import Experiment, field, learning, tables
+from mlsys_bench.predict import Experiment, field, learning, ratios, tables
 
 ROOT = Path(__file__).resolve().parents[1]
 DATA = ROOT.parent / "shared" / "data" / "llm"
@@ -56,7 +56,7 @@ def main() -> int:
 def rows(files: Sequence[str]) -> list[Experiment]:
     """Return the measured rows of some tables that have latencies."""
     found = [e for name in files for e in tables.calibration(tables.read(DATA / name))]
-    return [e for e in found if any(name in e.measured for name in learning.FURTHER)]
+    return [e for e in found if any(name in e.measured for name in ratios.FURTHER)]
 
 
 def learned(load: str, found: list[Experiment]) -> dict[str, object]:
@@ -87,7 +87,7 @@ def repeated(shown: Sequence[Experiment]) -> float:
     same: dict[str, list[float]] = {}
     for e in shown:
         same.setdefault(str(tables.question(e)), []).append(
-            math.log(next(e.measured[name] for name in learning.FURTHER if name in e.measured))
+            math.log(next(e.measured[name] for name in ratios.FURTHER if name in e.measured))
         )
     away = [abs(v - np.mean(found)) * (len(found) / (len(found) - 1)) ** 0.5 for found in same.values() if len(found) > 1 for v in found]
     return float(np.median(away)) / MAD

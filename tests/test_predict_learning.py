@@ -14,7 +14,7 @@ import pytest
 from mlsys_bench import hardware, latency, models, predict, stats
 from mlsys_bench.errors import BadInput
 from mlsys_bench.latency import coefficients as names
-from mlsys_bench.predict import field, figures, holdout, learning, tables
+from mlsys_bench.predict import field, figures, holdout, learning, ratios, tables
 from mlsys_bench.predict.experiment import Experiment, Prediction
 from mlsys_bench.types import Lengths, Provenance
 
@@ -238,7 +238,7 @@ def test_nine_of_ten_measurements_of_a_drawn_world_lie_in_their_intervals() -> N
 @pytest.mark.skipif(not DATA.exists(), reason="the measured tables are not beside this checkout")
 def test_a_model_nobody_measured_is_predicted_on_a_gpu_that_others_were_measured_on() -> None:
     """VLLM on H100, one model left out at a time, from the assumed coefficients: the scores `proofs/learn.py` prints, with some slack."""
-    rows = [e for e in tables.calibration(tables.read(DATA / "blis_measured.csv")) if any(n in e.measured for n in learning.FURTHER)]
+    rows = [e for e in tables.calibration(tables.read(DATA / "blis_measured.csv")) if any(n in e.measured for n in ratios.FURTHER)]
     errors: dict[str, list[float]] = {ITL: [], TTFT: []}
     for train, test in holdout.leave_one_out(rows, lambda e: e.model).values():
         asked = [e for e in test if e.device == "H100-SXM"]

@@ -18,25 +18,48 @@ ITL_S, TTFT_S = 0.010, 0.050
 BASE_S = TTFT_S + 100 * ITL_S
 
 
-def measured(e: Experiment, *, p90: float = 1.12, slow: float = 0.0, tail: float = 1.0, **e2e: float) -> Experiment:
+def measured(e: Experiment, *, slow: float = 0.0, **e2e: float) -> Experiment:
     """Return a run with its figures: `slow` seconds that the first requests add to the mean TTFT, E2E figures over the base."""
-    figures = {"itl_mean_s": ITL_S, "ttft_mean_s": TTFT_S + slow, "ttft_p90_s": p90 * TTFT_S}
+    figures = {"itl_mean_s": ITL_S, "ttft_mean_s": TTFT_S + slow, "ttft_p90_s": 1.12 * TTFT_S}
     return replace(e, measured=figures | {f"e2e_{name}_s": value * BASE_S for name, value in e2e.items()})
 
 
 def test_slow_first_requests_leave_the_mean_ttft_and_not_the_ninetieth_percentile() -> None:
     cold = replace(WARM, cold_start=True)
     rows = [*(measured(WARM) for _ in range(3)), measured(cold, slow=0.020), measured(cold), measured(WARM, slow=0.020)]
-    assert ratios.warm_ttft(rows) == pytest.approx([TTFT_S] * 5 + [TTFT_S + 0.020])
+    assert [ttft for _, ttft in ratios.warm_times(rows)] == pytest.approx([TTFT_S] * 5 + [TTFT_S + 0.020])
+
+
+def test_what_slow_first_requests_add_to_e2e_beyond_ttft_was_waited_for_between_tokens() -> None:
+    """60 ms more in the mean E2E and its p90 as before: 20 ms of them were TTFT, 40 ms lie between 101 tokens.  A warm run keeps both."""
+    cold = replace(WARM, cold_start=True)
+    slow = 0.060 / BASE_S
+    rows = [*(measured(WARM, mean=1.0, p90=1.02) for _ in range(3)), measured(cold, slow=0.020, mean=1 + slow, p90=1.02)]
+    rows += [measured(cold, mean=1.0, p90=1.05), measured(replace(WARM, key="slow"), mean=1 + slow, p90=1.02)]
+    itl = [further for further, _ in ratios.warm_times(rows)]
+    assert itl == pytest.approx([ITL_S] * 3 + [ITL_S - 0.0004] + [ITL_S] * 2)
+    assert ratios.without_start(rows)[3]["e2e_mean_s"] == pytest.approx(BASE_S)
+    assert ratios.without_start(rows)[3]["ttft_mean_s"] == pytest.approx(TTFT_S)
+
+
+def test_what_a_start_took_is_no_habit_of_the_model() -> None:
+    """E2E over TTFT and tokens is learned from runs without their start: a cold row with 60 ms too much says what warm ones say."""
+    cold = replace(WARM, cold_start=True)
+    rows = [measured(replace(WARM, key=str(i), model="qwen3-14b"), mean=1 + 0.004 * (i % 2), p90=1.02) for i in range(9)]
+    known = ratios.learn(
+        [*rows, *(measured(replace(cold, key=f"cold {i}"), slow=0.060, mean=1 + 0.060 / BASE_S, p90=1.02) for i in range(3))]
+    )
+    assert ratios.ratio(WARM, "e2e_mean_s", known)[0] == pytest.approx(0.0, abs=0.006)
 
 
 def test_few_rows_say_nothing_of_a_usual_start() -> None:
     cold = replace(WARM, cold_start=True)
-    assert ratios.warm_ttft([measured(cold, slow=0.020), measured(cold)]) == [TTFT_S + 0.020, TTFT_S]
+    found = ratios.warm_times([measured(cold, slow=0.020, mean=1.1, p90=1.0), measured(cold)])
+    assert found == [(ITL_S, TTFT_S + 0.020), (ITL_S, TTFT_S)]
 
 
 def test_a_row_without_first_tokens_has_none() -> None:
-    assert ratios.warm_ttft([WARM]) == [None]
+    assert ratios.warm_times([WARM]) == [(None, None)]
 
 
 def test_the_tail_of_a_warm_server_follows_from_the_percentile_that_cold_runs_share() -> None:

@@ -24,8 +24,6 @@ from mlsys_bench.types import LatencyProfile, Layout, Provenance
 
 Array = npt.NDArray[np.float64]
 Found = TypeVar("Found")
-FURTHER = ("tpot_mean_s", "itl_mean_s", "tpot_p50_s", "itl_p50_s")  # names of the time per further token, in order of preference
-FIRST = ("ttft_mean_s", "ttft_p50_s")
 _MISFIT_SD = (0.12, 0.3, 0.8)  # of a row in the fit of the coefficients of all: time per token, TTFT, TTFT of a closed loop
 _FIT_ROWS = 300  # rows that the coefficients of all are fitted to, taken evenly over models, GPUs and engines
 _FULL_WEIGHT = 12  # rows of one model, GPU and engine that count in full there; more count together as so many
@@ -109,7 +107,7 @@ def learn(
     simulated, by the executor where one is given.
     """
     prior = prior or shipped()
-    rows = tuple(e for e in experiments if _value(e, FURTHER) or _value(e, FIRST))
+    rows = tuple(e for e in experiments if any(e.measured.get(name) for name in (*ratios.FURTHER, *ratios.FIRST)))
     parts = {load: learn_part([e for e in rows if load_of(e) == load], prior.mean[load], prior.scales[load]) for load in (OPEN, CLOSED)}
     knowledge = Knowledge(parts=parts, rows=rows, ratios=ratios.learn(rows))
     saturated = [e for e in experiments if saturation.asks_for_rate(e)]
@@ -350,13 +348,9 @@ def _full(knowledge: Knowledge) -> saturation.Profiles:
     return full
 
 
-def _value(e: Experiment, wanted: Sequence[str]) -> float | None:
-    return next((e.measured[name] for name in wanted if e.measured.get(name)), None)
-
-
 def _targets(rows: Sequence[Experiment]) -> Array:
     """Return [rows, 2] the logarithms of what was measured, nan where it was not."""
-    found = [[_value(e, FURTHER), first] for e, first in zip(rows, ratios.warm_ttft(rows), strict=True)]
+    found = ratios.warm_times(rows)
     for e, (a, b) in zip(rows, found, strict=True):
         if (a is not None and not a > 0) or (b is not None and not b > 0):
             raise BadInput(f"{e.key}: a measured time is not above 0 s")

@@ -18,12 +18,13 @@ from mlsys_bench.predict.experiment import Experiment, Prediction
 from mlsys_bench.types import Provenance
 
 Array = npt.NDArray[np.float64]
+FURTHER = ("tpot_mean_s", "itl_mean_s", "tpot_p50_s", "itl_p50_s")  # names of the time per further token, in order of preference
+FIRST = ("ttft_mean_s", "ttft_p50_s")
 Z90 = 1.645
 _SHARES = (0.25, 0.2, 0.3)  # of the variance: client and engine, model, layout; the rest is the row's own
 _ENDS = (0.1, 0.7, 0.1)  # the same for E2E: it differs from TTFT and tokens where answers end early, which is a habit of the model
 _ALIKE = 3  # rows of the same client, engine and start from which on they say more than the defaults
 _ANY_START = ("e2e_mean_s", "e2e_p50_s", "e2e_p90_s")  # a server just started delays fewer requests than these figures feel
-_TAIL = {"e2e_p95_s": 1.6449 / 1.2816, "e2e_p99_s": 2.3263 / 1.2816}  # normal law: distance from the mean over that of the p90
 _TAIL = {"e2e_p95_s": 1.645 / 1.2816, "e2e_p99_s": 2.3263 / 1.2816}  # of a normal law: the log-ratio over that of the 90th percentile
 _DEFAULTS = {  # of log(figure / base) where nothing was measured: centre and sd
     "ttft_p50_s": (-0.05, 0.15), "ttft_mean_s": (0.0, 0.1), "ttft_p90_s": (0.25, 0.3), "ttft_p95_s": (0.35, 0.4), "ttft_p99_s": (0.7, 0.6),
@@ -45,9 +46,9 @@ def learn(rows: Sequence[Experiment]) -> Ratios:
     """Return what rows say of the relation of their figures."""
     keys: dict[str, list[tuple[Hashable, ...]]] = {}
     values: dict[str, list[float]] = {}
-    for e, ttft, median in zip(rows, warm_ttft(rows), _medians(rows), strict=True):
-        tpot = _first(e, "tpot_mean_s", "itl_mean_s", "tpot_p50_s")
-        for name, value in e.measured.items():
+    for e, warm, median in zip(rows, without_start(rows), _medians(rows), strict=True):
+        tpot, ttft = _first(warm, *FURTHER), _mean_ttft(warm, median)
+        for name, value in (e.measured | {name: warm[name] for name in _ANY_START if name in warm}).items():
             base = _base(name, e, tpot, ttft, median)
             if name in _DEFAULTS and base and value > 0:
                 keys.setdefault(name, []).append(_groups(e, name))
@@ -55,24 +56,44 @@ def learn(rows: Sequence[Experiment]) -> Ratios:
     return Ratios(keys={n: tuple(k) for n, k in keys.items()}, values={n: np.array(v) for n, v in values.items()})
 
 
-def warm_ttft(rows: Sequence[Experiment]) -> list[float | None]:
-    """Return the TTFT of each row, by preference its mean: of a server just started without its slow first requests.
+def warm_times(rows: Sequence[Experiment]) -> list[tuple[float | None, float | None]]:
+    """Return the time per further token and the mean TTFT of each row, of a server just started without its slow first requests."""
+    return [(_first(warm, *FURTHER), _mean_ttft(warm, median)) for warm, median in zip(without_start(rows), _medians(rows), strict=True)]
 
-    Those are in the mean and not in the 90th percentile, whose ratio to the mean is one number for all warm runs (a wait of up to a step
-    is uniform): where it is less than the median over the rows of its client, the mean is taken to be too high by that much.
+
+def without_start(rows: Sequence[Experiment]) -> list[dict[str, float]]:
+    """Return what was measured of each row, the means of a server just started without its slow first requests.
+
+    Those are in a mean and not in the 90th percentile, and warm runs of evenly spaced, equal requests have the two at one ratio: a wait of
+    up to a step is uniform, and answers take all but the same time.  Where it is less than the median over the rows of its client, the
+    mean is taken to be too high by that much.  What E2E is too high by beyond TTFT was waited for between tokens.
     """
     usual: dict[Hashable, list[float]] = {}
     for e in rows:
-        if "ttft_mean_s" in e.measured and e.measured.get("ttft_p90_s"):
-            usual.setdefault((e.engine, e.concurrency is None), []).append(e.measured["ttft_p90_s"] / e.measured["ttft_mean_s"])
-    found = []
-    for e, median in zip(rows, _medians(rows), strict=True):
-        ttft, p90 = _first(e, "ttft_mean_s", "ttft_p50_s"), e.measured.get("ttft_p90_s")
-        alike = usual.get((e.engine, e.concurrency is None), [])
-        if ttft and p90 and e.cold_start and "ttft_mean_s" in e.measured and len(alike) >= _ALIKE:
-            ttft = min(ttft, p90 / float(np.median(alike)))
-        found.append(ttft if ttft is None or "ttft_mean_s" in e.measured else ttft / math.exp(median))
-    return found
+        for what in ("ttft", "e2e"):
+            mean, p90 = e.measured.get(f"{what}_mean_s"), e.measured.get(f"{what}_p90_s")
+            if mean and p90:
+                usual.setdefault((what, e.engine, e.concurrency is None), []).append(p90 / mean)
+    return [_without_start(e, usual) if e.cold_start else dict(e.measured) for e in rows]
+
+
+def _without_start(e: Experiment, usual: dict[Hashable, list[float]]) -> dict[str, float]:
+    """Return what was measured of a row whose server was just started, given p90 over mean of all rows by figure and client."""
+    found, slow = dict(e.measured), {"ttft": 0.0, "e2e": 0.0}
+    for what in slow:
+        mean, p90 = e.measured.get(f"{what}_mean_s"), e.measured.get(f"{what}_p90_s")
+        alike = usual.get((what, e.engine, e.concurrency is None), [])
+        if mean and p90 and len(alike) >= _ALIKE:
+            slow[what] = max(0.0, mean - p90 / float(np.median(alike)))
+            found[f"{what}_mean_s"] = mean - slow[what]
+    between = max(0.0, slow["e2e"] - slow["ttft"]) / max(e.output_tokens.mean - 1, 1.0)
+    return found | {name: found[name] - between for name in ("itl_mean_s", "tpot_mean_s") if found.get(name, 0.0) > between}
+
+
+def _mean_ttft(measured: dict[str, float], median: float) -> float | None:
+    """Return the mean TTFT, from the median where that alone was measured, which lies e^median off."""
+    ttft = _first(measured, *FIRST)
+    return ttft if ttft is None or "ttft_mean_s" in measured else ttft / math.exp(median)
 
 
 def _medians(rows: Sequence[Experiment]) -> list[float]:
@@ -140,8 +161,8 @@ def _groups(e: Experiment, name: str) -> tuple[Hashable, ...]:
     return client, (*client, e.model), (*client, *e.layout, round(e.output_tokens.mean))
 
 
-def _first(e: Experiment, *wanted: str) -> float | None:
-    return next((e.measured[name] for name in wanted if e.measured.get(name)), None)
+def _first(measured: dict[str, float], *wanted: str) -> float | None:
+    return next((measured[name] for name in wanted if measured.get(name)), None)
 
 
 def _base(name: str, e: Experiment, tpot: float | None, ttft: float | None, median: float) -> float | None:
