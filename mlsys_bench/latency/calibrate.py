@@ -220,7 +220,7 @@ def _demand_coverage(rows: list[Cell], layout: Layout) -> None:
     if missing or len({r.key for r in rows}) < len(FITTED):
         needed = " and ".join(missing) or f"{len(FITTED)} cells, there are {len({r.key for r in rows})}"
         raise BadInput(
-            f"too few engine.step cells of {_show(layout)} to fit a profile: it needs {needed}; give mlsys bench a larger --budget"
+            f"too few steps of {_show(layout)} were measured to fit a profile: it needs {needed}; a larger --budget measures more"
         )
 
 
