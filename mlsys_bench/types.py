@@ -464,6 +464,7 @@ class Alternative:
     attention_dp: int = 1
     max_batch: int | None = None
     max_step_tokens: int | None = None
+    is_least: bool = False  # no fewer replicas can carry the traffic, and that is dearer already: how many keep the limits was not asked
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

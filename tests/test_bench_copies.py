@@ -49,6 +49,17 @@ def test_more_than_was_reserved_is_filled_anew() -> None:
     assert all(torch.equal(each(x), first(x)) for each in copies)
 
 
+def test_copies_on_either_side_of_a_room_that_grew_are_gone_through_and_nothing_between() -> None:
+    shared, first = Shared(2**12), matrix(64, 64, "bf16")
+    held = [first, *(shared.copy(first, number) for number in range(1, 20))]
+    assert len({each.tensors()[0].untyped_storage().data_ptr() for each in held}) > 2
+    for begin in (0, 7):
+        found = [range(address, address + size) for address, size in pieces(held, begin)]
+        own = [span for each in held for span in spans(each)]
+        assert all(any(piece.start <= span.start and span.stop <= piece.stop for piece in found) for span in own)
+        assert sum(map(len, found)) == pytest.approx(sum(map(len, own)), rel=0.02)
+
+
 @pytest.mark.parametrize("precision", ["fp32", "int4g32"])
 @pytest.mark.parametrize("begin", range(6))
 def test_all_is_gone_through_once_from_where_a_visit_begins_round_to_it(precision: str, begin: int) -> None:

@@ -238,11 +238,15 @@ def test_copies_rotate_and_together_exceed_the_caches() -> None:
 
 
 def test_the_last_level_cache_is_the_largest(tmp_path: Path) -> None:
-    for index, size in enumerate(("32K", "1M", "32768K")):
-        (tmp_path / f"index{index}").mkdir()
-        (tmp_path / f"index{index}" / "size").write_text(f"{size}\n")
+    for level, size in enumerate(("32K", "1M", "32768K"), 1):
+        (tmp_path / f"index{level}").mkdir()
+        (tmp_path / f"index{level}" / "size").write_text(f"{size}\n")
+        (tmp_path / f"index{level}" / "level").write_text(f"{level}\n")
     harness.cache_bytes.cache_clear()
     assert harness.cache_bytes("cpu", tmp_path) == 32 * 2**20
+    (tmp_path / "index3" / "level").unlink()  # a virtual machine that tells of inner caches alone
+    harness.cache_bytes.cache_clear()
+    assert harness.cache_bytes("cpu", tmp_path) == harness.UNKNOWN_CACHE_BYTES
     assert harness.cache_bytes("cpu", tmp_path / "nowhere") == harness.UNKNOWN_CACHE_BYTES
     harness.cache_bytes.cache_clear()
 

@@ -115,6 +115,7 @@ def test_a_command_overwrites_neither_what_it_reads_nor_what_it_writes(
     both = str(tmp_path / "both")
     for words, why in (
         (["cost", str(plan), "-o", str(plan)], "--out plan.json: this file is read by this command"),
+        (["backtest", "llm", str(plan), "-o", str(plan)], "--out plan.json: this file is read by this command"),
         (["claims", "-o", both, "--html", both], "--html both: this file is written by --out too"),
     ):
         monkeypatch.setattr("sys.argv", ["mlsys", *words])

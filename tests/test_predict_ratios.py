@@ -52,6 +52,46 @@ def test_what_a_start_took_is_no_habit_of_the_model() -> None:
     assert ratios.ratio(WARM, "e2e_mean_s", known)[0] == pytest.approx(0.0, abs=0.006)
 
 
+def test_what_poisson_arrivals_spread_says_nothing_of_a_start_under_even_ones() -> None:
+    cold, poisson = replace(WARM, cold_start=True), replace(WARM, arrivals="poisson")
+    wide = [replace(e, measured=e.measured | {"ttft_p90_s": 2 * TTFT_S}) for e in (measured(poisson, mean=1.0, p90=1.8) for _ in range(5))]
+    assert ratios.warm_times([*wide, measured(cold, mean=1.0, p90=1.02)])[-1] == (ITL_S, TTFT_S)
+
+
+@pytest.mark.parametrize(("output", "slow", "left"), [(1, 0.5, 1.0), (101, 0.9, 0.5), (101, 5.0, 0.5)])
+def test_a_start_takes_at_most_half_of_a_time_per_token_and_nothing_where_there_is_none(output: float, slow: float, left: float) -> None:
+    cold = replace(WARM, cold_start=True, output_tokens=Lengths(mean=output))
+    rows = [*(measured(WARM, mean=1.0, p90=1.02) for _ in range(3)), measured(cold, mean=1 + slow, p90=1.02)]
+    assert ratios.warm_times(rows)[-1][0] == pytest.approx(left * ITL_S)
+
+
+def test_e2e_is_told_apart_only_where_it_is_known_what_of_it_is_ttft() -> None:
+    cold = measured(replace(WARM, cold_start=True), slow=0.1, mean=1 + 0.1 / BASE_S, p90=1.02)
+    cold.measured.pop("ttft_p90_s")
+    rows = [*(measured(WARM, mean=1.0, p90=1.02) for _ in range(3)), cold]
+    assert ratios.warm_times(rows)[-1] == (ITL_S, TTFT_S + 0.1)
+
+
+def test_an_answer_of_one_token_ends_with_it() -> None:
+    """No time per token, and E2E not below TTFT at any percentile."""
+    found = ratios.complete(
+        replace(WARM, output_tokens=Lengths(mean=1)), ratios.learn([]), (-4.6, 0.1), (-3.0, 0.3), Provenance.ROOFLINE
+    ).figures
+    assert not [name for name in found if name.startswith(("itl", "tpot"))]
+    for stat in ("mean", "p50", "p90", "p95", "p99"):
+        assert all(e2e >= ttft for e2e, ttft in zip(found[f"e2e_{stat}_s"], found[f"ttft_{stat}_s"], strict=True))
+
+
+def test_a_median_e2e_has_the_habits_of_the_mean() -> None:
+    """Answers that end 4 % early do so in the median too, where no median was measured; it stays below the 90th percentile."""
+    known = ratios.learn([measured(replace(WARM, key=str(i)), mean=0.96, p90=0.98) for i in range(40)])
+    for e in (WARM, replace(WARM, cold_start=True)):
+        found = ratios.complete(e, known, (-4.6, 0.01), (-3.0, 0.01), Provenance.CALIBRATED).figures
+        assert found["e2e_p50_s"] == pytest.approx(found["e2e_mean_s"])
+        values = [found[f"e2e_{stat}_s"][0] for stat in ("p50", "p90", "p95", "p99")]
+        assert values == sorted(values)
+
+
 def test_few_rows_say_nothing_of_a_usual_start() -> None:
     cold = replace(WARM, cold_start=True)
     found = ratios.warm_times([measured(cold, slow=0.020, mean=1.1, p90=1.0), measured(cold)])

@@ -157,6 +157,13 @@ def test_a_mixture_of_equal_stages_is_either_stage(value: float, share: float, p
     assert {name: figure[0] for name, figure in found.items()} == pytest.approx({name: figure[0] for name, figure in stage.items()})
 
 
+def test_a_stage_whose_percentiles_are_alike_has_nobody_below_them() -> None:
+    """Half of the requests take 1 s and half 2 s, whatever percentile one asks of either: nine tenths stay below 2 s and not below 1."""
+    stages = [{f"e2e_{stat}_s": (x, 0.9 * x, 1.1 * x) for stat in ("mean", "p50", "p90", "p99")} for x in (1.0, 2.0)]
+    found = mixed([(stages[0], 0.3), (stages[1], 0.7)])["e2e_p90_s"]
+    assert found == pytest.approx((2.0, 1.8, 2.2), rel=1e-6)
+
+
 def test_percentiles_of_a_mixture_by_hand() -> None:
     """Exponential laws of mean 1 and 10 in equal shares: the 90th percentile solves exp(-x) + exp(-x / 10) = 0.2."""
 

@@ -7,10 +7,11 @@ from typing import Annotated
 
 import typer
 
+from mlsys_cli.lean import Door
 from mlsys_cli.options import AsJson, Cluster, Html, Markdown, Seed
 from mlsys_cli.show import show
 
-backtest_app = typer.Typer(help="Score the models on tables of known results.", no_args_is_help=True)
+backtest_app = Door(help="Score the models on tables of known results.", no_args_is_help=True)
 
 
 def register(app: typer.Typer) -> None:

@@ -11,10 +11,11 @@ from mlsys_cli import ci, gate_history
 from mlsys_cli import gate_sides as sides
 from mlsys_cli.grouped import grouped
 from mlsys_cli.headings import GATE_RUN
+from mlsys_cli.lean import Door
 from mlsys_cli.options import Arrivals, AsJson, Html, Markdown, Out, OutputTokens, PromptTokens, Qps, Seed, Slo
 from mlsys_cli.show import show, writable
 
-gate_app = typer.Typer(help="Fail a build on a real regression and on nothing else.", no_args_is_help=True)
+gate_app = Door(help="Fail a build on a real regression and on nothing else.", no_args_is_help=True)
 
 
 def register(app: typer.Typer) -> None:

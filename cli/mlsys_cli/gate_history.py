@@ -7,10 +7,11 @@ from typing import Annotated
 
 import typer
 
+from mlsys_cli.lean import Door
 from mlsys_cli.options import AsJson, Html, Markdown, Out
 from mlsys_cli.show import show, writable
 
-history_app = typer.Typer(help="Results over commits: keep them, and see where they changed for good.", no_args_is_help=True)
+history_app = Door(help="Results over commits: keep them, and see where they changed for good.", no_args_is_help=True)
 
 History = Annotated[Path | None, typer.Option("--history", help="Keep the result in this database, see gate history.", dir_okay=False)]
 Branch = Annotated[str | None, typer.Option(help="The branch that is measured, for the history.")]

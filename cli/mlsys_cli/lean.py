@@ -6,7 +6,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import typer
 from typer.core import TyperCommand, TyperGroup
@@ -14,6 +14,7 @@ from typer.core import TyperCommand, TyperGroup
 from mlsys_bench import units
 from mlsys_bench.errors import BadInput
 
+Function = TypeVar("Function", bound=Callable[..., Any])
 _NUMBER = re.compile(r"\d+(\.\d*)?", re.ASCII)  # any other is left to the validator, which says what is wrong with it
 WRITTEN = frozenset({"out", "html", "md", "csv", "png", "draw", "junit", "comment", "bmf", "smaller_is_better", "bigger_is_better"})
 READ = frozenset({"trace", "measured", "lengths_from", "dataset"})  # beside arguments: what cannot be made again once it is overwritten
@@ -69,7 +70,7 @@ class Group(_Helped, TyperGroup):
 class Door(typer.Typer):
     """A command line of such commands."""
 
-    def command(self, name: str | None = None, *, cls: type[TyperCommand] | None = None, **kwargs: Any) -> Any:
+    def command(self, name: str | None = None, *, cls: type[TyperCommand] | None = None, **kwargs: Any) -> Callable[[Function], Function]:
         """Return what adds a command, as typer does."""
         return super().command(name, cls=cls or Lean, **kwargs)
 

@@ -7,11 +7,12 @@ from typing import Annotated
 
 import typer
 
+from mlsys_cli.lean import Door
 from mlsys_cli.options import AsJson, Html, Markdown, Model, Seed
 from mlsys_cli.show import show
 
-catalog_app = typer.Typer(help="GPUs, models and prices that are known, with source and date.", no_args_is_help=True)
-scenario_app = typer.Typer(help="Systems described in YAML.", no_args_is_help=True)
+catalog_app = Door(help="GPUs, models and prices that are known, with source and date.", no_args_is_help=True)
+scenario_app = Door(help="Systems described in YAML.", no_args_is_help=True)
 
 
 def register(app: typer.Typer) -> None:

@@ -8,12 +8,11 @@ from typing import Annotated
 import typer
 
 from mlsys_bench.errors import NotBuilt
+from mlsys_cli.lean import Door
 from mlsys_cli.options import AsJson, Out, Seed
 from mlsys_cli.show import refuse, show
 
-bench_app = typer.Typer(
-    help="Microbenchmarks of this machine and of the built-in engine.", no_args_is_help=True, invoke_without_command=True
-)
+bench_app = Door(help="Microbenchmarks of this machine and of the built-in engine.", no_args_is_help=True, invoke_without_command=True)
 
 
 def register(app: typer.Typer) -> None:

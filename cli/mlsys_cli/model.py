@@ -73,7 +73,9 @@ def plan(
     from_deployment: Annotated[
         str | None, typer.Option(help="Today's engine command line, or its manifest, set beside the plan's.")
     ] = None,
-    diff: Annotated[tuple[Path, Path] | None, typer.Option(help="OLD NEW: why the second plan record differs from the first.")] = None,
+    diff: Annotated[
+        tuple[Path, Path] | None, typer.Option(metavar="OLD NEW", help="Two plan records: why the second differs from the first.")
+    ] = None,
     cluster: Cluster = None,
     export: Annotated[
         list[str] | None, typer.Option(help="k8s, keda, kserve, openslo or prometheus-rules[:DIR]: write manifests; repeatable.")

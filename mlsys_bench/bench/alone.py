@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from mlsys_bench.bench.copies import Shared, pieces
-from mlsys_bench.bench.harness import COLD, cache_bytes
+from mlsys_bench.bench.harness import COLD, MEMORY_SHARE, cache_bytes, free_bytes
 from mlsys_bench.bench.telemetry import Core
 from mlsys_bench.engine import backend, formats, quant
 from mlsys_bench.engine.kv import Blocks
@@ -193,7 +193,7 @@ class Native:
         c = kernels()
         assert c is not None, "chosen by backend.choose"
         self._c, self._d, self._precision, self._kv, self._threads = c, d, precision, kv, threads
-        self._shared = Shared(COLD * cache_bytes())
+        self._shared = Shared(int(min(COLD * cache_bytes(), MEMORY_SHARE * free_bytes())))
 
     def pack(self, logical: formats.Logical) -> native.NativeLinear:
         """Return a packed matrix."""

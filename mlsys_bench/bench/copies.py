@@ -54,7 +54,11 @@ def pieces(held: Sequence[NativeLinear], first: int) -> Iterator[tuple[int, int]
     for run in (held[first:], held[:1], held[1:first]) if first else (held[:1], held[1:]):
         for kind, last in _tensors(run[-1]).items() if run else ():
             begin: int = getattr(run[0].struct, kind)
-            yield begin, last.data_ptr() + len(last) - begin
+            apart = last.data_ptr() - begin
+            if apart == (len(run) - 1) * -(-len(last) // CACHE_LINE) * CACHE_LINE:
+                yield begin, apart + len(last)
+            else:  # the room grew meanwhile: some lie in the one before
+                yield from ((getattr(one.struct, kind), len(last)) for one in run)
 
 
 def _tensors(packed: NativeLinear) -> dict[str, Tensor]:

@@ -19,6 +19,10 @@ from mlsys_bench.types import Provenance, Scalar
 
 PEERS = "simulator_predictions.csv"  # beside a table: what other simulators predict for its rows
 SPLITS = ("all", "gpu", "model", "engine")  # always printed
+LEARNED = (
+    "shipped coefficients were learned from published runs of BLIS, AIConfigurator and InferenceX: where these are among the rows, errors "
+    "are of what was learned from (docs/predictions.md has those of rows left out)"
+)
 FURTHER_SPLITS = ("seen", "speculation", "serving")  # where the rows differ in them
 ITSELF = "itself"
 DIGITS = 7  # of what is written: a prediction has fewer that mean something
@@ -259,6 +263,8 @@ def _notes(asked: Sequence[tables.Table], judged: Sequence[Judged], predictions:
     itself = sum(j.tags["seen"] == ITSELF for j in judged)
     if itself:
         yield f"{itself:,} results belong to rows that were themselves learned from: they are judged apart, as 'seen: {ITSELF}'"
+    elif judged:
+        yield LEARNED
     counted = Counter(note for table in asked for row in table.rows for note in row.notes)
     counted.update(note for prediction in predictions.values() for note in prediction.notes)
     for note, rows in counted.most_common(12):

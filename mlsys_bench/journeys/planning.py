@@ -98,6 +98,7 @@ def ask(
         model=_model(model, base, own),
         workload=traffic(seen or (base.workload if base else None), qps, arrivals, prompt_tokens, output_tokens, speed),
         slo=surroundings.promised(_limits(slo, base), availability),
+        limits_assumed=not slo and base is None,
         gpus=_names(gpu) or _gpus(base, own),
         precisions=_names(precision) or _precisions(base, own),
         profiles=own,

@@ -65,6 +65,7 @@ class Request:
     mixed: bool = False
     disaggregate: str = "never"  # prefill and decode on pools of their own: where that is cheaper, never, or nothing else
     link_bytes_per_s: float | None = None  # of a device, between these pools; None: the catalogue's, or assumed
+    limits_assumed: bool = False  # nobody gave any
 
     @property
     def shelf(self) -> Shelf:

@@ -42,14 +42,16 @@ def _other_design(design: Design, best: Design, shelf: Shelf) -> Alternative:
         sizing.rented(design.candidate, design.replicas, shelf),
         usd,
         design.replica.predict(design.each_per_s).keys(()),
-        _dearer(design.price, best, design.devices),
+        _dearer(design.candidate, design.price, best, design.devices),
     )
 
 
 def _passed_over(bound: Bound, best: Design, shelf: Shelf) -> Alternative:
-    why_not, usd = _dearer(bound.price, best, bound.replicas * bound.candidate.devices), bound.price.usd_per_h if bound.price else None
+    why_not = _dearer(bound.candidate, bound.price, best, bound.replicas * bound.candidate.devices)
+    usd = bound.price.usd_per_h if bound.price else None
     replicas = sizing.rented(bound.candidate, bound.replicas, shelf)
-    return _alternative(bound.candidate, replicas, usd, {}, f"at least {why_not}" if usd else why_not)
+    found = _alternative(bound.candidate, replicas, usd, {}, f"at least {why_not}" if usd else why_not)
+    return dataclasses.replace(found, is_least=True)
 
 
 def _missed(bound: Bound, limit: Limit, request: Request) -> Alternative:
@@ -75,19 +77,24 @@ def _alternative(candidate: Candidate, replicas: int | None, usd: float | None, 
     )
 
 
-def _dearer(price: Fleet | None, best: Design, devices: int) -> str:
-    """Return by how much it costs more than the best: in new money, where some is committed and paid in any case."""
+def _dearer(candidate: Candidate, price: Fleet | None, best: Design, devices: int) -> str:
+    """Return by how much it costs more than the best, in new money, where some is committed and paid in any case; what else is worse."""
     if price is None:
         return "unpriced" if best.price else "unpriced, more devices"
     if best.price is None:
         return "priced, but not confirmed by simulation"
     more = price.new_usd_per_h - best.price.new_usd_per_h
+    if more > 0.005:
+        return f"{units.show_usd(more)}/h more"
+    if more <= -0.005:
+        return "cheaper by theory, missed a limit in simulation"
+    if devices > best.devices:
+        return "as dear, more devices"
+    fewer_bits = models.bytes_per_param(candidate.precision) < models.bytes_per_param(best.candidate.precision)
     return (
-        f"{units.show_usd(more)}/h more"
-        if more > 0.005
-        else ("as dear, more devices" if devices > best.devices else "as dear, not better")
-        if more > -0.005
-        else "cheaper by theory, missed a limit in simulation"
+        f"as dear; {best.candidate.precision} holds the limits without rounding to {candidate.precision}"
+        if fewer_bits
+        else "as dear, not better"
     )
 
 
@@ -142,6 +149,8 @@ def assumptions(request: Request, design: Design) -> Iterator[str]:
     yield "cost per million tokens: output tokens at the average load, idle time and idle devices paid for"
     whose = "over hours of such traffic" if request.trace is None else "for these very requests"
     yield f"intervals hold 90 % of the engines that the profile leaves possible, {whose}; one load test scatters beyond them"
+    if request.limits_assumed:
+        yield f"limits: none were given (--slo); {', '.join(map(slo.show_limit, request.slo))} is what a chat can do with"
     if request.workload.source is None and request.workload.provenance is Provenance.ASSUMED:
         yield "the traffic is assumed: rate, arrivals and lengths as given"
 

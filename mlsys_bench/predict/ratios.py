@@ -23,6 +23,7 @@ FIRST = ("ttft_mean_s", "ttft_p50_s")
 Z90 = 1.645
 _SHARES = (0.25, 0.2, 0.3)  # of the variance: client and engine, model, layout; the rest is the row's own
 _ENDS = (0.1, 0.7, 0.1)  # the same for E2E: it differs from TTFT and tokens where answers end early, which is a habit of the model
+_MOST_STARTED = 0.5  # of a time per token: what a start is taken to have added at most
 _ALIKE = 3  # rows of the same client, engine and start from which on they say more than the defaults
 _ANY_START = ("e2e_mean_s", "e2e_p50_s", "e2e_p90_s")  # a server just started delays fewer requests than these figures feel
 _TAIL = {"e2e_p95_s": 1.645 / 1.2816, "e2e_p99_s": 2.3263 / 1.2816}  # of a normal law: the log-ratio over that of the 90th percentile
@@ -73,21 +74,32 @@ def without_start(rows: Sequence[Experiment]) -> list[dict[str, float]]:
         for what in ("ttft", "e2e"):
             mean, p90 = e.measured.get(f"{what}_mean_s"), e.measured.get(f"{what}_p90_s")
             if mean and p90:
-                usual.setdefault((what, e.engine, e.concurrency is None), []).append(p90 / mean)
+                usual.setdefault((what, *_client(e)), []).append(p90 / mean)
     return [_without_start(e, usual) if e.cold_start else dict(e.measured) for e in rows]
 
 
 def _without_start(e: Experiment, usual: dict[Hashable, list[float]]) -> dict[str, float]:
     """Return what was measured of a row whose server was just started, given p90 over mean of all rows by figure and client."""
-    found, slow = dict(e.measured), {"ttft": 0.0, "e2e": 0.0}
-    for what in slow:
+    found = dict(e.measured)
+    slow: dict[str, float] = {}
+    for what in ("ttft", "e2e"):
         mean, p90 = e.measured.get(f"{what}_mean_s"), e.measured.get(f"{what}_p90_s")
-        alike = usual.get((what, e.engine, e.concurrency is None), [])
+        alike = usual.get((what, *_client(e)), [])
         if mean and p90 and len(alike) >= _ALIKE:
             slow[what] = max(0.0, mean - p90 / float(np.median(alike)))
             found[f"{what}_mean_s"] = mean - slow[what]
-    between = max(0.0, slow["e2e"] - slow["ttft"]) / max(e.output_tokens.mean - 1, 1.0)
-    return found | {name: found[name] - between for name in ("itl_mean_s", "tpot_mean_s") if found.get(name, 0.0) > between}
+    further = e.output_tokens.mean - 1
+    if len(slow) == 2 and further >= 1:
+        between = max(0.0, slow["e2e"] - slow["ttft"]) / further
+        for name in ("itl_mean_s", "tpot_mean_s"):
+            if name in found:
+                found[name] -= min(between, _MOST_STARTED * found[name])
+    return found
+
+
+def _client(e: Experiment) -> tuple[Hashable, ...]:
+    """Return what rows have to share for their percentiles to lie alike: engine, kind of load, arrivals."""
+    return e.engine, e.concurrency is None, e.rate_per_s is None, e.arrivals
 
 
 def _mean_ttft(measured: dict[str, float], median: float) -> float | None:
@@ -113,13 +125,16 @@ def complete(
     all_figures: dict[str, tuple[float, float, float]] = {}
     for name in _DEFAULTS:
         base = _base(name, e, tpot, ttft, median)
-        if not base:
+        if not base or (e.output_tokens.mean <= 1 and name.startswith(("tpot", "itl"))):
             continue
         centre, spread = ratio(e, name, known)
         by_first = ttft / base if name.startswith("e2e") else 1.0 if name.startswith("ttft") else 0.0
         own = math.hypot(by_first * first[1], (1 - by_first) * further[1], spread)
         middle = base * math.exp(centre)
         all_figures[name] = (middle, middle * math.exp(-Z90 * own), middle * math.exp(Z90 * own))
+    for name in all_figures:
+        if name.startswith("e2e") and (first_token := all_figures.get(f"ttft{name[3:]}")):
+            all_figures[name] = tuple(map(max, all_figures[name], first_token))  # type: ignore[assignment]  # three of each
     return Prediction(key=e.key, figures=all_figures, provenance=provenance)
 
 
@@ -149,11 +164,20 @@ def ratio(e: Experiment, name: str, known: Ratios) -> tuple[float, float]:
 
 
 def _expected(e: Experiment, name: str, known: Ratios) -> tuple[float, float]:
-    """Return what is expected of a log-ratio and its sd before rows of this very figure: the tail of a warm server from its p90."""
-    if name not in _TAIL or e.cold_start:
+    """Return what is expected of a log-ratio and its sd before rows of this very figure.
+
+    A median E2E has the mean's habits.  The tail of a warm server follows from its p90; of one just started, p95 lies between p90 and p99.
+    """
+    if name == "e2e_p50_s":
+        return ratio(e, "e2e_mean_s", known)
+    if name not in _TAIL or (e.cold_start and name == "e2e_p99_s"):
         return _DEFAULTS[name]
     (mean, _), (p90, sd) = ratio(e, "e2e_mean_s", known), ratio(e, "e2e_p90_s", known)
-    return mean + _TAIL[name] * max(p90 - mean, 0.0), _TAIL[name] * sd
+    if not e.cold_start:
+        return mean + _TAIL[name] * max(p90 - mean, 0.0), _TAIL[name] * sd
+    p99, sd99 = ratio(e, "e2e_p99_s", known)
+    share = (_TAIL[name] - 1) / (_TAIL["e2e_p99_s"] - 1)
+    return p90 + share * max(p99 - p90, 0.0), (1 - share) * sd + share * sd99
 
 
 def _groups(e: Experiment, name: str) -> tuple[Hashable, ...]:

@@ -204,7 +204,7 @@ def _feasible(a: Alternative) -> bool:
 
 
 def _label(a: Alternative) -> str:
-    return f"{f'{a.replicas} × ' if a.replicas is not None else ''}{a.gpu} {a.precision}{plans.split(a)}"
+    return f"{f'{plans.least(a)}{a.replicas} × ' if a.replicas is not None else ''}{a.gpu} {a.precision}{plans.split(a)}"
 
 
 def _alternative(panel: Axes, at: int, a: Alternative, longest: float) -> None:

@@ -182,9 +182,14 @@ def next_best(p: Plan) -> Alternative | None:
     return min(feasible, key=lambda a: a.usd_per_hour or math.inf) if feasible else next(iter(p.alternatives), None)
 
 
+def least(a: Alternative) -> str:
+    """Return the sign before replicas and price that are bounds: more of them may be needed to keep the limits."""
+    return "≥ " if a.is_least else ""
+
+
 def _alternative_name(a: Alternative) -> str:
-    fleet = f"{a.replicas:,} x " if a.replicas is not None else ""
-    cost = f" at {units.show_usd(a.usd_per_hour)}/h" if a.usd_per_hour is not None else ""
+    fleet = f"{least(a)}{a.replicas:,} x " if a.replicas is not None else ""
+    cost = f" at {least(a)}{units.show_usd(a.usd_per_hour)}/h" if a.usd_per_hour is not None else ""
     return f"{fleet}{a.gpu} ({a.precision}{split(a)}){cost}"
 
 
@@ -232,8 +237,8 @@ def _alternatives(p: Plan) -> Table | None:
         (
             Cell(a.gpu + (f" x{devices_of(a)}" if devices_of(a) > 1 else "")),
             Cell(a.precision),
-            Cell(NONE if a.replicas is None else f"{a.replicas:,}"),
-            Cell(units.show_usd(a.usd_per_hour)),
+            Cell(NONE if a.replicas is None else f"{least(a)}{a.replicas:,}"),
+            Cell(f"{least(a) if a.usd_per_hour else ''}{units.show_usd(a.usd_per_hour)}"),
             *(Cell(time(a.predicted.get(k))) for k in keys),
             Cell(a.why_not, "muted"),
         )
@@ -326,9 +331,10 @@ def _layout(p: LatencyProfile) -> tuple[str, str]:
 def _floor(p: LatencyProfile) -> tuple[str, str]:
     """Return the fastest step physics allows, and of what it is made, where the constants say."""
     k = p.constants
-    moved, speed = k.get("dense_bytes"), k.get("bandwidth_bytes_per_s")
-    if not moved or not speed:
+    speed = k.get("bandwidth_bytes_per_s")
+    if not k.get("dense_bytes") or not speed:
         return "not known", "the profile carries no bytes and bandwidth"
+    moved = sum(k.get(f"{part}_bytes", 0.0) for part in ("dense", "attention", "head"))
     return f"{time(moved / speed)} a step", f"{units.show_bytes(moved)} of weights at {units.show_scaled(speed, 'B/s')}"
 
 

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from mlsys_bench.predict.tables.rows import Figure
 
 _HALVINGS = 60
+_RISE = 1e-9  # least share by which a percentile is above a lower one, so that each value has one share of requests below it
 Law = tuple[list[float], list[float]]  # -ln(1 - p), rising, and the values there
 
 
@@ -35,14 +36,14 @@ def _mixed(name: str, stages: Sequence[tuple[dict[str, Figure], float]]) -> Figu
 
 
 def _law(figures: dict[str, Figure], metric: str, end: int) -> Law:
-    """Return the points (-ln(1 - p), value) known of a latency, in order; a percentile below a lower one is raised to it."""
+    """Return the points (-ln(1 - p), value) known of a latency, in order; a percentile that is not above a lower one is raised above it."""
     points = {0.5: figures[f"{metric}_mean_s"][end]} if f"{metric}_mean_s" in figures else {}
     for name, figure in figures.items():
         known = re.fullmatch(rf"{metric}_p(\d+)_s", name)
         if known:
             points[float(known[1]) / 100] = figure[end]
     xs = [-math.log1p(-p) for p in sorted(points)]
-    return xs, list(itertools.accumulate((points[p] for p in sorted(points)), max))
+    return xs, list(itertools.accumulate((points[p] for p in sorted(points)), lambda lower, value: max(value, lower * (1 + _RISE))))
 
 
 def _between(ask: float, known: Sequence[float], told: Sequence[float]) -> float:
@@ -50,14 +51,13 @@ def _between(ask: float, known: Sequence[float], told: Sequence[float]) -> float
     if len(known) == 1:
         return told[0]
     i = max(1, min(len(known) - 1, bisect.bisect_left(known, ask)))
-    run = known[i] - known[i - 1]
-    return told[i] if run == 0 else told[i - 1] + (told[i] - told[i - 1]) * (ask - known[i - 1]) / run
+    return told[i - 1] + (told[i] - told[i - 1]) * (ask - known[i - 1]) / (known[i] - known[i - 1])
 
 
 def _below(law: Law, value: float) -> float:
     """Return the share of requests below a value."""
     xs, values = law
-    if values[0] == values[-1]:  # no spread is known: all at one value
+    if len(values) == 1:  # no spread is known: all at one value
         return float(value >= values[0])
     return -math.expm1(-max(_between(value, values, xs), 0.0))
 

@@ -81,8 +81,15 @@ INLINE uint16_t float_to_bf16(float x) {
 
 /* Sum and maximum over lanes, lane i with lane i + 8, then i + 4, i + 2, i + 1. */
 INLINE floats folded(floats v, int half) {
+#ifdef __clang__
+    floats moved;
+    for (int lane = 0; lane < 16; lane++)
+        moved[lane] = v[lane ^ half];
+    return moved;
+#else
     const ints lane = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
     return __builtin_shuffle(v, lane ^ half);
+#endif
 }
 
 INLINE float sum_of(floats v) {
