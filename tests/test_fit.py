@@ -72,6 +72,12 @@ def test_results_of_another_tool_become_a_step_profile(tmp_path: Path) -> None:
     latency.check(found.profile)
 
 
+def test_times_beyond_what_such_hardware_takes_are_questioned(tmp_path: Path) -> None:
+    path = tmp_path / "vllm.json"
+    path.write_text(json.dumps(vllm(2.0) | {"mean_tpot_ms": 9200.0, "median_tpot_ms": 9200.0, "mean_ttft_ms": 40_000.0}))
+    assert "times off what other engines take" in (fitting.fit([path], Design(device="H100")).profile.note or "")
+
+
 def test_load_tests_of_rising_users_become_a_slowdown(tmp_path: Path) -> None:
     paths = [users_test(tmp_path, users, 0.02 * max(1.0, users / 4)) for users in (1, 2, 4, 8, 16)]
     profile = fitting.fit(paths, stage="embedder").profile
@@ -115,6 +121,7 @@ PROFILE = latency.roofline(models.find("llama-3-8b"), hardware.find("H100"), pre
         (["users1.json", "users1.json"], None, "named twice"),
         (["users1.json", "stage.json"], None, "bench records beside results"),
         (["two.json"], H100, "2 layouts"),
+        (["seconds.json"], H100, r"tpot_mean is 9.20 µs, and H100-SXM takes 4.48 ms at least to read the weights .* are --gpu, --model"),
         (["failed.json"], H100, "no load level with usable latencies.*50 % of its requests failed"),
         (["nowhere.json"], None, "No such file"),
         (["users1.parquet"], None, "name its record, the .json beside it"),
@@ -125,6 +132,8 @@ def test_what_cannot_be_fitted_says_why(tmp_path: Path, files: list[str], design
     stage_bench(tmp_path)
     (tmp_path / "two.json").write_text("\n".join(json.dumps(vllm(2.0) | {"model_id": name}) for name in ("llama-3-8b", "llama-3-70b")))
     (tmp_path / "failed.json").write_text(json.dumps(vllm(2.0) | {"completed": 50, "failed": 50}))
+    times = {name: value / 1000 for name, value in vllm(2.0).items() if name.endswith("_ms")}
+    (tmp_path / "seconds.json").write_text(json.dumps(vllm(2.0) | times))
     asked = dataclasses.replace(design, model=None) if design else None
     with pytest.raises(BadInput, match=message):
         fitting.fit([tmp_path / name for name in files], asked)

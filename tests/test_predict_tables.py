@@ -126,6 +126,15 @@ def test_a_row_over_two_stages_is_predicted_as_their_mixture(tmp_path: Path) -> 
     assert said == {"e2e_mean_ms": (pytest.approx(5000), pytest.approx(2500), pytest.approx(10000))}
 
 
+def test_weights_that_do_not_fit_their_gpus_are_not_predicted(tmp_path: Path) -> None:
+    """70 billion parameters of 16 bit on one H100: its degree of parallelism is missing."""
+    lines = [BLIS_ROW.format(stage=0, rate=6, e2e=4000).replace("H100,4,1", f"H100,{tp},1") for tp in (4, 2, 1, 0)]
+    found = table(tmp_path, BLIS + "".join(lines))
+    assert [len(row.parts) for row in found.rows] == [1, 1, 0, 0]
+    assert found.rows[2].problem == found.rows[3].problem
+    assert (found.rows[2].problem or "").startswith("138 GB of weights do not fit 1 x H100-SXM of 80.0 GB")
+
+
 def test_what_is_measured_twice_is_learned_from_once(tmp_path: Path) -> None:
     """An experiment of one stage stands in the table twice, as its stage and as its summary."""
     rows = BLIS_ROW.format(stage=0, rate=6, e2e=4000) + BLIS_ROW.format(stage="summary", rate=6, e2e=4000)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from mlsys_bench.errors import BadInput
 from mlsys_bench.latency import service
 from mlsys_bench.loadlimits import LoadSweep
 from mlsys_bench.predict import beside, opaque, readers
+from mlsys_bench.predict.ratios import FURTHER
 from mlsys_bench.predict.readers import Design, loadtests
 from mlsys_bench.types import Bench, LatencyProfile, Layout, LoadTest
 from mlsys_bench.units import count
@@ -23,6 +25,10 @@ NOTHING = (
 )
 
 
+_MOST_DRAFTS = 7  # tokens proposed a step, where nobody says how many
+_ROUNDED = 0.9  # of the physics floor: bandwidths of datasheets are rounded
+_IMPLAUSIBLE = 5.0  # times off in the median: engines do not differ so much on the same GPUs
+_CAUSES = "are --gpu, --model, --precision and the units of the file right?"
 _OPTIONS = {"device": "gpu"}  # options that are not called what they set
 
 
@@ -156,6 +162,20 @@ def _tests(path: Path) -> list[tuple[Path, LoadTest]]:
     return [(path, test) for test in kept if test.ok >= opaque.LEAST_REQUESTS]
 
 
+def _check_floor(reading: readers.Reading, profile: LatencyProfile) -> None:
+    """Raise BadInput where a token is said to have taken less than reading the weights does at full bandwidth."""
+    e = reading.experiment
+    least_s = float(latency.floor_s(profile, (1.0, 0.0, 0.0, 0.0, 1.0))) / (1 + (e.draft_tokens or _MOST_DRAFTS) if e.speculative else 1)
+    for name in FURTHER:
+        took_s = e.measured.get(name)
+        if took_s and took_s < _ROUNDED * least_s:
+            at, told = profile.layout, f"{name.removesuffix('_s')} is {units.show_s(took_s)}"
+            raise BadInput(
+                f"{reading.where}: {told}, and {at.device} takes {units.show_s(least_s)} at least to read the weights of {at.model} "
+                f"in {at.precision}: {_CAUSES}"
+            )
+
+
 def _results(files: Sequence[Path], design: Design) -> Fitted:
     found = readers.read(files, design)
     layouts = {reading.experiment.layout for reading in found}
@@ -168,7 +188,13 @@ def _results(files: Sequence[Path], design: Design) -> Fitted:
         raise BadInput(f"no load level with usable latencies: {notes or 'the files give none'}")
     knowledge = predict.learn(measured)
     profile = predict.profile(measured[0], knowledge)
+    for reading in found:
+        _check_floor(reading, profile)
     warned = [f"{r.where} ({r.tool}, {count(r.requests, 'request')}): {'; '.join(r.notes)}" for r in found if r.notes]
+    off = beside.misfit(beside.readings(found, predict.predict(measured, predict.learn([]))))
+    if off > math.log(_IMPLAUSIBLE):
+        warned.insert(
+            0, f"measured times are {math.exp(off):,.0f} times off what other engines take for this model on such GPUs: {_CAUSES}"
+        )
     said = "; ".join([f"learned from {count(len(measured), 'load level')}", *warned, *([profile.note] if profile.note else [])])
-    checks = beside.readings(found, predict.predict(measured, knowledge))
-    return Fitted(profile=dataclasses.replace(profile, note=said), checks=checks)
+    return Fitted(profile=dataclasses.replace(profile, note=said), checks=beside.readings(found, predict.predict(measured, knowledge)))

@@ -223,12 +223,12 @@ class _Run:
             )
         self._check_told()
         took_s = time.monotonic() - self._began_s
-        notes = [
+        notes = [self._cut] if self._cut else []
+        notes += [
             f"{count(sum(self._outcomes.values()), 'request')} in {units.show_s(took_s)}",
             *dict.fromkeys(self._notes),
             *self._target.notes,
         ]
-        notes += [self._cut] if self._cut else []
         notes += [f"failed: {_counts(self._failed)}"] if self._failed else []
         notes += [] if self._budget_tokens else ["step budget not known: every prompt was taken to be one step (--max-step-tokens)"]
         try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Iterable, Sequence
 
 from mlsys_bench import latency
@@ -33,6 +34,12 @@ def readings(found: Sequence[Reading], predictions: Sequence[Prediction]) -> tup
         if name in by_key.get(reading.experiment.key, {})
     ]
     return tuple(_check(f"{reading.where}, {_load(reading)}: {name}", *figure, value) for reading, name, value, figure in rows)
+
+
+def misfit(checks: Sequence[Check]) -> float:
+    """Return by how much, as a logarithm, what was measured lies off in the median; 0 of nothing."""
+    found = [abs(math.log(c.predicted / c.measured)) for c in checks if c.predicted and c.measured and c.predicted > 0 and c.measured > 0]
+    return statistics.median(found) if found else 0.0
 
 
 def levels(endpoint: opaque.Endpoint, found: Sequence[opaque.Level]) -> tuple[Check, ...]:

@@ -12,9 +12,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from mlsys_bench import record
+from mlsys_bench import hardware, models, record, units
 from mlsys_bench.errors import BadInput
 from mlsys_bench.predict.experiment import Experiment, Prediction
+from mlsys_bench.predict.figures import precision_of
 from mlsys_bench.predict.tables import blis, closed_loop, inferencex, mlperf
 from mlsys_bench.predict.tables.mixture import mixed
 from mlsys_bench.predict.tables.rows import Cells, Column, Figure, Format, Row, Unclear
@@ -116,8 +117,22 @@ def _row(path: Path, found: Format, columns: Sequence[str], number: int, fields:
         raise BadInput(f"{path}: line {number}: has {len(fields)} fields where the header has {len(columns)} columns")
     cells = Cells(number, dict(zip(columns, fields, strict=True)))
     try:
-        return found.read(cells, path.stem)
+        row = found.read(cells, path.stem)
+        for experiment, _ in row.parts:
+            _check_fits(experiment)
+        return row
     except Unclear as problem:
         return Row(line=number, cells=dict(cells.text), problem=str(problem))
     except BadInput as error:
         raise BadInput(f"{path}: {error}") from error
+
+
+def _check_fits(e: Experiment) -> None:
+    """Raise Unclear where the weights of a replica are more than its devices have memory."""
+    device, devices = hardware.find(e.device), max(e.tp * e.attention_dp, e.moe_tp * e.ep) * e.pp
+    weights = models.weight_bytes(models.find(e.model), precision_of(e))
+    if weights > devices * device.memory_bytes:
+        size, room = units.show_bytes(weights), units.show_bytes(device.memory_bytes)
+        raise Unclear(
+            f"{size} of weights do not fit {devices} x {device.id} of {room}: is the parallelism missing, or another precision meant?"
+        )

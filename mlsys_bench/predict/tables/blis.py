@@ -114,7 +114,7 @@ def _rates(text: str) -> list[float]:
     except ValueError:
         rates = []
     if not rates or not all(0 < rate <= MOST for rate in rates):
-        raise Unclear(f"rate_rps is {text or 'empty'}; it must be a rate above 0, or several with + between them")
+        raise Unclear(f"rate_rps is {text or 'empty'}; it must be a rate above 0 and at most {MOST:g}, or several with + between them")
     return rates
 
 
