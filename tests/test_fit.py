@@ -121,6 +121,7 @@ PROFILE = latency.roofline(models.find("llama-3-8b"), hardware.find("H100"), pre
         (["users1.json", "users1.json"], None, "named twice"),
         (["users1.json", "stage.json"], None, "bench records beside results"),
         (["two.json"], H100, "2 layouts"),
+        (["text.json"], H100, r"text.json: looks like vllm.*mean_tpot_ms is .*fast.*, no number"),
         (["seconds.json"], H100, r"tpot_mean is 9.20 µs, and H100-SXM takes 4.48 ms at least to read the weights .* are --gpu, --model"),
         (["failed.json"], H100, "no load level with usable latencies.*50 % of its requests failed"),
         (["nowhere.json"], None, "No such file"),
@@ -132,6 +133,7 @@ def test_what_cannot_be_fitted_says_why(tmp_path: Path, files: list[str], design
     stage_bench(tmp_path)
     (tmp_path / "two.json").write_text("\n".join(json.dumps(vllm(2.0) | {"model_id": name}) for name in ("llama-3-8b", "llama-3-70b")))
     (tmp_path / "failed.json").write_text(json.dumps(vllm(2.0) | {"completed": 50, "failed": 50}))
+    (tmp_path / "text.json").write_text(json.dumps(vllm(2.0) | {"mean_tpot_ms": "fast"}))
     times = {name: value / 1000 for name, value in vllm(2.0).items() if name.endswith("_ms")}
     (tmp_path / "seconds.json").write_text(json.dumps(vllm(2.0) | times))
     asked = dataclasses.replace(design, model=None) if design else None

@@ -14,6 +14,7 @@ from mlsys_bench.engine.native.library import BF16, F32, I4, I8, ActStruct, Line
 from mlsys_bench.errors import BadInput
 
 PANEL = 16
+GROUPS = (32, 64, 128)  # inputs that share a scale, in 4 bit
 MOST_INPUTS = 1 << 16  # sums of u8 * s8 products stay within int32
 CACHE_LINE = 64
 LARGE_PAGE = 1 << 21
@@ -123,6 +124,8 @@ def _rows8(struct: LinearStruct, logical: Rows8) -> list[Tensor]:
 
 def _groups4(struct: LinearStruct, logical: Groups4) -> list[Tensor]:
     weight, group = logical.weight.contiguous(), logical.group
+    if group not in GROUPS:
+        raise BadInput(f"groups of {group} inputs: the C kernels know groups of {', '.join(map(str, GROUPS))}; use --backend torch")
     n, k = len(weight), 2 * weight.shape[1]
     groups, padded = -(-k // group), _shape(struct, I4, n, k, group)
     panels, padded_groups = _panels(n), padded // group

@@ -75,6 +75,8 @@ def _summary(document: Mapping[str, Any]) -> tuple[dict[str, float], Any, Any]:
     measured = {}
     for key, value in document.items():
         found, ms = _FIGURE.fullmatch(key), number(value)
+        if found and isinstance(value, str):
+            raise ValueError(f"{key} is {value!r}, no number")
         if found and ms:
             stat = "p50" if found[1] == "median" else found[1]
             measured[f"{_METRIC.get(found[2], found[2])}_{stat}_s"] = ms / 1e3
