@@ -25,7 +25,6 @@ NOTHING = (
 )
 
 
-_MOST_DRAFTS = 7  # tokens proposed a step, where nobody says how many
 _ROUNDED = 0.9  # of the physics floor: bandwidths of datasheets are rounded
 _IMPLAUSIBLE = 5.0  # times off in the median: engines do not differ so much on the same GPUs
 _CAUSES = "are --gpu, --model, --precision and the units of the file right?"
@@ -164,15 +163,14 @@ def _tests(path: Path) -> list[tuple[Path, LoadTest]]:
 
 def _check_floor(reading: readers.Reading, profile: LatencyProfile) -> None:
     """Raise BadInput where a token is said to have taken less than reading the weights does at full bandwidth."""
-    e = reading.experiment
-    least_s = float(latency.floor_s(profile, (1.0, 0.0, 0.0, 0.0, 1.0))) / (1 + (e.draft_tokens or _MOST_DRAFTS) if e.speculative else 1)
+    least_s = float(latency.floor_s(profile, (1.0, 0.0, 0.0, 0.0, 1.0)))
     for name in FURTHER:
-        took_s = e.measured.get(name)
+        took_s = reading.experiment.measured.get(name)
         if took_s and took_s < _ROUNDED * least_s:
             at, told = profile.layout, f"{name.removesuffix('_s')} is {units.show_s(took_s)}"
             raise BadInput(
                 f"{reading.where}: {told}, and {at.device} takes {units.show_s(least_s)} at least to read the weights of {at.model} "
-                f"in {at.precision}: {_CAUSES}"
+                f"in {at.precision}: {_CAUSES} Speculative decoding cannot be fitted so: measure without it"
             )
 
 

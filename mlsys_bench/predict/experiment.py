@@ -58,7 +58,12 @@ class Experiment:
         """Devices of the whole system."""
         if self.disaggregated:
             return self.prefill_gpus + self.decode_gpus
-        return max(self.tp * self.attention_dp, self.moe_tp * self.ep) * self.pp * self.replicas
+        return self.stage_gpus * self.pp * self.replicas
+
+    @property
+    def stage_gpus(self) -> int:
+        """Devices of one pipeline stage of a replica: those of its attention, or those that experts are spread over."""
+        return max(self.tp * self.attention_dp, self.moe_tp * self.ep)
 
     @property
     def layout(self) -> tuple[str, str, str, int, int, int, int, int]:

@@ -295,7 +295,7 @@ def seats_of(e: Experiment) -> int:
     context = e.prompt_tokens.mean + held * e.output_tokens.mean
     budget = models.kv_budget_tokens(
         arch, device, precision=precision, kv_precision=latency.kv_format(e.engine, precision), tp=e.tp, pp=e.pp,
-        experts_over=max(e.tp * e.attention_dp, e.moe_tp * e.ep), memory_share=e.memory_share,
+        experts_over=e.stage_gpus, memory_share=e.memory_share,
         max_step_tokens=e.max_step_tokens or STEP_TOKENS, max_seqs=e.max_seqs or 256,
         engine=e.engine if e.engine in models.ENGINES else "sglang", engine_version=e.engine_version, context_tokens=math.ceil(context),
     )  # fmt: skip

@@ -254,7 +254,7 @@ def _limits(e: Experiment) -> batching.Limits:
     slots, step_tokens = e.max_seqs or SLOTS.get(e.engine, FEWER_SLOTS), e.max_step_tokens or STEP_TOKENS
     held = models.kv_budget_tokens(
         models.find(e.model), hardware.find(e.device), precision=e.precision, kv_precision=latency.kv_format(e.engine, e.precision),
-        tp=e.tp, pp=e.pp, experts_over=max(e.tp * e.attention_dp, e.moe_tp * e.ep), memory_share=e.memory_share, max_seqs=slots,
+        tp=e.tp, pp=e.pp, experts_over=e.stage_gpus, memory_share=e.memory_share, max_seqs=slots,
         max_step_tokens=step_tokens, engine=e.engine if e.engine in models.ENGINES else "sglang", engine_version=e.engine_version,
         context_tokens=math.ceil(_most(e.prompt_tokens) + _most(e.output_tokens)),
     ).tokens * e.attention_dp // e.beams  # fmt: skip

@@ -129,7 +129,7 @@ def _row(path: Path, found: Format, columns: Sequence[str], number: int, fields:
 
 def _check_fits(e: Experiment) -> None:
     """Raise Unclear where the weights of a replica are more than its devices have memory."""
-    device, devices = hardware.find(e.device), max(e.tp * e.attention_dp, e.moe_tp * e.ep) * e.pp
+    device, devices = hardware.find(e.device), e.stage_gpus * e.pp
     weights = models.weight_bytes(models.find(e.model), precision_of(e))
     if weights > devices * device.memory_bytes:
         size, room = units.show_bytes(weights), units.show_bytes(device.memory_bytes)

@@ -19,7 +19,7 @@
 
 #include "linear.h"
 
-#ifdef FP_FAST_FMAF
+#if defined(FP_FAST_FMAF) || defined(__FMA__) || defined(__ARM_FEATURE_FMA) /* clang tells by the latter two alone */
 #define MULTIPLY_ADD(a, b, c) fmaf(a, b, c)
 #else
 #define MULTIPLY_ADD(a, b, c) ((a) * (b) + (c))
