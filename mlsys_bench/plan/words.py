@@ -150,8 +150,8 @@ def assumptions(request: Request, design: Design) -> Iterator[str]:
     whose = "over hours of such traffic" if request.trace is None else "for these very requests"
     yield f"intervals hold 90 % of the engines that the profile leaves possible, {whose}; one load test scatters beyond them"
     if request.limits_assumed:
-        limits = ", ".join(slo.show_limit(x) for x in request.slo if x.metric != "availability")
-        yield f"limits: none were given (--slo); {limits} are assumed"
+        usual = ", ".join(slo.show_limit(x) for x in request.slo if x.metric != "availability")
+        yield f"limits: none were given (--slo); {usual} are assumed"
     if request.workload.source is None and request.workload.provenance is Provenance.ASSUMED:
         yield "the traffic is assumed: rate, arrivals and lengths as given"
 
