@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -55,7 +55,7 @@ def known_physics(monkeypatch: pytest.MonkeyPatch) -> list[Experiment]:
         )
 
     monkeypatch.setattr(predict, "learn", learn, raising=False)
-    monkeypatch.setattr(predict, "predict", lambda experiments, knowledge, **_: [said(e, knowledge) for e in experiments], raising=False)
+    monkeypatch.setattr(predict, "as_found", lambda experiments, knowledge, **_: (said(e, knowledge) for e in experiments))
     return taught
 
 
@@ -99,6 +99,24 @@ def test_results_are_not_needed_and_never_looked_at(tmp_path: Path) -> None:
         result = run(file(tmp_path, CLOSED + qwen(8, tpot=tpot) + qwen(64, tpot=tpot), f"{i}.csv"))
         said.append([p["predicted_tpot_ms"] for p in result.predictions])
     assert said[0] == said[1] == said[2] == [pytest.approx(18.0), pytest.approx(74.0)]
+
+
+def test_what_was_predicted_before_a_ctrl_c_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    every = predict.as_found
+
+    def interrupted(asked: Sequence[Experiment], knowledge: predict.Knowledge, **_: object) -> Iterator[Prediction]:
+        yield next(iter(every(asked, knowledge)))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(predict, "as_found", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run(file(tmp_path, CLOSED + qwen(8) + qwen(64)), out=tmp_path / "out.csv")
+    with (tmp_path / "out.csv").open(newline="") as written:
+        first, second = csv.DictReader(written)
+    assert float(first["predicted_tpot_ms"]) == pytest.approx(18.0)
+    assert first["provenance"] == "roofline"
+    assert second["predicted_tpot_ms"] == ""
+    assert second["provenance"] == "not predicted: interrupted before this row"
 
 
 def test_a_summary_is_the_mixture_of_its_stages(tmp_path: Path) -> None:

@@ -6,7 +6,6 @@ import dataclasses
 import itertools
 import math
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -237,20 +236,6 @@ def test_copies_rotate_and_together_exceed_the_caches() -> None:
     assert harness.rotated("only", str, each_bytes=1e9, total_bytes=350)() == "only"
 
 
-def test_the_last_level_cache_is_the_largest(tmp_path: Path) -> None:
-    for level, size in enumerate(("32K", "1M", "32768K"), 1):
-        (tmp_path / f"index{level}").mkdir()
-        (tmp_path / f"index{level}" / "size").write_text(f"{size}\n")
-        (tmp_path / f"index{level}" / "level").write_text(f"{level}\n")
-    harness.cache_bytes.cache_clear()
-    assert harness.cache_bytes("cpu", tmp_path) == 32 * 2**20
-    (tmp_path / "index3" / "level").unlink()  # a virtual machine that tells of inner caches alone
-    harness.cache_bytes.cache_clear()
-    assert harness.cache_bytes("cpu", tmp_path) == harness.UNKNOWN_CACHE_BYTES
-    assert harness.cache_bytes("cpu", tmp_path / "nowhere") == harness.UNKNOWN_CACHE_BYTES
-    harness.cache_bytes.cache_clear()
-
-
 # ---------------------------------------------------------------- flags
 
 
@@ -469,11 +454,12 @@ def test_a_launch_says_how_much_of_it_a_neighbour_shared() -> None:
 
 def test_what_a_benchmark_takes_does_not_follow_what_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
     """Rows of two launches are one only where both read as much; three buffers beyond a cache of 480 MiB take most of a fifth of 24 GB."""
-    told = {"MemTotal": 24e9}
-    monkeypatch.setattr(harness, "_told_bytes", lambda name: told[name])
+    told = {"all": 24e9}
+    monkeypatch.setattr(harness.memory, "total_bytes", lambda: told["all"])
+    monkeypatch.setattr(harness.memory, "available_bytes", lambda: told["free"])
 
     def taken(free: float, wanted: float = 4.5e9) -> float:
-        told["MemAvailable"] = free
+        told["free"] = free
         return harness.steady_bytes(wanted)
 
     assert {taken(free) for free in (9.1e9, 15e9, 23e9)} == {4.5e9}

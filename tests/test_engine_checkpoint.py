@@ -327,26 +327,3 @@ def test_a_gpu_and_its_host_are_looked_at_apart(monkeypatch: pytest.MonkeyPatch)
         memory.refuse_misfit(need(host_tokens=10_001), gpu)
     with pytest.raises(BadInput, match=r"= 122 GB, and 121 GB on cuda:0 are free"):
         memory.refuse_misfit(need(tokens=22_000), gpu)
-
-
-def test_a_container_s_limit_counts(tmp_path: Path) -> None:
-    """Of nested groups the one that leaves least, file pages that can be dropped not counted as used."""
-    inner = tmp_path / "fs/pod/box"
-    inner.mkdir(parents=True)
-    (tmp_path / "cgroup").write_text("0::/pod/box\n")
-    for group, limit, used, cached in ((inner, "8000", 5000, 1000), (inner.parent, "9000", 8000, 500), (tmp_path / "fs", "max", 1, 0)):
-        (group / "memory.max").write_text(f"{limit}\n")
-        (group / "memory.current").write_text(f"{used}\n")
-        (group / "memory.stat").write_text(f"anon 1\ninactive_file {cached}\n")
-    assert sorted(memory._group_bytes(tmp_path / "cgroup", tmp_path / "fs")) == [1500, 4000]
-
-
-def test_an_older_system_s_limit_counts(tmp_path: Path) -> None:
-    """Version 1 has a tree per controller, and a container often sees its own group as the root of it."""
-    (tmp_path / "fs/memory").mkdir(parents=True)
-    (tmp_path / "cgroup").write_text("5:cpu,cpuacct:/box\n4:memory:/box\n0::/\n")
-    (tmp_path / "fs/memory/memory.limit_in_bytes").write_text("8000\n")
-    (tmp_path / "fs/memory/memory.usage_in_bytes").write_text("3000\n")
-    (tmp_path / "fs/memory/memory.stat").write_text("total_inactive_file 700\n")
-    assert list(memory._group_bytes(tmp_path / "cgroup", tmp_path / "fs")) == [5700]
-    assert list(memory._group_bytes(tmp_path / "nothing", tmp_path / "fs")) == []

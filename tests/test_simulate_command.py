@@ -135,6 +135,30 @@ def test_several_runs_are_pooled_and_the_same_seed_tells_the_same() -> None:
     assert simulated(qps=20.0, runs=3, seed=1) != result
 
 
+def test_the_runs_done_before_a_ctrl_c_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first two of three are pooled, say so, and are two of those that would have been."""
+    run = simulation._run
+
+    def interrupted(given: Any, seed: int) -> Any:
+        seeds.append(seed)
+        if len(seeds) > 2:
+            raise KeyboardInterrupt
+        return run(given, seed)
+
+    seeds: list[int] = []
+    monkeypatch.setattr(simulation, "_run", interrupted)
+    asked = Asked(**DESIGN, qps=20.0, requests=60, runs=3, out=tmp_path / "run.json")
+    result = simulation.simulate(asked)
+    assert result.fleet is not None
+    assert (result.requests, result.fleet.runs) == (108, 2)
+    assert (result.validity.verdict, result.validity.reasons[0]) == ("degraded", "stopped by hand after 2 of 3 runs")
+    assert record.read(tmp_path / "run.json", LoadTest) == result
+    assert simulation.exit_status(asked, result) == 130
+    seeds[:] = [0, 0]
+    with pytest.raises(KeyboardInterrupt):  # before any is done there is nothing to keep
+        simulation.simulate(asked)
+
+
 def test_the_summary_and_every_request_are_written(tmp_path: Path) -> None:
     result = simulated(qps=20.0, out=tmp_path / "run.json")
     assert record.read(tmp_path / "run.json", LoadTest) == result

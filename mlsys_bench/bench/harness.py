@@ -15,7 +15,6 @@ import resource
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import Any, Literal, Protocol, TypeVar
 
 import numpy as np
@@ -23,6 +22,7 @@ import numpy as np
 from mlsys_bench import samples as kept
 from mlsys_bench.bench import telemetry
 from mlsys_bench.errors import MlsysError
+from mlsys_bench.hardware import memory
 from mlsys_bench.types import Round, Scalar, Work
 
 T = TypeVar("T")
@@ -35,7 +35,7 @@ VISIT_SAMPLES, VISIT_S = 3, 10e-3  # a visit takes up to so many, about so long:
 CHECK_GROWTH = 1.25  # a task is asked whether it has settled each time its visits have grown by this
 WARM_BLOCK = 5  # samples
 COLD = 3  # copies of the weights fill so many last-level caches
-UNKNOWN_CACHE_BYTES = 2**26
+UNKNOWN_BYTES = 2**30  # of memory
 MEMORY_SHARE = 0.2  # of what is free, at most, for the copies of one benchmark
 _DEBT = 2.0  # median visits that a task may have had too many before it sits out
 _SLACK = 1.25  # a visit may take this much longer than the last one
@@ -246,21 +246,13 @@ def rotated(
 
 
 @functools.cache
-def cache_bytes(device: str = "cpu", root: Path = Path("/sys/devices/system/cpu/cpu0/cache")) -> int:
-    """Return the size of the last-level cache, at least 64 MiB where none of level 3 is told: some machines list inner ones alone."""
+def cache_bytes(device: str = "cpu") -> int:
+    """Return the size of the last-level caches that this process's cores have: those of the first call count, once it is pinned."""
     if device != "cpu":
         import torch
 
-        return int(getattr(torch.cuda.get_device_properties(device), "L2_cache_size", UNKNOWN_CACHE_BYTES))
-    largest = max((_kibibytes(file) for file in root.glob("index*/size")), default=0)
-    is_told = any(file.read_text(encoding="utf-8").strip() in ("3", "4") for file in root.glob("index*/level"))
-    return largest if is_told else max(largest, UNKNOWN_CACHE_BYTES)
-
-
-def _kibibytes(file: Path) -> int:
-    text = file.read_text(encoding="utf-8").strip()
-    scale = {"K": 2**10, "M": 2**20}.get(text[-1:], 1)
-    return int(text.rstrip("KM")) * scale
+        return int(getattr(torch.cuda.get_device_properties(device), "L2_cache_size", memory.UNKNOWN_CACHE_BYTES))
+    return memory.cache_bytes()
 
 
 def free_bytes(device: str = "cpu") -> float:
@@ -269,7 +261,7 @@ def free_bytes(device: str = "cpu") -> float:
         import torch
 
         return float(torch.cuda.mem_get_info(device)[0])
-    return _told_bytes("MemAvailable")
+    return float(memory.available_bytes() or UNKNOWN_BYTES)
 
 
 def steady_bytes(wanted: float, device: str = "cpu") -> float:
@@ -280,16 +272,8 @@ def steady_bytes(wanted: float, device: str = "cpu") -> float:
     free = free_bytes(device)
     if device != "cpu":
         return min(wanted, MEMORY_SHARE * free)
-    asked = min(wanted, MEMORY_SHARE * _told_bytes("MemTotal"))
+    asked = min(wanted, MEMORY_SHARE * float(memory.total_bytes() or UNKNOWN_BYTES))
     return asked if 2 * asked <= free else float(2 ** math.floor(math.log2(max(free / 2, 4096.0))))
-
-
-def _told_bytes(name: str) -> float:
-    try:
-        lines = Path("/proc/meminfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return 2.0**30
-    return next((float(line.split()[1]) * 1024 for line in lines if line.startswith(name)), 2.0**30)
 
 
 def _flusher(device: str) -> Callable[[], object]:

@@ -7,15 +7,14 @@ import ctypes
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 
 from mlsys_bench import units
 from mlsys_bench.errors import BadInput, MlsysError
+from mlsys_bench.hardware import memory
 
 _M_MMAP_THRESHOLD = -3  # of malloc.h
-_CGROUPS = Path("/sys/fs/cgroup")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,11 +53,8 @@ def device_of(name: str) -> torch.device:
 
 
 def available_bytes(device: torch.device) -> int | None:
-    """Return the memory that may still be taken, None where the system does not say: a container's limit counts as the machine's."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    whole, groups = _machine_bytes(Path("/proc/meminfo")), _group_bytes(Path("/proc/self/cgroup"), _CGROUPS)
-    return min(groups, default=None) if whole is None else min(whole, *groups)
+    """Return the memory that may still be taken, None where the system does not say."""
+    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else memory.available_bytes()
 
 
 @contextlib.contextmanager
@@ -104,39 +100,3 @@ def _refuse(need: Need, total: int, available: int | None, where: str) -> None:
         f" and {units.show_bytes(available)}{where} are free;"
         " take fewer KV tokens, a smaller model, a lower precision or --kv int8"
     )
-
-
-def _machine_bytes(meminfo: Path) -> int | None:
-    if not meminfo.exists():
-        return None
-    line = next((line for line in meminfo.read_text().splitlines() if line.startswith("MemAvailable:")), None)
-    return int(line.split()[1]) * 1024 if line else None
-
-
-def _group_bytes(own: Path, root: Path) -> Iterator[int]:
-    """Yield what each control group that this process is in leaves it: its limit less what is used and cannot be dropped.
-
-    own: /proc/self/cgroup, lines of `number:controllers:path`; a container often sees its own group as the root.
-    """
-    lines = own.read_text().splitlines() if own.exists() else []
-    for _, controllers, path in (line.split(":", 2) for line in lines if line.count(":") >= 2):
-        base = root if not controllers else root / "memory"
-        if controllers and "memory" not in controllers.split(","):
-            continue
-        names = ("memory.max", "memory.current") if not controllers else ("memory.limit_in_bytes", "memory.usage_in_bytes")
-        inner = Path(path.lstrip("/"))
-        for group in dict.fromkeys((base / inner, *(base / parent for parent in inner.parents), base)):
-            limit, used = (_number(group / name) for name in names)
-            if limit is not None and used is not None:
-                yield limit - used + _reclaimable(group / "memory.stat")
-
-
-def _number(file: Path) -> int | None:
-    text = file.read_text().strip() if file.is_file() else ""
-    return int(text) if text.isdigit() else None
-
-
-def _reclaimable(stat: Path) -> int:
-    """Return the file pages that the system drops when somebody needs the memory."""
-    lines = stat.read_text().splitlines() if stat.is_file() else []
-    return next((int(line.split()[1]) for line in lines if line.startswith(("inactive_file ", "total_inactive_file "))), 0)

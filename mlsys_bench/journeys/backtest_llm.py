@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import Executor
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
@@ -25,6 +25,7 @@ LEARNED = (
 )
 FURTHER_SPLITS = ("seen", "speculation", "serving")  # where the rows differ in them
 ITSELF = "itself"
+NOT_REACHED = "interrupted before this row"
 DIGITS = 7  # of what is written: a prediction has fewer that mean something
 SEEN = (ITSELF, "layout", "model and gpu", "model", "gpu", "nothing")
 
@@ -42,18 +43,56 @@ def llm(
     known = [e for table in read[len(files) :] for e in tables.calibration(table)]
     if calibrate and not known:
         raise BadInput(f"--calibrate {calibrate[0]}: holds no measured row to learn from")
-    line = Line(quiet)
+    found: dict[str, predict.Prediction] = {}
+
+    def judged() -> Backtest:
+        result = judge(asked, known, found)
+        for table, path in zip(asked, outputs(files, out), strict=False):
+            _write(path, table, found, result, [*files, *calibrate])
+        return result
+
+    with kept(found, judged):
+        everything = [e for table in asked for e in tables.experiments(table)]
+        predicted(everything, known, found, Line(quiet), cluster)
+    return judged()
+
+
+@contextlib.contextmanager
+def kept(found: dict[str, predict.Prediction], write: Callable[[], object]) -> Iterator[None]:
+    """Have what was found written after a Ctrl-C, which goes on."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        if found:
+            write()
+        raise
+
+
+def predicted(
+    everything: Sequence[predict.Experiment],
+    known: Sequence[predict.Experiment],
+    found: dict[str, predict.Prediction],
+    line: Line,
+    cluster: str | None,
+) -> None:
+    """Put the predictions into `found`, by key, after learning from what is known.
+
+    Experiments that ask the same share a prediction, and no result is in sight.
+    """
+    same: dict[str, list[predict.Experiment]] = {}
+    for e in everything:
+        same.setdefault(repr(tables.question(e)), []).append(e)
+    alike = {some[0].key: some for some in same.values()}
     try:
         with workers.hired(cluster) as crew:
             line.show(f"learning from {len(known):,} measured runs" if known else "reading what is known of the hardware")
             knowledge = predict.learn(known, executor=crew, told=line.counted("highest rates learned from"))
-            predictions = _predict(asked, knowledge, line, crew)
+            line.show(f"predicting {len(alike):,} runs")
+            blind = [replace(some[0], measured={}) for some in alike.values()]
+            for prediction in predict.as_found(blind, knowledge, executor=crew, told=line.counted("highest rates found")):
+                found.update((e.key, prediction) for e in alike[prediction.key])
     finally:
         line.clear()
-    result = judge(asked, known, predictions)
-    for table, path in zip(asked, outputs(files, out), strict=False):
-        _write(path, table, predictions, result, [*files, *calibrate])
-    return result
 
 
 def outputs(files: Sequence[Path], out: Path | None) -> list[Path]:
@@ -61,26 +100,6 @@ def outputs(files: Sequence[Path], out: Path | None) -> list[Path]:
     if out is None:
         return []
     return [out] if len(files) == 1 or out.suffix == ".json" else [out.with_name(f"{out.stem}-{path.stem}{out.suffix}") for path in files]
-
-
-def _predict(
-    asked: Sequence[tables.Table], knowledge: predict.Knowledge, line: Line, crew: Executor | workers.Local | None = None
-) -> dict[str, predict.Prediction]:  # fmt: skip
-    return of_all([e for table in asked for e in tables.experiments(table)], knowledge, line, crew)
-
-
-def of_all(
-    everything: Sequence[predict.Experiment], knowledge: predict.Knowledge, line: Line, crew: Executor | workers.Local | None = None
-) -> dict[str, predict.Prediction]:
-    """Return the predictions by key; experiments that ask the same share one, and no result is in sight."""
-    first: dict[object, str] = {}
-    shared = {e.key: first.setdefault(repr(tables.question(e)), e.key) for e in everything}
-    once = [e for e in everything if shared[e.key] == e.key]
-    line.show(f"predicting {len(once):,} runs")
-    blind = [replace(e, measured={}) for e in once]
-    made = predict.predict(blind, knowledge, executor=crew, told=line.counted("highest rates found"))
-    found = {prediction.key: prediction for prediction in made}
-    return {key: found[other] for key, other in shared.items() if other in found}
 
 
 def judge(
@@ -93,7 +112,7 @@ def judge(
     judged = [j for table in asked for j in judgements(table, known, predictions)]
     rows = [(table, row) for table in asked for row in table.rows]
     answers = [tables.predicted(table, row, predictions) for table, row in rows]
-    reasons = [row.problem or "no figure of its columns" for (_, row), answer in zip(rows, answers, strict=True) if not answer]
+    reasons = [why_not(row, predictions) for (_, row), answer in zip(rows, answers, strict=True) if not answer]
     provenances = [_provenance(row, predictions) for (_, row), answer in zip(rows, answers, strict=True) if answer]
     return Backtest(
         table="llm",
@@ -119,8 +138,15 @@ def _filled(table: tables.Table, row: tables.Row, predictions: dict[str, predict
         figure = answer.get(column)
         for name, value in zip(("predicted", "low", "high"), figure or (None, None, None), strict=True):
             added[f"{name}_{column}"] = None if value is None else float(f"{value:.{DIGITS}g}")
-    provenance = _provenance(row, predictions) if answer else f"not predicted: {row.problem or 'no figure'}"
+    provenance = _provenance(row, predictions) if answer else f"not predicted: {why_not(row, predictions)}"
     return {**row.cells, **added, "provenance": provenance}
+
+
+def why_not(row: tables.Row, predictions: dict[str, predict.Prediction]) -> str:
+    """Return why a row has no prediction."""
+    if any(e.key not in predictions for e, _ in row.parts):
+        return NOT_REACHED
+    return row.problem or "no figure of its columns"
 
 
 def _provenance(row: tables.Row, predictions: dict[str, predict.Prediction]) -> str:

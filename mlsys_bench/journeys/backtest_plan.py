@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-from mlsys_bench import hardware, predict, pricing, record, workers
+from mlsys_bench import hardware, predict, pricing, record
 from mlsys_bench.backtests import Backtest, Choosing, Sizing
 from mlsys_bench.errors import BadInput
 from mlsys_bench.journeys import backtest_llm as rows
@@ -37,20 +37,19 @@ def plan(
     known = [e for table in read[len(files) :] for e in tables.calibration(table)]
     if calibrate and not known:
         raise BadInput(f"--calibrate {calibrate[0]}: holds no measured row to learn from")
-    line = Line(quiet)
-    try:
-        with workers.hired(cluster) as crew:
-            line.show(f"learning from {len(known):,} measured runs" if known else "reading what is known of the hardware")
-            knowledge = predict.learn(known, executor=crew, told=line.counted("highest rates learned from"))
-            everything = [q for table in asked for e in tables.experiments(table) for q in sized.questions(e)]
-            found = rows.of_all(everything, knowledge, line, crew)
-    finally:
-        line.clear()
-    found |= {key.removesuffix("*1"): prediction for key, prediction in found.items() if key.endswith("*1")}
-    result = judge(asked, known, found)
-    for table, path in zip(asked, paths, strict=False):
-        _write(path, table, found, result, [*files, *calibrate])
-    return result
+    found: Predictions = {}
+
+    def judged() -> Backtest:
+        answers = found | {key.removesuffix("*1"): prediction for key, prediction in found.items() if key.endswith("*1")}
+        result = judge(asked, known, answers)
+        for table, path in zip(asked, paths, strict=False):
+            _write(path, table, answers, result, [*files, *calibrate])
+        return result
+
+    with rows.kept(found, judged):
+        everything = [q for table in asked for e in tables.experiments(table) for q in sized.questions(e)]
+        rows.predicted(everything, known, found, Line(quiet), cluster)
+    return judged()
 
 
 def judge(asked: Sequence[tables.Table], known: Sequence[Experiment], found: Predictions) -> Backtest:
@@ -120,7 +119,7 @@ def _short(value: float | None) -> float | None:
 
 def _provenance(row: tables.Row, found: Predictions, is_answered: bool) -> str:
     if not is_answered:
-        return f"not predicted: {row.problem or 'no figure'}"
+        return f"not predicted: {rows.why_not(row, found)}"
     order = list(Provenance)
     return max((found[e.key].provenance for e, _ in row.parts), key=order.index).value
 

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 DURATION = "300s"
 ROUNDS = 20  # requests of each user of a closed loop, unless --requests says otherwise
 LEAST = 500  # of all users
+STOPPED = "stopped by hand"
+INTERRUPTED = 130
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,7 +77,7 @@ def simulate(asked: Asked) -> LoadTest:
     requests_file = record.requests_beside(asked.out)
     request, candidate = _request(asked), design(asked)
     replayed = _schedule(asked, request, asked.seed) if asked.trace is not None else None  # workers elsewhere have no such file
-    runs = _runs(asked, request, candidate, replayed)
+    runs, stopped = _runs(asked, request, candidate, replayed)
     result = outcome.loadtest(
         runs,
         target=_target(asked, candidate),
@@ -83,6 +85,7 @@ def simulate(asked: Asked) -> LoadTest:
         offered_rate_per_s=None if asked.users else _rate_per_s(asked, request, runs[0]),
         slo=request.slo,
         reasons=(*_reasons(asked, candidate), *(replayed.notes if replayed is not None else ())),
+        stopped=stopped,
         requests_file=requests_file.name if requests_file else None,
     )
     if asked.out:
@@ -94,10 +97,17 @@ def simulate(asked: Asked) -> LoadTest:
 
 
 def exit_status(asked: Asked, result: LoadTest) -> int:
-    """Return 1 when a limit that was given is missed, 3 when one cannot be decided, else 0: limits assumed by default promise nothing."""
+    """Return 1 when a limit that was given is missed, 3 when one cannot be decided, else 0: limits assumed by default promise nothing.
+
+    Runs that a person ended before all were done, and that would have been 0 or 3, are 130.
+    """
     given = asked.slo is not None or asked.scenario is not None
     verdicts = set(result.slo_met.values()) if given else set()
-    return 1 if False in verdicts else 3 if None in verdicts else 0
+    if False in verdicts:
+        return 1
+    if any(reason.startswith(STOPPED) for reason in result.validity.reasons):
+        return INTERRUPTED
+    return 3 if None in verdicts else 0
 
 
 def _reasons(asked: Asked, candidate: planner.Candidate) -> tuple[str, ...]:
@@ -174,18 +184,26 @@ def _target(asked: Asked, candidate: planner.Candidate) -> str:
 # ---------------------------------------------------------------- the traffic
 
 
-def _runs(asked: Asked, request: planner.Request, candidate: planner.Candidate, replayed: Schedule | None) -> list[Simulation]:
-    """Return independent runs, one for each seed, by whoever is hired for them."""
+def _runs(
+    asked: Asked, request: planner.Request, candidate: planner.Candidate, replayed: Schedule | None
+) -> tuple[list[Simulation], str | None]:
+    """Return independent runs, one for each seed, by whoever is hired for them; after a Ctrl-C those that are done, and words for it."""
     from mlsys_bench import simulate as simulator
 
     seeds = [asked.seed] if asked.runs == 1 else simulator.seeds(asked.seed, asked.runs)
-    line = Line()
+    line, stopped = Line(), None
+    done: dict[int, Simulation] = {}
     try:
         with workers.hired(asked.cluster) as crew:
             given = (asked, request, candidate, replayed)
-            return workers.each(_run, seeds, shared=given, executor=crew, told=line.counted("runs"))
+            done.update(workers.as_done(_run, seeds, shared=given, executor=crew, told=line.counted("runs")))  # one by one
+    except KeyboardInterrupt:
+        if not done:
+            raise
+        stopped = f"{STOPPED} after {len(done)} of {asked.runs} runs"
     finally:
         line.clear()
+    return [done[i] for i in sorted(done)], stopped
 
 
 def _run(given: tuple[Asked, planner.Request, planner.Candidate, Schedule | None], seed: int) -> Simulation:

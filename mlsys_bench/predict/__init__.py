@@ -14,6 +14,6 @@ score.py, regret.py, holdout.py   how good predictions are
 from __future__ import annotations
 
 from mlsys_bench.predict.experiment import Experiment, Prediction
-from mlsys_bench.predict.learning import Knowledge, Prior, assumed, learn, predict, profile, shipped
+from mlsys_bench.predict.learning import Knowledge, Prior, as_found, assumed, learn, predict, profile, shipped
 
-__all__ = ["Experiment", "Knowledge", "Prediction", "Prior", "assumed", "learn", "predict", "profile", "shipped"]
+__all__ = ["Experiment", "Knowledge", "Prediction", "Prior", "as_found", "assumed", "learn", "predict", "profile", "shipped"]

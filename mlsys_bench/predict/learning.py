@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from typing import TypeVar
@@ -111,7 +111,7 @@ def learn(
     parts = {load: learn_part([e for e in rows if load_of(e) == load], prior.mean[load], prior.scales[load]) for load in (OPEN, CLOSED)}
     knowledge = Knowledge(parts=parts, rows=rows, ratios=ratios.learn(rows))
     saturated = [e for e in experiments if saturation.asks_for_rate(e)]
-    taught = _in_pieces(_taught, saturated, knowledge, executor, told)
+    taught = [rates for _, rates in sorted(_in_pieces(_taught, saturated, knowledge, executor, told), key=lambda found: found[0])]
     rates = saturation.Rates(keys=tuple(k for rates in taught for k in rates.keys), away=tuple(a for rates in taught for a in rates.away))
     return dataclasses.replace(knowledge, rates=rates)
 
@@ -167,16 +167,28 @@ def predict(
     told: workers.Told | None = None,
 ) -> tuple[Prediction, ...]:
     """Return the figures of experiments, in their order, each with its 90 % interval; highest rates by the executor, if there is one."""
-    saturated = [e for e in experiments if saturation.asks_for_rate(e)]
-    found = {p.key: p for p in _in_pieces(_rates, saturated, knowledge, executor, told)}
+    found = {p.key: p for p in as_found(experiments, knowledge, executor=executor, told=told)}
+    return tuple(found[e.key] for e in experiments)
+
+
+def as_found(
+    experiments: Sequence[Experiment],
+    knowledge: Knowledge,
+    *,
+    executor: Executor | workers.Local | None = None,
+    told: workers.Told | None = None,
+) -> Iterator[Prediction]:
+    """Yield the same as they are found: those of a load first, then highest rates, each after a simulation of its own."""
     for load, part in knowledge.parts.items():
         asked = [e for e in experiments if load_of(e) == load and not saturation.asks_for_rate(e)]
         if not asked:
             continue
         for e, further, first, (sd_further, sd_first), median in zip(asked, *predicted(asked, part), settled(asked), strict=True):
             times = (float(further), float(sd_further)), (float(first), float(sd_first))
-            found[e.key] = ratios.complete(e, knowledge.ratios, *times, _provenance(e, part), float(median))
-    return tuple(found[e.key] for e in experiments)
+            yield ratios.complete(e, knowledge.ratios, *times, _provenance(e, part), float(median))
+    saturated = [e for e in experiments if saturation.asks_for_rate(e)]
+    for _, rate in _in_pieces(_rates, saturated, knowledge, executor, told):
+        yield rate
 
 
 def predicted(experiments: Sequence[Experiment], part: Part) -> tuple[Array, Array, Array]:
@@ -312,15 +324,15 @@ def _in_pieces(
     knowledge: Knowledge,
     executor: Executor | workers.Local | None,
     told: workers.Told | None,
-) -> list[Found]:
-    """Return what a function makes of each row, in their order.  Rows that share simulations, all but equal, are one piece."""
+) -> Iterator[tuple[int, Found]]:
+    """Yield what a function makes of each row, with the row's place.  Rows that share simulations, all but equal, are one piece."""
     alike: dict[str, list[int]] = {}
     for i, e in enumerate(rows):
         alike.setdefault(str(dataclasses.replace(e, key="", group="", measured={}, requests=None, replicas=1)), []).append(i)
-    pieces = [[rows[i] for i in at] for at in alike.values()]
-    results = workers.each(function, pieces, shared=knowledge, executor=executor, told=told)
-    found = {i: result for at, some in zip(alike.values(), results, strict=True) for i, result in zip(at, some, strict=True)}
-    return [found[i] for i in range(len(rows))]
+    places = list(alike.values())
+    pieces = [[rows[i] for i in at] for at in places]
+    for piece, some in workers.as_done(function, pieces, shared=knowledge, executor=executor, told=told):
+        yield from zip(places[piece], some, strict=True)
 
 
 def _taught(knowledge: Knowledge, rows: Sequence[Experiment]) -> list[saturation.Rates]:

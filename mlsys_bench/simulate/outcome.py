@@ -43,14 +43,18 @@ def loadtest(
     offered_rate_per_s: float | None,
     slo: SLO | None,
     reasons: Sequence[str] = (),
+    stopped: str | None = None,
     requests_file: str | None = None,
 ) -> LoadTest:
-    """Return what the users of one or several runs of one design saw.  `reasons`: what the result rests on."""
+    """Return what the users of one or several runs of one design saw.
+
+    `reasons`: what the result rests on; `stopped`: that these are fewer runs than were asked for, in words.
+    """
     records = [r for s in simulations for r in s.requests]
     groups = [group for s in simulations for group in _groups(s, len(simulations))]
     together = summary.summarise(
         records, source="simulation", target=target, arrivals=arrivals, offered_rate_per_s=offered_rate_per_s, slo=slo,
-        validity=_validity(simulations, reasons), window=simulations[0].window, requests_file=requests_file,
+        validity=_validity(simulations, reasons, stopped), window=simulations[0].window, requests_file=requests_file,
         itl=_gaps(simulations, groups),
     )  # fmt: skip
     rates = np.array([_rates(s) for s in simulations])
@@ -209,16 +213,17 @@ def _batches(values: Sequence[float | None]) -> list[Sequence[float | None]]:
 # ---------------------------------------------------------------- may it be believed?
 
 
-def _validity(simulations: Sequence[Simulation], reasons: Sequence[str]) -> Validity:
-    """Warn of a window without length, which has no rates, and of a queue that grows to the end: latencies then say how long it was."""
+def _validity(simulations: Sequence[Simulation], reasons: Sequence[str], stopped: str | None) -> Validity:
+    """Warn of a stop, of a window without length, which has no rates, and of a queue that grows to the end, as latencies do with it."""
+    growing = sum(is_growing(s) for s in simulations)
+    warned = [] if stopped is None else [stopped]
     if all(start_s == end_s for start_s, end_s in (s.window for s in simulations)):
         why = "all requests that count are due at one moment: no rate can be told of them; simulate more --requests, or a --duration"
-        return Validity(verdict="degraded", reasons=(why, *reasons))
-    growing = sum(is_growing(s) for s in simulations)
-    if growing * 2 > len(simulations):
+        warned.append(why)
+    elif growing * 2 > len(simulations):
         why = "the queue still grows when the last requests come: the load is at or above capacity, and latencies depend on the duration"
-        return Validity(verdict="degraded", reasons=(why, *reasons))
-    return Validity(verdict="valid", reasons=tuple(reasons))
+        warned.append(why)
+    return Validity(verdict="degraded" if warned else "valid", reasons=(*warned, *reasons))
 
 
 def is_growing(simulation: Simulation) -> bool:
