@@ -19,6 +19,8 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+INTERRUPTED = 130  # the exit status of what Ctrl-C ended, as a shell gives it
+
 
 class MlsysError(Exception):
     """Base of all; `exit_status` is what the command line ends with."""

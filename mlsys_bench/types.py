@@ -100,6 +100,7 @@ class Bench:
     contended: tuple[str, ...] = ()  # what else used this machine meanwhile, in words; empty: nothing seen
     telemetry: tuple[Telemetry, ...] = ()  # a launch each
     unread: tuple[str, ...] = ()  # what this machine does not tell, and why
+    stopped: str | None = None  # in words, where a Ctrl-C ended it
 
 
 # ---------------------------------------------------------------- requests and their summary

@@ -119,6 +119,12 @@ def test_what_was_predicted_before_a_ctrl_c_is_kept(tmp_path: Path, monkeypatch:
     assert second["provenance"] == "not predicted: interrupted before this row"
 
 
+def test_a_table_counts_once(tmp_path: Path) -> None:
+    table = file(tmp_path, CLOSED + qwen(8))
+    with pytest.raises(BadInput, match=r"table\.csv is named twice; its rows would count double"):
+        run(table, tmp_path / "." / "table.csv")
+
+
 def test_a_summary_is_the_mixture_of_its_stages(tmp_path: Path) -> None:
     rows = [STAGE.format(stage=s, rate=r, e2e=4000) for s, r in (("0", "5"), ("1", "10"), ("summary", "5+10"))]
     result = run(file(tmp_path, BLIS + "".join(rows)))

@@ -270,6 +270,7 @@ def test_ctrl_c_keeps_what_was_measured_and_leaves_no_child() -> None:
     assert kept
     assert all(m.skipped is None for m in kept)
     assert {m.skipped for m in found.measurements if not m.launches} == {"interrupted"}
+    assert found.stopped == "stopped by hand in launch 1 of 3"
     assert json.loads(rest)["kind"] == "bench"
 
 

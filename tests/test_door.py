@@ -8,6 +8,8 @@ import sys
 
 import pytest
 
+from mlsys_bench.errors import INTERRUPTED
+from mlsys_bench.types import Bench
 from mlsys_cli import main
 
 
@@ -37,6 +39,19 @@ def test_options_that_are_plain_or_left_out_cost_no_validator() -> None:
         assert done.returncode == 2
         assert "no-such-model" in done.stderr
         assert done.stderr.split()[-1] == str(is_loaded)
+
+
+@pytest.mark.parametrize(("words", "journey"), [(["bench", "gpu"], "gpu"), (["bench", "quality"], "quality")])
+def test_a_bench_that_ctrl_c_ended_is_shown_and_ends_so(
+    words: list[str], journey: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`mlsys bench gpu -o bench.json && mlsys fit bench.json` must not go on with a part of it."""
+    kept = Bench(measurements=(), stopped="stopped by hand in launch 1 of 3")
+    monkeypatch.setattr(f"mlsys_bench.journeys.benchmark.{journey}", lambda **_: (kept, []) if journey == "gpu" else kept)
+    assert end_of(words, monkeypatch) == INTERRUPTED
+    out, err = capsys.readouterr()
+    assert "stopped by hand in launch 1 of 3" in out
+    assert err == "mlsys: interrupted\n"
 
 
 @pytest.mark.parametrize(
@@ -72,7 +87,7 @@ def test_ctrl_c_is_said(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
         raise KeyboardInterrupt
 
     monkeypatch.setattr("mlsys_bench.journeys.doctor.examine", by_hand)
-    assert end_of(["doctor"], monkeypatch) == main.INTERRUPTED
+    assert end_of(["doctor"], monkeypatch) == INTERRUPTED
     assert capsys.readouterr().err == "mlsys: interrupted\n"
 
 

@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 
 from mlsys_bench import gate, record
-from mlsys_bench.errors import BadInput, MeasurementFailed, NotComparable
+from mlsys_bench.errors import INTERRUPTED, BadInput, MeasurementFailed, NotComparable
 from mlsys_bench.journeys.gating import environments, interrupts, run, subjects, view
 from mlsys_bench.journeys.gating.pairs import Contest, Progress, Race
 from mlsys_bench.journeys.gating.run import Asked
@@ -287,7 +287,7 @@ def test_ctrl_c_leaves_the_partial_record_and_no_process(repository: Repository,
         ours.send_signal(number)
         said += ours.stderr.readlines()
         status = ours.wait(30)
-    assert status == run.INTERRUPTED, said
+    assert status == INTERRUPTED, said
     kept = record.read(out, GateRun)
     assert kept.ended == "interrupted"
     assert len(kept.base_bench.measurements[0].launches) >= 1

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from mlsys_bench import hardware, loadtest, record
-from mlsys_bench.errors import BadInput
+from mlsys_bench.errors import INTERRUPTED, BadInput
 from mlsys_bench.journeys import load
 from mlsys_bench.loadtest import alarm, crew, trust, validity
 from mlsys_bench.report import content
@@ -119,7 +119,7 @@ def test_a_calibration_of_a_client_that_polls_holds_for_no_other(tmp_path: Path,
 def test_a_run_that_was_ended_by_hand_did_not_answer_unless_a_limit_was_missed() -> None:
     stopped = Validity(verdict="degraded", reasons=("stopped by hand after 3.0 of 60.0 s; requests in flight then are left out",))
     kept: LoadTest = dataclasses.replace(sample_records.loadtest(), validity=stopped, slo_met={"ttft_p95": True})
-    assert load.exit_status(kept) == load.INTERRUPTED == 130
+    assert load.exit_status(kept) == INTERRUPTED == 130
     assert load.exit_status(dataclasses.replace(kept, slo_met={"ttft_p95": False})) == 1
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from mlsys_bench.plan import agreement, analytic, demand, sizing
 from mlsys_bench.plan.analytic import Replica, memory_slots
 from mlsys_bench.plan.latencies import Latencies
 from mlsys_bench.pricing import Shelf, published
+from mlsys_bench.simulate import kernel
 from mlsys_bench.types import LatencyProfile, Workload
 
 SHELF = Shelf(market=published())
@@ -185,6 +187,20 @@ def test_theory_agrees_with_the_simulated_scheduler(traffic: Workload, profile: 
     assert one.binds == "slots"
     for found in agreement.compare(one, traffic, load, requests=2400, keys=(*agreement.KEYS, "tpot_p50", "tpot_p99", "e2e_p50")):
         assert found.agrees(0.10), f"{found.key}: {found.analytic_s} against {found.simulated_s} ({found.low_s} to {found.high_s})"
+
+
+def test_a_percentile_between_two_kinds_of_step_may_be_of_either() -> None:
+    """Of gaps of 8 and 30 ms half each, a few in a thousand decide of which the median is; its interval holds both."""
+
+    def run(of_8_ms: int) -> agreement.Run:
+        gaps = np.zeros(kernel.BINS, dtype=np.int64)
+        for gap_s, many in ((0.008, of_8_ms), (0.030, 1000 - of_8_ms)):
+            gaps[int(math.log(gap_s / kernel.LEAST_S) * kernel.BINS_PER_E) + 1] = many
+        return agreement.Run(latencies={}, gap_s=0.019, gaps=gaps)
+
+    found = agreement._of_gaps([run(n) for n in (503, 504, 505, 501)], "p50")
+    assert found == pytest.approx((0.008, 0.008, 0.030), rel=0.003)
+    assert agreement._of_gaps([run(n) for n in (603, 604, 605, 601)], "p50") == pytest.approx((0.008, 0.008, 0.008), rel=0.003)
 
 
 def test_steps_that_carry_a_prompt_are_met_as_often_as_prompts_come() -> None:

@@ -241,6 +241,27 @@ def test_ctrl_c_ends_the_measuring_and_says_what_is_missing(server: serve.Server
     assert len(calls) == 6
 
 
+@pytest.mark.measures
+@pytest.mark.parametrize(
+    ("end", "says", "status"),
+    [(KeyboardInterrupt(), "stopped by hand after ", 130), (MeasurementFailed("no connection"), "the server was gone after ", 3)],
+)
+def test_what_half_a_probe_measured_is_fitted_and_said_to_be_half(
+    server: serve.ServerProcess, monkeypatch: pytest.MonkeyPatch, end: BaseException, says: str, status: int
+) -> None:
+    whole = probe._Run._round
+
+    def ending(self: probe._Run) -> Iterator[Wave]:
+        if self._rounds:
+            raise end
+        return whole(self)
+
+    monkeypatch.setattr(probe._Run, "_round", ending)
+    found = probe.probe(probe.Options(url=server.url, concurrency=2, longest_tokens=64, budget_s=120.0), quiet=True)
+    assert (found.rounds, found.exit_status) == (1, status)
+    assert says in found.profile.note
+
+
 @pytest.mark.parametrize(
     ("changed", "message"), [({"budget_s": 601.0}, "at most 10 minutes"), ({"concurrency": 1}, "batches of at least two sizes")]
 )

@@ -373,6 +373,10 @@ def test_gaps_between_tokens_are_counted_in_narrow_bins() -> None:
     assert tracks.gaps.sum() == len(gaps)
     for p in (0.05, 0.5, 0.9, 0.99):
         assert tracks.gap_quantile_s(p) == pytest.approx(np.quantile(gaps, p, method="inverted_cdf"), rel=0.003)
+        at_s = tracks.gap_quantile_s(p)
+        assert np.mean(gaps <= 0.997 * at_s) <= core.share_of_gaps(tracks.gaps, at_s) <= np.mean(gaps <= 1.003 * at_s)
+    assert core.share_of_gaps(tracks.gaps, 0.997 * gaps.min()) == 0
+    assert core.share_of_gaps(tracks.gaps, 1.003 * gaps.max()) == 1
     assert tracks.worst_gap_s == pytest.approx([max(np.diff(of)) for of in tokens_s(tracks)])
 
 

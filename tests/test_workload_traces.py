@@ -287,6 +287,22 @@ def test_a_column_that_is_not_there_is_named_with_those_that_are(tmp_path: Path)
         trace.read(path, time_unit="min")
 
 
+@pytest.mark.parametrize(("unit", "per_s"), [("ms", 1e3), ("us", 1e6), ("ns", 1e9)])
+def test_times_from_1970_on_are_known_by_their_size(tmp_path: Path, unit: str, per_s: float) -> None:
+    """Read as seconds, three requests within a second would be a trace of eleven days, or of 32 years."""
+    path = tmp_path / "trace.csv"
+    rows = "".join(f"{int((1_700_000_000 + t) * per_s)},100,10\n" for t in (0.0, 0.25, 1.0))
+    path.write_text(f"time,prompt_tokens,output_tokens\n{rows}")
+    found = trace.read(path, columns={})
+    assert found.schedule.scheduled_s.tolist() == pytest.approx([0, 0.25, 1.0], abs=1e-5)
+    assert found.start_unix_s == 1_700_000_000
+    assert found.schedule.notes == (f"time was taken to count {unit} from 1970 on",)
+    told = trace.read(path, columns={}, time_unit="s")
+    assert told.schedule.scheduled_s[-1] == pytest.approx(per_s)  # who says what it is in is believed
+    path.write_text("time,prompt_tokens,output_tokens\n1700000000,100,10\n1700000001,100,10\n")
+    assert trace.read(path, columns={}).schedule.notes == ()
+
+
 @pytest.mark.parametrize("data", [b"\xff\xfe\x00\x01", b"PAR1\x00\xff", b'{"time": "\xff"}'])
 def test_bytes_that_are_no_text_are_refused(tmp_path: Path, data: bytes) -> None:
     path = tmp_path / "trace.csv"

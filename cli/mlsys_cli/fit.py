@@ -60,3 +60,4 @@ def fit(
             budget=budget, seed=seed, quiet=as_json,
         )  # fmt: skip
     show(found.profile, as_json, out, html, md, inputs=files or [], extra=found.checks)
+    raise typer.Exit(found.exit_status)

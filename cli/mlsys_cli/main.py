@@ -12,12 +12,11 @@ from typing import Annotated
 import typer
 
 from mlsys_bench import __version__
-from mlsys_bench.errors import MlsysError
+from mlsys_bench.errors import INTERRUPTED, MlsysError
 from mlsys_cli import backtest, claims, cost, gate, loadtest, look, measure, model, traffic
 from mlsys_cli.lean import Door, Group
 
 BUG = 70  # sysexits.h: an internal software error
-INTERRUPTED = 130  # a shell's status of what SIGINT ended; typer makes Ctrl-C this status, and says nothing
 
 # typer carries a click of its own, older ones use click itself: this is the base of all usage errors in both
 USAGE_ERROR: type[Exception] = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")

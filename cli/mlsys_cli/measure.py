@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from mlsys_bench.errors import NotBuilt
+from mlsys_bench.errors import INTERRUPTED, NotBuilt
 from mlsys_cli.lean import Door
 from mlsys_cli.options import AsJson, Out, Seed
 from mlsys_cli.show import refuse, show
@@ -75,7 +75,8 @@ def gpu(
 
         verdict = comparison.compare_fresh(base, record)
         show(verdict, as_json)
-        raise typer.Exit(gate.exit_status(verdict))
+        raise typer.Exit(INTERRUPTED if record.stopped else gate.exit_status(verdict))
+    raise typer.Exit(INTERRUPTED if record.stopped else 0)
 
 
 @bench_app.command("quality")
@@ -100,6 +101,7 @@ def quality(
         out=out, quiet=as_json,
     )  # fmt: skip
     show(record, as_json)
+    raise typer.Exit(INTERRUPTED if record.stopped else 0)
 
 
 @bench_app.command("list")

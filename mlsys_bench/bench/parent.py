@@ -60,6 +60,7 @@ class _Run:
     unread: list[str] = dataclasses.field(default_factory=list)
     cores: tuple[int, ...] = ()
     involuntary: int | None = None
+    stopped: str | None = None
 
     def say(self, text: str, left_s: float | None = None) -> None:
         """Show a line."""
@@ -76,6 +77,7 @@ class _Run:
             contended=tuple(dict.fromkeys([*(why for seen in self.seen for why in seen.contended), *telemetry.shared(shares)])),
             telemetry=tuple(seen.telemetry for seen in self.seen),
             unread=tuple(dict.fromkeys([*self.unread, *(text for seen in self.seen for text in seen.unread)])),
+            stopped=self.stopped,
         )
 
 
@@ -96,6 +98,7 @@ def run(options: Options, progress: Callable[[Progress], None] | None = None) ->
             with _watched(run):
                 _one_launch(run, launch)
     except KeyboardInterrupt:
+        run.stopped = f"stopped by hand in launch {len(run.started)} of {options.launches}"
         for cell in run.cells.values():
             cell.skipped = None if cell.launches else "interrupted"
     return run.record()

@@ -57,8 +57,12 @@ def run(options: Options, told: Told) -> Bench:
         model = trained(options.steps, told)
     except KeyboardInterrupt:
         raise MeasurementFailed("stopped before the byte model had learnt: nothing was kept; it takes a few minutes, once") from None
-    result = Bench(measurements=tuple(_measured(model, ways, options, told)))
-    if options.steps is None and not any(m.skipped for m in result.measurements):
+    measured = tuple(_measured(model, ways, options, told))
+    lost = sum(m.skipped is not None for m in measured)
+    result = Bench(
+        measurements=measured, stopped=f"stopped by hand after {len(measured) - lost} of {len(measured)} losses" if lost else None
+    )
+    if options.steps is None and not lost:
         record.write(_kept(), result, hardware.machine())
     return result
 

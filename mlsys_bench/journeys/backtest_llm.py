@@ -36,8 +36,7 @@ def llm(
     files: Sequence[Path], *, calibrate: Sequence[Path], out: Path | None, quiet: bool = False, cluster: str | None = None
 ) -> Backtest:  # fmt: skip
     """Predict every row of the tables, after learning from those of `calibrate`, and write them with the predictions when asked."""
-    for path in outputs(files, out):
-        record.check_writable(path)
+    check(files, out)
     read = tables.read_all([*files, *calibrate])
     asked = read[: len(files)]
     known = [e for table in read[len(files) :] for e in tables.calibration(table)]
@@ -93,6 +92,15 @@ def predicted(
                 found.update((e.key, prediction) for e in alike[prediction.key])
     finally:
         line.clear()
+
+
+def check(files: Sequence[Path], out: Path | None) -> None:
+    """Raise BadInput for a table named twice, whose rows would count double, and for an output that cannot be written."""
+    twice = [str(path) for i, path in enumerate(files) if path.resolve() in [other.resolve() for other in files[:i]]]
+    if twice:
+        raise BadInput(f"{twice[0]} is named twice; its rows would count double")
+    for path in outputs(files, out):
+        record.check_writable(path)
 
 
 def outputs(files: Sequence[Path], out: Path | None) -> list[Path]:

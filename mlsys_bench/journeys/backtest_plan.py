@@ -30,8 +30,7 @@ def plan(
 ) -> Backtest:  # fmt: skip
     """Plan for the latencies that each row measured, after learning from those of `calibrate`; write the tables with their plans."""
     paths = rows.outputs(files, out)
-    for path in paths:
-        record.check_writable(path)
+    rows.check(files, out)
     read = tables.read_all([*files, *calibrate])
     asked = read[: len(files)]
     known = [e for table in read[len(files) :] for e in tables.calibration(table)]

@@ -56,6 +56,8 @@ def demo(out: Path, *, seed: int = 0, quiet: bool = False) -> Demo:
     with stage("bench", "measuring what this machine can do (mlsys bench gpu)"):
         options = bench.Options(device=_device(), model="nano", precisions=("fp32",), only=ONLY, budget_s=BUDGET_S, seed=seed)
         ceilings, _ = benchmark.measure(options, None, quiet)
+        if ceilings.stopped:
+            raise KeyboardInterrupt
     asked = _ask(seed)
     with contextlib.ExitStack() as stack:
         out.mkdir(parents=True, exist_ok=True)

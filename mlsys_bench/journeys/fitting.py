@@ -37,6 +37,7 @@ class Fitted:
 
     profile: LatencyProfile
     checks: tuple[Check, ...]
+    exit_status: int = 0  # not 0: a profile of less than was asked for
 
 
 def fit(files: Sequence[Path], design: Design | None = None, *, stage: str | None = None) -> Fitted:
@@ -47,6 +48,9 @@ def fit(files: Sequence[Path], design: Design | None = None, *, stage: str | Non
     if twice:
         raise BadInput(f"mlsys fit: {twice[0]} is named twice; its samples would count double")
     kinds = {_kind(path) for path in files}
+    if design is not None and design != Design() and "unread" in kinds:
+        kinds = {"other" if kind == "unread" else kind for kind in kinds}  # records of ours need no options: it was to be another tool's
+    kinds = {"bench" if kind == "unread" else kind for kind in kinds}
     named = [option for option, value in dataclasses.asdict(design or Design()).items() if value is not None]
     if kinds == {"bench"} and named:
         raise BadInput(f"mlsys fit: bench records say what they were measured on; leave out --{_OPTIONS.get(named[0], named[0])}")
@@ -87,7 +91,7 @@ def probe(
         seed=seed,
     )
     found = probing.probe(options, quiet=quiet)
-    return Fitted(profile=found.profile, checks=beside.steps(found.profile, found.residuals))
+    return Fitted(profile=found.profile, checks=beside.steps(found.profile, found.residuals), exit_status=found.exit_status)
 
 
 def _layout(design: Design) -> Layout | None:
@@ -108,7 +112,7 @@ def _layout(design: Design) -> Layout | None:
 
 
 def _kind(path: Path) -> str:
-    """Return what a file is: 'loadtest', 'bench' for any other record of ours, 'other' for the result of another tool."""
+    """Return what a file is: 'loadtest', 'bench' for any other record of ours, 'other' for the result of another tool, or 'unread'."""
     try:
         text = path.read_bytes()
     except OSError as error:
@@ -122,7 +126,7 @@ def _kind(path: Path) -> str:
             continue
         kind = document.get("kind") if isinstance(document, dict) and "schema" in document else None
         return "other" if kind is None else "loadtest" if kind in ("loadtest", "loadsweep") else "bench"
-    return "bench" if path.suffix == ".json" else "other"  # what is wrong with it is best said by the reader of what it should be
+    return "unread" if path.suffix == ".json" else "other"  # what is wrong with it is best said by the reader of what it should be
 
 
 def _benches(files: Sequence[Path], stage: str | None) -> Fitted:

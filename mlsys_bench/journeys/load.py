@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mlsys_bench import errors, hardware, loadtest, record, report, slo, summary, units, workload
-from mlsys_bench.errors import BadInput, NothingYet
+from mlsys_bench.errors import INTERRUPTED, BadInput, NothingYet
 from mlsys_bench.journeys import asking, dry
 from mlsys_bench.journeys.progress import Line
 from mlsys_bench.loadtest import endpoints
@@ -22,7 +22,6 @@ from mlsys_bench.loadtests import LoadTests
 from mlsys_bench.report import rows
 from mlsys_bench.types import SLO, Lengths, LoadTest, Requests
 
-INTERRUPTED = 130  # as a shell says of what SIGINT ended
 _NO_TRACE, _NOTHING_MORE = asking.Traced(), asking.Carried()
 
 

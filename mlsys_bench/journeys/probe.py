@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from typing import Any, Literal
 
 from mlsys_bench import latency, units
-from mlsys_bench.errors import BadInput, MeasurementFailed
+from mlsys_bench.errors import INTERRUPTED, BadInput, MeasurementFailed
 from mlsys_bench.journeys.progress import Line
 from mlsys_bench.loadtest import target as targets
 from mlsys_bench.loadtest import waves
@@ -35,6 +35,7 @@ _SHORTEST = 8  # prompt tokens
 _LONGEST = 4096  # of a context, unless the server takes less
 _PLATEAU_TOKENS = 5 * outside.BLOCK_TOKENS  # that all requests of a wave should decode together
 _PATIENCE_S = 60.0  # for one wave
+_SUSPECT = 3  # the exit status of a profile of half a probe
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,6 +64,7 @@ class Probed:
     outcomes: dict[str, int]
     rounds: int
     took_s: float
+    exit_status: int = 0  # INTERRUPTED where a person ended the measuring, 3 where the server was gone before its end
 
 
 def probe(options: Options, *, quiet: bool = False) -> Probed:
@@ -104,6 +106,7 @@ class _Run:
         self._failed: Counter[str] = Counter()  # the outcomes that are no answers, with what HTTP said
         self._notes: list[str] = []
         self._cut: str | None = None  # why it ended before its time
+        self._status = 0
         self._seconds_per_prompt_token, self._step_s = 1e-4, 0.02
         self._rounds, self._began_s = 0, time.monotonic()
 
@@ -131,11 +134,11 @@ class _Run:
                 if not self._outcomes["ok"]:
                     return  # nor would it answer the same once more
         except KeyboardInterrupt:
-            self._cut = f"stopped by hand after {units.show_s(time.monotonic() - self._began_s)}"
+            self._cut, self._status = f"stopped by hand after {units.show_s(time.monotonic() - self._began_s)}", INTERRUPTED
         except MeasurementFailed as error:
             if not self._outcomes["ok"]:
                 raise
-            self._cut = f"the server was gone after {units.show_s(time.monotonic() - self._began_s)}: {error}"
+            self._cut, self._status = f"the server was gone after {units.show_s(time.monotonic() - self._began_s)}: {error}", _SUSPECT
         finally:
             sender.close()
 
@@ -217,10 +220,12 @@ class _Run:
     def fitted(self, layout: Layout) -> Probed:
         """Return the profile of what was measured.  Raises MeasurementFailed where nothing was answered."""
         if not self._outcomes["ok"]:
-            counts = self._cut or _counts(self._failed) or f"nothing came within --budget {units.show_s(self._options.budget_s)}"
-            raise MeasurementFailed(
-                f"{self._options.url}: the probe got no answer to fit: {counts}; does the server answer other requests?"
-            )
+            budget_s = self._options.budget_s
+            counts = self._cut or _counts(self._failed) or f"nothing came within --budget {units.show_s(budget_s)}"
+            now = "does the server answer other requests?"
+            if not (self._cut or self._failed) and budget_s < _PATIENCE_S:
+                now = "give it minutes: a probe measures many cells"
+            raise MeasurementFailed(f"{self._options.url}: the probe got no answer to fit: {counts}; {now}")
         self._check_told()
         took_s = time.monotonic() - self._began_s
         notes = [self._cut] if self._cut else []
@@ -251,6 +256,7 @@ class _Run:
             outcomes=dict(self._outcomes),
             rounds=self._rounds,
             took_s=took_s,
+            exit_status=self._status,
         )
 
     def _check_told(self) -> None:

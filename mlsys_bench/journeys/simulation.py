@@ -11,7 +11,7 @@ import numpy as np
 
 from mlsys_bench import hardware, record, units, workers, workload
 from mlsys_bench import plan as planner
-from mlsys_bench.errors import BadInput
+from mlsys_bench.errors import INTERRUPTED, BadInput
 from mlsys_bench.journeys import around, planning
 from mlsys_bench.journeys.progress import Line
 from mlsys_bench.types import LoadTest, Requests
@@ -25,7 +25,6 @@ DURATION = "300s"
 ROUNDS = 20  # requests of each user of a closed loop, unless --requests says otherwise
 LEAST = 500  # of all users
 STOPPED = "stopped by hand"
-INTERRUPTED = 130
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

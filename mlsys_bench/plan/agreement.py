@@ -22,6 +22,7 @@ from mlsys_bench.simulate import core
 from mlsys_bench.types import LatencyProfile, Workload
 
 Floats = npt.NDArray[np.float64]
+Ints = npt.NDArray[np.int64]
 KEYS = ("ttft_p50", "ttft_p95", "ttft_p99", "itl_mean", "itl_p50", "itl_p95", "itl_p99")
 RUNS, BATCHES = 4, 10  # independent runs, and batches of neighbouring requests in each
 _STUDENT, _STUDENT_OF_RUNS = 2.708, 5.841  # 99.5 % points, for all batches together and for the runs
@@ -51,10 +52,11 @@ class Agreement:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Run:
-    """What the counted requests of one run met: one value each, and what is known of the gaps between tokens."""
+    """What the counted requests of one run met: one value each, and of the gaps between tokens the mean and a histogram."""
 
     latencies: dict[str, Floats]
-    gaps: dict[str, float]
+    gap_s: float
+    gaps: Ints
 
 
 def compare(
@@ -78,10 +80,25 @@ def compare(
 
 
 def _of_gaps(runs: Sequence[Run], stat: str) -> tuple[float, float, float] | None:
-    """Return the mean over runs, and Student's interval."""
-    values = np.array([run.gaps.get(stat, math.nan) for run in runs])
-    mean, half = float(values.mean()), _STUDENT_OF_RUNS * float(values.std(ddof=1)) / math.sqrt(len(values))
-    return None if math.isnan(mean) else (mean, mean - half, mean + half)
+    """Return a statistic of all gaps, its interval from what runs differ in.
+
+    That of a percentile, too, reaches as far as the shares of gaps below it are uncertain: where it falls between two kinds of step, those
+    with and those without a prompt, all runs may have it on one side, and the other is no less likely.
+    """
+    if any(math.isnan(run.gap_s) for run in runs):
+        return None
+    if stat == "mean":
+        mean, half = _of_runs([run.gap_s for run in runs])
+        return mean, mean - half, mean + half
+    p, together = float(stat[1:]) / 100, np.sum([run.gaps for run in runs], axis=0)
+    value = core.gap_quantile_s(together, p)
+    _, half = _of_runs([core.share_of_gaps(run.gaps, value) for run in runs])
+    return value, core.gap_quantile_s(together, max(p - half, 0.0)), core.gap_quantile_s(together, min(p + half, 1.0))
+
+
+def _of_runs(values: Sequence[float]) -> tuple[float, float]:
+    """Return the mean, and half of Student's interval."""
+    return float(np.mean(values)), _STUDENT_OF_RUNS * float(np.std(values, ddof=1)) / math.sqrt(len(values))
 
 
 def _of_requests(runs: Sequence[Run], metric: str, stat: str) -> tuple[float, float, float] | None:
@@ -120,7 +137,5 @@ def simulated(profile: LatencyProfile, limits: Limits, traffic: Workload, n: int
     gaps = schedule.output_tokens[kept] - 1
     some = gaps > 0
     tpot = (e2e - ttft)[some] / gaps[some]
-    of_gaps = {f"p{p}": tracks.gap_quantile_s(p / 100) for p in (50, 95, 99)}
-    if some.any():
-        of_gaps["mean"] = float((e2e - ttft).sum() / gaps.sum())
-    return Run(latencies={"ttft": ttft, "tpot": tpot, "e2e": e2e}, gaps=of_gaps)
+    gap_s = float((e2e - ttft).sum() / gaps.sum()) if some.any() else math.nan
+    return Run(latencies={"ttft": ttft, "tpot": tpot, "e2e": e2e}, gap_s=gap_s, gaps=np.asarray(tracks.gaps))

@@ -28,7 +28,7 @@ from mlsys_bench.plan import confirm, draws
 from mlsys_bench.plan.analytic import Replica
 from mlsys_bench.plan.draws import TAILS, Draws
 from mlsys_bench.plan.request import Request
-from mlsys_bench.plan.sizing import HALVINGS, MOST, Design, highest_rate, price, usable
+from mlsys_bench.plan.sizing import HALVINGS, IDLE, MOST, Beyond, Design, highest_rate, price, usable
 from mlsys_bench.plan.trial import Trial
 from mlsys_bench.pricing import Shelf
 from mlsys_bench.types import SLO, LatencyProfile
@@ -80,6 +80,11 @@ class Centre:
     log: float
     sd: float
     fleet_sd: float
+
+    @property
+    def high(self) -> float:
+        """Return the figure at the upper end of what counts for a fleet."""
+        return math.exp(self.log + _Z * self.fleet_sd)
 
 
 def of(design: Design, trial: Trial, analytic: Mapping[str, float], request: Request) -> Spread:
@@ -259,22 +264,43 @@ def _replicas(
     carried = _carried(design.replica, request, scaling)
     if carried <= 0:
         return at, at * _SENSIBLE
-    ends = (_carried(design.replica, request, _moved(scaling, centres, way)) for way in (-_Z, _Z))
-    less, more = (abs(math.log(carried / end)) if end > 0 else math.log(_SENSIBLE) for end in ends)
+    slower = _moved(scaling, centres, _Z) | _beyond(design, request, centres)
+    most, least = (_carried(design.replica, request, moved) for moved in (_moved(scaling, centres, -_Z), slower))
+    less = math.log(max(most, carried) / carried)
+    more = math.log(carried / min(least, carried)) if least > 0 else math.log(_SENSIBLE)
     band = tuple(_WHOLE * end for end in found.band([math.log(usual / d.most_per_s) for d in drawn]))
     needed = math.log(design.rate_per_s / carried)
     low, high = needed - math.hypot(less, min(band[0], 0.0)), needed + math.hypot(more, max(band[1], 0.0))
     return min(max(1.0, float(math.ceil(math.exp(low) - 1e-9))), at), max(float(math.ceil(math.exp(high) - 1e-9)), at)
 
 
-def _carried(replica: Replica, request: Request, scaling: Mapping[str, float], halvings: int = HALVINGS) -> float:
+def _carried(replica: Replica, request: Request, scaling: Mapping[str, float | Beyond], halvings: int = HALVINGS) -> float:
     """Return the highest rate of a replica within limits and headroom."""
     return highest_rate(replica, request.slo, usable(request.headroom), scaling, halvings)[0]
 
 
-def _moved(scaling: Mapping[str, float], centres: Mapping[str, Centre], sds: float) -> dict[str, float]:
+def _moved(scaling: Mapping[str, float], centres: Mapping[str, Centre], sds: float) -> dict[str, float | Beyond]:
     """Return what to multiply theory by if every limit's value were so many of its sd from the centre."""
     return {name: factor * math.exp(sds * centres[f"{name}_s"].fleet_sd) for name, factor in scaling.items()}
+
+
+def _beyond(design: Design, request: Request, centres: Mapping[str, Centre]) -> dict[str, float | Beyond]:
+    """Return what to multiply of theory if every limit's value were as high as its centre may be: what load adds to a request alone.
+
+    That is what a simulation is unsure of.  A request alone takes its own steps, and the profile says how long these are: were the whole
+    value multiplied, no rate would keep a limit that is near it.
+    """
+    replica = design.replica
+    rest, loaded = (
+        {slo.key(limit): excess for excess, limit in replica.predict(rate).excesses(request.slo)}
+        for rate in (IDLE * replica.capacity_per_s, min(design.each_per_s, MOST * replica.capacity_per_s))
+    )
+    highest = {slo.key(x): centres[f"{slo.key(x)}_s"].high / x.limit for x in slo.latencies(request.slo) if f"{slo.key(x)}_s" in centres}
+    return {
+        name: Beyond(rest[name], (high - rest[name]) / (loaded[name] - rest[name]))
+        for name, high in highest.items()
+        if min(high, loaded[name]) > rest[name]
+    }
 
 
 def costs(design: Design, replicas: Interval, shelf: Shelf) -> dict[str, Interval]:

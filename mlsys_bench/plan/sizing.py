@@ -6,6 +6,7 @@ import dataclasses
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from mlsys_bench import latency, models, pricing, slo
 from mlsys_bench.errors import Infeasible
@@ -180,12 +181,12 @@ def resized(design: Design, replicas: int, shelf: Shelf) -> Design:
 
 
 def highest_rate(
-    replica: Replica, limits: SLO, share: float, corrections: Mapping[str, float] | None = None, halvings: int = HALVINGS
+    replica: Replica, limits: SLO, share: float, corrections: Mapping[str, float | Beyond] | None = None, halvings: int = HALVINGS
 ) -> tuple[float, Limit | None]:
     """Return the highest rate of one replica up to `share` of its capacity that keeps all limits, and the limit that stops it.
 
     Latencies rise with the rate; it does not depend on the fleet's rate.  Found as closely as so many halvings of the bracket find it.
-    `corrections` multiplies a limit's value.  (0, limit) where an idle replica misses it.
+    `corrections` multiplies a limit's value, or what load adds to it.  (0, limit) where an idle replica misses it.
     """
     low, high = IDLE * replica.capacity_per_s, share * replica.capacity_per_s
     excess, limit = worst(replica.predict(high), limits, corrections)
@@ -211,12 +212,23 @@ def carried_per_s(design: Design, limits: SLO, headroom: float, corrections: Map
     return min(max(most_per_s, design.each_per_s), too_much * (1 - 1e-6))
 
 
-def worst(latencies: Latencies, limits: SLO, corrections: Mapping[str, float] | None = None) -> tuple[float, Limit | None]:
+class Beyond(NamedTuple):
+    """Multiplies what load adds to a value that an idle replica has anyway; both as shares of the limit."""
+
+    idle: float
+    factor: float
+
+
+def worst(latencies: Latencies, limits: SLO, corrections: Mapping[str, float | Beyond] | None = None) -> tuple[float, Limit | None]:
     """Return the largest value / limit, corrected, and its limit."""
     found = latencies.excesses(limits)
     if corrections:
-        found = [(excess * corrections.get(slo.key(limit), 1.0), limit) for excess, limit in found]
+        found = [(_corrected(excess, corrections.get(slo.key(limit), 1.0)), limit) for excess, limit in found]
     return max(found, key=lambda e: e[0], default=(0.0, None))
+
+
+def _corrected(excess: float, by: float | Beyond) -> float:
+    return by.idle + by.factor * max(excess - by.idle, 0.0) if isinstance(by, Beyond) else by * excess
 
 
 def bottleneck(design: Design) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from mlsys_bench.backtests import Backtest, Choosing, Deciding, Errors, Score, Sizing
 from mlsys_bench.report.parts import NONE, Cell, Column, Fact, Section, Table, Tone, digits, joined, percent
 from mlsys_bench.units import count
@@ -93,10 +95,10 @@ SPLITS = {
 }  # fmt: skip
 ERRORS = (
     Column("result"), Column("rows", right=True), Column("mean error", right=True), Column("90 % interval", right=True, wide=True),
-    Column("median", right=True), Column("p90", right=True), Column("bias", right=True), Column("in interval", right=True),
+    Column("median", right=True), Column("p90", right=True), Column("bias", right=True), Column("inside", right=True),
 )  # fmt: skip
 ERROR_NOTE = (
-    "errors are relative to the result; rows counts results (independent experiments); 'in interval' is the share of experiments whose "
+    "errors are relative to the result; rows counts results (independent experiments); 'inside' is the share of experiments whose "
     "result lies in its 90 % interval"
 )
 PEER_SPLITS = ("all", "gpu", "model", "engine")
@@ -128,11 +130,16 @@ def _llm(record: Backtest) -> Section:
 
 def _error_table(record: Backtest, split: str) -> Table:
     errors = [e for e in record.errors if e.split == split]
-    columns = ERRORS if split == "all" else (Column(split, flexible=True), *ERRORS)
+    columns = ERRORS if split == "all" else _by(split, ERRORS, spared=("median", "p90"))
     rows = tuple((*(() if split == "all" else (Cell(e.value, "strong"),)), *_error_cells(e)) for e in errors)
     return Table(
         title=SPLITS[split], columns=columns, rows=rows, note=ERROR_NOTE if split == "all" else "", detail=split in ("model", "engine")
     )
+
+
+def _by(split: str, columns: Sequence[Column], *, spared: Sequence[str]) -> tuple[Column, ...]:
+    """Return columns after the one of a split; where the page is narrow that costs the spared ones, not the last."""
+    return Column(split, flexible=True), *(c._replace(wide=c.wide or c.title in spared) for c in columns)
 
 
 def _error_cells(e: Errors) -> tuple[Cell, ...]:
@@ -167,7 +174,7 @@ def _peer_tables(record: Backtest, split: str) -> tuple[Table, ...]:
         )
         for e, name, theirs, ours, rows in beside
     )
-    columns = PEERS if split == "all" else (Column(split, flexible=True), *PEERS)
+    columns = PEERS if split == "all" else _by(split, PEERS, spared=("rows",))
     return (Table(title=f"beside other simulators, {SPLITS[split]}", columns=columns, rows=rows, detail=split != "all"),)
 
 

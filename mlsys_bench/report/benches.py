@@ -39,7 +39,7 @@ def bench(record: Bench, extra: object = None) -> Section:
     rows = tuple(extra) if isinstance(extra, tuple | list) else readings.table(record, extra if isinstance(extra, Machine) else None)
     ran = [row for row in rows if row.skipped is None]
     taken = anatomy.tables(record.measurements)
-    lead = f"{count(len(ran), 'benchmark')} in {_launches(ran)}{_skipped_words(rows)}."
+    lead = f"{count(len(ran), 'benchmark')} in {_launches(ran)}{_skipped_words(rows)}{f'; {record.stopped}' if record.stopped else ''}."
     return Section(
         kind="bench",
         title=f"Benchmarks: {_of(record.measurements) or f'{len(ran):,}'}",

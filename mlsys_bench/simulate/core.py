@@ -115,11 +115,22 @@ class Tracks:
 
     def gap_quantile_s(self, p: float) -> float:
         """Return a quantile of the gaps between tokens, to 0.2 %; nan where there was none."""
-        total = np.cumsum(self.gaps)
-        if not total[-1]:
-            return math.nan
-        at = int(np.searchsorted(total, p * total[-1]))
-        return kernel.LEAST_S * math.exp((at - 0.5) / kernel.BINS_PER_E) if at else 0.0
+        return gap_quantile_s(self.gaps, p)
+
+
+def gap_quantile_s(gaps: Ints, p: float) -> float:
+    """Return a quantile of a histogram of gaps, to 0.2 %; nan of an empty one."""
+    total = np.cumsum(gaps)
+    if not total[-1]:
+        return math.nan
+    at = int(np.searchsorted(total, p * total[-1]))
+    return kernel.LEAST_S * math.exp((at - 0.5) / kernel.BINS_PER_E) if at else 0.0
+
+
+def share_of_gaps(gaps: Ints, up_to_s: float) -> float:
+    """Return the share of the gaps of a histogram that are at most so long."""
+    at = 0 if up_to_s < kernel.LEAST_S else 1 + int(math.log(up_to_s / kernel.LEAST_S) * kernel.BINS_PER_E)
+    return float(gaps[: at + 1].sum() / gaps.sum())
 
 
 def play(

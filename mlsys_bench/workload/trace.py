@@ -39,6 +39,7 @@ KNOWN = {
 }  # fmt: skip
 NEEDED = ("time", "prompt", "output")
 TIME_UNITS = {"s": 1.0, "ms": 1e-3, "us": 1e-6, "ns": 1e-9}
+EPOCH_S = (1e9, 4.1e9)  # Unix times of 2001 to 2099: as such a time in milliseconds or finer, a number is unmistakable
 _NONE = (None, "", -1, "-1")
 _MOST_TOKENS = 2**31  # of a request: more is no length, and would overflow where lengths are added up
 _BLOCKS = (16, 32, 64, 128, 256, 512, 1024)
@@ -90,11 +91,11 @@ def read(path: Path, *, columns: dict[str, str] | None = None, time_unit: str | 
     """Return what a file of requests holds, in order of arrival, times counted from the first.  Raises BadInput."""
     with opened(path) as table:
         names = _names(path, table.columns, columns)
-        scale = _time_scale(path, names["time"], table.columns, time_unit)
+        scale, is_said = _time_scale(path, names["time"], table.columns, time_unit)
         rows = _Rows(path=path, names=names)
         for line, values in table.rows(list(names.values())):
             rows.add(line, values)
-    return _trace(rows, scale, block_tokens, has_options=columns is not None)
+    return _trace(rows, scale if is_said else rows.epoch_scale(scale), block_tokens, has_options=columns is not None)
 
 
 # ---------------------------------------------------------------- columns
@@ -125,17 +126,17 @@ def _names(path: Path, columns: Sequence[str], asked: dict[str, str] | None) -> 
     return found
 
 
-def _time_scale(path: Path, column: str, columns: Sequence[str], unit: str | None) -> float:
-    """Return the seconds of one unit of the time column: as said, by the end of its name, or milliseconds in a Mooncake trace."""
+def _time_scale(path: Path, column: str, columns: Sequence[str], unit: str | None) -> tuple[float, bool]:
+    """Return the seconds of one unit of the time column, and whether anybody said so: an option, the end of its name, a Mooncake trace."""
     if unit is not None:
         if unit not in TIME_UNITS:
             raise BadInput(f"{path}: times in {unit!r}; write s, ms, us or ns{did_you_mean(unit, TIME_UNITS)}")
-        return TIME_UNITS[unit]
+        return TIME_UNITS[unit], True
     suffix = column.lower().rpartition("_")[2]
     if suffix in TIME_UNITS:
-        return TIME_UNITS[suffix]
+        return TIME_UNITS[suffix], True
     is_mooncake = column.lower() == "timestamp" and "hash_ids" in columns and "chat_id" not in columns
-    return 1e-3 if is_mooncake else 1.0
+    return (1e-3, True) if is_mooncake else (1.0, False)
 
 
 # ---------------------------------------------------------------- rows
@@ -161,6 +162,16 @@ class _Rows:
     has_dates: bool = False
     without_tokens: int = 0
     retries: int = 0
+    epoch: str | None = None  # the unit of its times, where they turned out to count from 1970 in it
+
+    def epoch_scale(self, otherwise: float) -> float:
+        """Return the seconds of one unit of times that nobody told the unit of: finer than seconds where they would be of this century."""
+        first = next((t for t in self.time if not math.isnan(t)), 0.0)
+        for name, scale in TIME_UNITS.items():
+            if not self.has_dates and name != "s" and EPOCH_S[0] <= first * scale <= EPOCH_S[1]:
+                self.epoch = name
+                return scale
+        return otherwise
 
     def add(self, line: int, values: Sequence[Any]) -> None:
         """Take one row in.  A retry is no arrival, a request without tokens (it failed) has no length: both are counted and left out."""
@@ -337,6 +348,8 @@ def _notes(rows: _Rows, plan: Schedule) -> tuple[str, ...]:
         notes.append(f"{units.count(rows.without_tokens, 'request')} without prompt or output tokens (failed) left out, also of the rate")
     if rows.retries:
         notes.append(f"{rows.retries:,} retries are left out: they are no arrivals of their own")
+    if rows.epoch:
+        notes.append(f"{rows.names['time']} was taken to count {rows.epoch} from 1970 on")
     grid_s = 0.0 if plan.gap_s is not None else resolution_s(plan.scheduled_s)
     if grid_s > 0.5:
         notes.append(f"arrival times stand on a grid of about {grid_s:.3g} s; what happens within it is not known")

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from mlsys_bench import hardware, record, units
-from mlsys_bench.errors import BadInput, NotComparable, RecordError
+from mlsys_bench.errors import INTERRUPTED, BadInput, NotComparable, RecordError
 from mlsys_bench.gate import fingerprint, resolution, sequence
 from mlsys_bench.gate import policy as rules
 from mlsys_bench.gate.judge import Standing, judge
@@ -50,7 +50,7 @@ def itself(
 def exit_status(found: GateCalibration) -> int:
     """Return 0 where this runner can decide what was asked, 1 where it cannot, 3 where there were too few launches to say."""
     if found.run.ended == "interrupted":
-        return run.INTERRUPTED
+        return INTERRUPTED
     return TOO_FEW if not found.resolutions else TOO_FINE if any(_is_too_fine(r, found.run.policy) for r in found.resolutions) else 0
 
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mlsys_bench import gate, hardware, record, units
-from mlsys_bench.errors import BadInput, MeasurementFailed, unknown
+from mlsys_bench.errors import INTERRUPTED, BadInput, MeasurementFailed, unknown
 from mlsys_bench.gate import policy as rules
 from mlsys_bench.gate.judge import judge
 from mlsys_bench.journeys.gating import benchmarks, conditions, interrupts, subjects
@@ -20,7 +20,6 @@ from mlsys_bench.journeys.gating.view import View
 from mlsys_bench.journeys.gating.worker import NoWorkerError, WorkerSource
 from mlsys_bench.verdicts import GateRun, Policy, Subject, Verdict
 
-INTERRUPTED = 130
 BUDGET_S = 90.0  # for each benchmark, where nothing is said
 
 
