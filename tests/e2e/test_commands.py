@@ -323,9 +323,11 @@ def test_an_interrupted_load_test_keeps_its_records_and_leaves_no_process(mlsys:
 def test_an_interrupted_bench_keeps_what_was_measured_and_leaves_no_process(mlsys: Cli) -> None:
     command = ("bench", "gpu", "--only", "memory,gemm", "--budget", "300s", "-o", "bench.json")
     process, shown = run_on_a_terminal(mlsys, *command, until=r"memory\.|gemm")
-    assert process.returncode == 0, shown
+    assert process.returncode == 130, shown
     assert "Traceback" not in shown
-    measurements = record.read(mlsys.folder / "bench.json", Bench).measurements
+    found = record.read(mlsys.folder / "bench.json", Bench)
+    measurements = found.measurements
+    assert found.stopped == "stopped by hand in launch 1 of 1"
     assert any(m.launches for m in measurements)
     assert all(m.skipped == "interrupted" for m in measurements if not m.launches)
     assert mlsys.alive() == []
