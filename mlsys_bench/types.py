@@ -158,12 +158,20 @@ class LatencySummary:
     effective_count: float | None = None  # so many independent samples would say as much of the mean; None: taken as independent
 
 
+STOPPED = "stopped by hand"  # so begins the reason of a run that Ctrl-C ended
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Validity:
     """Whether a run may be believed, and why not."""
 
     verdict: Literal["valid", "degraded", "invalid"]
     reasons: tuple[str, ...] = ()
+
+    @property
+    def is_stopped(self) -> bool:
+        """Say whether Ctrl-C ended the run: it is less than was asked for."""
+        return any(reason.startswith(STOPPED) for reason in self.reasons)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -18,7 +18,7 @@ from mlsys_bench.loadtest.caller import shown
 from mlsys_bench.loadtest.limits import clauses, levels, search
 from mlsys_bench.loadtest.limits.clauses import Clause, Figure
 from mlsys_bench.loadtest.limits.running import LiveServer, Ran
-from mlsys_bench.types import LoadTest, Validity
+from mlsys_bench.types import STOPPED, LoadTest, Validity
 
 BUDGET_S = 120.0
 _LEVELS = 6  # of the length that the percentile needs, for which a budget that nobody set is stretched
@@ -277,7 +277,7 @@ def _swept(ran: Ran) -> SweptLevel | None:
 
 def _validity(test: LoadTest, over: bool) -> Validity:
     """Return the verdict without what follows from our own early end."""
-    reasons = tuple(r for r in test.validity.reasons if not (over and r.startswith("stopped by hand")))
+    reasons = tuple(r for r in test.validity.reasons if not (over and r.startswith(STOPPED)))
     return dataclasses.replace(test.validity, reasons=reasons)
 
 

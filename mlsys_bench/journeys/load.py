@@ -160,7 +160,7 @@ def run(
                 break
             results.append(result)
             requests.append(seen)
-            if _stopped(result):
+            if result.validity.is_stopped:
                 break
     finally:
         line.clear()
@@ -181,10 +181,6 @@ def _check(plan: loadtest.Options, repeats: int, out: Path | None, csv: Path | N
     record.requests_beside(out)
     if png is not None:
         report.check_pictures(png)
-
-
-def _stopped(result: LoadTest) -> bool:
-    return any(reason.startswith("stopped by hand") for reason in result.validity.reasons)
 
 
 def _together(results: Sequence[LoadTest], seed: int, repeats: int) -> LoadTest | LoadTests | None:
@@ -224,7 +220,7 @@ def exit_status(result: LoadTest | LoadTests) -> int:
         return 1 if 1 in statuses else max(statuses)
     if any(met is False for met in result.slo_met.values()):
         return 1
-    if _stopped(result):
+    if result.validity.is_stopped:
         return INTERRUPTED
     if result.validity.verdict == "invalid" or any(met is None for met in result.slo_met.values()):
         return 3

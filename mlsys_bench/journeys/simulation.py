@@ -14,7 +14,7 @@ from mlsys_bench import plan as planner
 from mlsys_bench.errors import INTERRUPTED, BadInput
 from mlsys_bench.journeys import around, planning
 from mlsys_bench.journeys.progress import Line
-from mlsys_bench.types import LoadTest, Requests
+from mlsys_bench.types import STOPPED, LoadTest, Requests
 from mlsys_bench.units import count
 
 if TYPE_CHECKING:
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 DURATION = "300s"
 ROUNDS = 20  # requests of each user of a closed loop, unless --requests says otherwise
 LEAST = 500  # of all users
-STOPPED = "stopped by hand"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,7 +103,7 @@ def exit_status(asked: Asked, result: LoadTest) -> int:
     verdicts = set(result.slo_met.values()) if given else set()
     if False in verdicts:
         return 1
-    if any(reason.startswith(STOPPED) for reason in result.validity.reasons):
+    if result.validity.is_stopped:
         return INTERRUPTED
     return 3 if None in verdicts else 0
 

@@ -17,7 +17,7 @@ from mlsys_bench.loadtest.caller import shown
 from mlsys_bench.loadtest.crew import Report
 from mlsys_bench.senders import Sender
 from mlsys_bench.timelines import Series, Steadiness, Timeline
-from mlsys_bench.types import LoadTest, RequestRecord, Requests
+from mlsys_bench.types import STOPPED, LoadTest, RequestRecord, Requests
 
 if TYPE_CHECKING:
     from mlsys_bench.workload import Schedule
@@ -71,7 +71,7 @@ def result(
     asked = own.asked(options, requests.requests) if options.locustfile else found.as_sent(askings.asked(options, plan, requests.requests))
     flaws = []
     if stopped_s is not None:
-        flaws.append(f"stopped by hand after {stopped_s:.1f} of {work.duration_s:.1f} s; requests in flight then are left out")
+        flaws.append(f"{STOPPED} after {stopped_s:.1f} of {work.duration_s:.1f} s; requests in flight then are left out")
     unfinished = sum(r.outcome == "unfinished" for r in requests.requests)
     if unfinished:
         flaws.append(f"{unfinished} answers did not come within {options.drain_s:g} s after the last send: the server is behind")

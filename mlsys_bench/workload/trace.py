@@ -91,11 +91,11 @@ def read(path: Path, *, columns: dict[str, str] | None = None, time_unit: str | 
     """Return what a file of requests holds, in order of arrival, times counted from the first.  Raises BadInput."""
     with opened(path) as table:
         names = _names(path, table.columns, columns)
-        scale, is_said = _time_scale(path, names["time"], table.columns, time_unit)
+        scale = _time_scale(path, names["time"], table.columns, time_unit)
         rows = _Rows(path=path, names=names)
         for line, values in table.rows(list(names.values())):
             rows.add(line, values)
-    return _trace(rows, scale if is_said else rows.epoch_scale(scale), block_tokens, has_options=columns is not None)
+    return _trace(rows, rows.guessed_scale() if scale is None else scale, block_tokens, has_options=columns is not None)
 
 
 # ---------------------------------------------------------------- columns
@@ -126,17 +126,17 @@ def _names(path: Path, columns: Sequence[str], asked: dict[str, str] | None) -> 
     return found
 
 
-def _time_scale(path: Path, column: str, columns: Sequence[str], unit: str | None) -> tuple[float, bool]:
-    """Return the seconds of one unit of the time column, and whether anybody said so: an option, the end of its name, a Mooncake trace."""
+def _time_scale(path: Path, column: str, columns: Sequence[str], unit: str | None) -> float | None:
+    """Return the seconds of one unit of the time column, as an option, the end of its name or Mooncake's format says; else None."""
     if unit is not None:
         if unit not in TIME_UNITS:
             raise BadInput(f"{path}: times in {unit!r}; write s, ms, us or ns{did_you_mean(unit, TIME_UNITS)}")
-        return TIME_UNITS[unit], True
+        return TIME_UNITS[unit]
     suffix = column.lower().rpartition("_")[2]
     if suffix in TIME_UNITS:
-        return TIME_UNITS[suffix], True
+        return TIME_UNITS[suffix]
     is_mooncake = column.lower() == "timestamp" and "hash_ids" in columns and "chat_id" not in columns
-    return (1e-3, True) if is_mooncake else (1.0, False)
+    return 1e-3 if is_mooncake else None
 
 
 # ---------------------------------------------------------------- rows
@@ -164,14 +164,14 @@ class _Rows:
     retries: int = 0
     epoch: str | None = None  # the unit of its times, where they turned out to count from 1970 in it
 
-    def epoch_scale(self, otherwise: float) -> float:
-        """Return the seconds of one unit of times that nobody told the unit of: finer than seconds where they would be of this century."""
+    def guessed_scale(self) -> float:
+        """Return the seconds of one unit of the times: 1, or less where that makes them Unix times of this century."""
         first = next((t for t in self.time if not math.isnan(t)), 0.0)
         for name, scale in TIME_UNITS.items():
             if not self.has_dates and name != "s" and EPOCH_S[0] <= first * scale <= EPOCH_S[1]:
                 self.epoch = name
                 return scale
-        return otherwise
+        return 1.0
 
     def add(self, line: int, values: Sequence[Any]) -> None:
         """Take one row in.  A retry is no arrival, a request without tokens (it failed) has no length: both are counted and left out."""

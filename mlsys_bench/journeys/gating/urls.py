@@ -244,7 +244,7 @@ class Launched:
             result, requests = loadtest.run(options)
         except NothingYet:
             raise KeyboardInterrupt from None
-        if any(reason.startswith("stopped by hand") for reason in result.validity.reasons):
+        if result.validity.is_stopped:
             raise KeyboardInterrupt
         return result, summary.columns.of(requests.requests)
 
