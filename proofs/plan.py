@@ -31,7 +31,7 @@ from mlsys_bench.queueing import laws
 from mlsys_bench.queueing.des import recursion
 from mlsys_bench.queueing.des.streams import arrival_times
 from mlsys_bench.simulate import core
-from mlsys_bench.types import Limit, Workload
+from mlsys_bench.types import Workload
 from mlsys_bench.workload import Schedule
 
 TRACE = Path(__file__).resolve().parents[2] / "shared" / "data" / "traces" / "azure_llm_2023_conv.csv"
@@ -40,6 +40,7 @@ CUSTOMERS = 400_000  # of each run of a simulated station
 LEAST_RUNS, RUNS = 8, 32  # of a station; the nearer a quantile is to its limit, the more
 REQUESTS = 30_000  # of each run of a simulated engine
 LEAST_RUNS_OF_ENGINES, RUNS_OF_ENGINES = 2, 8
+LUCKS = 8  # of the router: a fleet keeps a trace's limits if it does with all of them
 WARM = 0.1  # of either, before any is counted
 SEED = 20_261_121
 
@@ -243,7 +244,7 @@ def _worst(request: plan.Request, candidate: plan.Candidate, replicas: int, seed
 
 
 def trace(sheet: Sheet) -> None:
-    """Find the smallest fleet for Azure's conversations at ten times their speed; one replica fewer must fail."""
+    """Find the smallest fleet for Azure's conversations at ten times their speed; one replica fewer must fail with some luck."""
     if not TRACE.exists():
         print(f"{TRACE.name} is not beside this checkout: nothing is measured")
         return
@@ -261,21 +262,23 @@ def trace(sheet: Sheet) -> None:
     chosen = replace(layout, limits=layout.limits._replace(max_seqs=made.max_batch, max_step_tokens=made.max_step_tokens, blocks=blocks))
     print(f"Azure conversations x 10 ({asked.workload.rate_per_s:.3g}/s): {made.replicas} x {chosen.name}, ${made.usd_per_hour:,.2f}/h")
     for replicas, kept in ((made.replicas, True), (made.replicas - 1, False)):
-        found = _replayed(asked, chosen, replicas)
-        said = ", ".join(f"{slo.key(limit)} {excess:.2f} of its limit" for excess, limit in found)
-        sheet.holds(f"{replicas} replicas: {said}", "keeps" if kept else "fails", all(excess < 1 for excess, _ in found) is kept)
+        found = [_replayed(asked, chosen, replicas, luck) for luck in range(LUCKS)]
+        ends = {name: [one[name] for one in found] for name in found[0]}
+        said = ", ".join(f"{name} {min(seen):.2f} to {max(seen):.2f} of its limit" for name, seen in ends.items())
+        keep = sum(max(one.values()) < 1 for one in found)
+        sheet.holds(f"{replicas} replicas: {said}", f"{keep} of {LUCKS} keep", (keep == LUCKS) is kept)
 
 
-def _replayed(asked: plan.Request, chosen: plan.Candidate, replicas: int) -> list[tuple[float, Limit]]:
-    """Return the limits' shares in a simulation with the public simulator."""
+def _replayed(asked: plan.Request, chosen: plan.Candidate, replicas: int, luck: int) -> dict[str, float]:
+    """Return each limit's value over it in a replay with the public simulator."""
     from mlsys_bench import simulate, summary
 
     assert asked.trace is not None
-    run = simulate.run(asked.trace, chosen.profile, chosen.limits, replicas=replicas, routing=asked.routing, seed=asked.seed)
+    run = simulate.run(asked.trace, chosen.profile, chosen.limits, replicas=replicas, routing=asked.routing, seed=luck)
     ok = [r for r in run.requests if r.outcome == "ok"]
     ways = {"ttft": summary.ttft_s, "tpot": summary.tpot_s}
     seen = {name: [t for r in ok if (t := way(r)) is not None] for name, way in ways.items()}
-    return [(float(np.quantile(seen[limit.metric], float(limit.stat[1:]) / 100)) / limit.limit, limit) for limit in asked.slo]
+    return {slo.key(x): float(np.quantile(seen[x.metric], float(x.stat[1:]) / 100)) / x.limit for x in asked.slo}
 
 
 # ---------------------------------------------------------------- speed

@@ -263,10 +263,18 @@ def played(monkeypatch: pytest.MonkeyPatch) -> Played:
     return found
 
 
-@pytest.mark.parametrize("wide", [0.0, 10.0])
-@pytest.mark.parametrize(("compiled", "longest"), [(True, confirm.SURER), (False, confirm.LONGER)])
-def test_a_plan_shows_its_longest_run(monkeypatch: pytest.MonkeyPatch, played: Played, compiled: bool, longest: int, wide: float) -> None:
-    """Whether its replicas are uncertain or not; and no fleet is played twice for as long."""
+@pytest.mark.parametrize(
+    ("compiled", "wide", "tokens", "longest"),
+    [
+        (True, 10.0, 2e7, confirm.SURER), (True, 0.0, 2e7, confirm.SUREST), (True, 0.0, 1e3, confirm.SURER),
+        (False, 10.0, 2e7, confirm.LONGER), (False, 0.0, 2e7, confirm.LONGER),
+    ],
+)  # fmt: skip
+def test_a_plan_shows_its_longest_run(
+    monkeypatch: pytest.MonkeyPatch, played: Played, compiled: bool, wide: float, tokens: float, longest: int
+) -> None:
+    """The longest where its replicas are uncertain and that many tokens can be played; and no fleet is played twice for as long."""
+    monkeypatch.setattr(confirm, "_SURELY_TOKENS", tokens)
     monkeypatch.setattr(planner, "WIDE", wide)
     monkeypatch.setattr(planner.jit, "HAVE_NUMBA", compiled)
     many = dataclasses.replace(SMALL, rate_per_s=150.0)

@@ -15,8 +15,10 @@ from mlsys_bench.batching import Limits
 from mlsys_bench.errors import BadInput, UnknownName
 from mlsys_bench.plan import Request, candidates, confirm, demand, mixed, plan, planner, screen, search, sizing
 from mlsys_bench.plan.analytic import Replica
-from mlsys_bench.plan.trial import of_tracks
+from mlsys_bench.plan.latencies import Latencies
+from mlsys_bench.plan.trial import BATCHES, Trial, of_tracks
 from mlsys_bench.simulate import core
+from mlsys_bench.types import SLO, Plan
 
 CHAT = workload.synthetic(50, prompt="lognormal:1155:0.96:8192", output="lognormal:211:0.77:1024")
 
@@ -189,6 +191,52 @@ def test_the_fleet_of_a_trace_serves_it_and_one_replica_fewer_does_not() -> None
     assert fewer[0] >= 0.35 or fewer[1] >= 0.12
     assert 0 <= found.headroom <= 1 / (found.replicas - 1)
     assert found.analytic == {}
+
+
+@pytest.mark.parametrize(("routing", "seed"), [("random", 0), ("power_of_two", 1)])
+def test_a_trace_keeps_its_limits_whatever_the_router_s_luck(routing: str, seed: int) -> None:
+    """The limit lies between what the first luck shows and what the others do: the plan's fleet keeps it with all, one smaller does not."""
+    asked = dataclasses.replace(replayed(), routing=routing, seed=seed)
+    bounds, _ = search.bounds(asked, candidates.every(asked)[0], demand.of_trace(trace()))
+
+    def seen(made: Plan, replicas: int, limits: SLO) -> list[float]:
+        (design,) = [d for d in search.search(asked, bounds, (), 99).designs if d.candidate.layout == made.profile.layout]
+        each = sizing.resized(design, replicas, asked.shelf)
+        return [confirm.worst(confirm.replay(each, trace(), routing, seed + luck), limits) for luck in range(confirm.LUCKS)]
+
+    usual = plan(asked)
+    first, *others = seen(usual, usual.replicas, slo.parse("ttft_p99<1s"))
+    assert first < max(others), "the first luck must not be the worst"
+    tight = slo.parse(f"ttft_p99<{(first + max(others)) / 2:.9g}s")
+    found = plan(dataclasses.replace(asked, slo=tight))
+    assert max(seen(found, found.replicas, tight)) < 1
+    assert max(seen(found, found.replicas - 1, tight)) >= 1
+    assert any(f"kept with each of {confirm.LUCKS} lucks of the router" in line for line in found.assumptions)
+
+
+def test_runs_of_several_lucks_are_judged_by_the_worst_and_shown_together() -> None:
+    limits = slo.parse("ttft_p50<1s")
+
+    def run(ttft_s: float) -> Trial:
+        batch = Latencies(ttft_s=np.full(9, ttft_s), tpot_s=np.full(9, 0.1), e2e_s=np.full(9, ttft_s), itl_s=np.full(9, 0.1))
+        return Trial(batches=(batch,) * BATCHES, tokens_per_s=(ttft_s,) * BATCHES, requests_per_s=(1.0,) * BATCHES, preempted=ttft_s / 10)
+
+    def judged(by_seed: dict[int, float], routing: str = "random") -> Trial:
+        return confirm.by_luck(lambda seed: run(by_seed[seed]), request(routing=routing, seed=5, slo=limits))
+
+    three = judged({5: 0.8, 6: 1.2, 7: 0.9})
+    assert (three.runs, confirm.worst(three, limits)) == (3, pytest.approx(1.2))
+    assert three.keys(limits)["ttft_p50_s"] == 0.9
+    assert (three.preempted, three.keys(limits)["throughput_tokens_per_s"]) == (pytest.approx(0.29 / 3), pytest.approx(2.9 / 3))
+    assert [each.keys(limits)["ttft_p50_s"] for each in three.apart()] == [0.8, 1.2, 0.9]
+    assert judged({5: 0.7}).runs == 1, "far from its limit"
+    assert judged({5: 1.01}).runs == 1, "misses it already"
+    assert judged({5: 0.9}, "least_loaded").runs == 1, "draws nothing"
+
+
+def test_a_plan_names_the_router_it_was_asked_for() -> None:
+    (line,) = [x for x in plan(request(routing="least_loaded", gpus=("h100-sxm",))).assumptions if "own queue" in x]
+    assert line.endswith(", routed least_loaded")
 
 
 def test_a_router_that_looks_at_load_needs_no_more_replicas_than_chance() -> None:

@@ -113,7 +113,7 @@ def test_a_static_batch_waits_until_it_is_full_or_its_oldest_has_waited_enough()
     rows = [(0.0, 10, 2), (0.1, 10, 4), (0.15, 10, 1), (0.9, 10, 1)]
     tracks = play(*rows, limits=limits, policy=Policy(gather=1, gather_s=0.3))
     first_end = 0.1 + 0.030 + 0.014 + 0.012 + 0.012  # both prefill, both decode, B decodes twice alone
-    assert tracks.started_s == pytest.approx([0.1, 0.1, 0.45, 0.9])  # C waits 0.3 s in vain; D is the last to come
+    assert tracks.started_s == pytest.approx([0.1, 0.1, 0.45, 1.2])  # C waits 0.3 s in vain, and D, for it cannot know to be the last
     assert tracks.last_s[1] == pytest.approx(first_end)
     assert tracks.last_s[2] == pytest.approx(0.47)
     dynamic = play((0.0, 10, 2), (0.01, 10, 1), (0.02, 10, 1), limits=limits, policy=Policy(gather=1, gather_s=math.inf))

@@ -129,21 +129,20 @@ def _surer(request: Request, found: Search, trial: Trial) -> tuple[Search, Trial
 def _longer(request: Request, winner: Design, trial: Trial, longer: Trial) -> tuple[Design, Trial] | None:
     """Return the winner with its longer simulation; resized by such runs where it misses a limit there, or its replicas are uncertain.
 
-    The latter only where simulation is compiled (extra `fast`).
+    The latter only where simulation is compiled (extra `fast`); if that leaves them uncertain, by still longer runs.
     """
-    uncertain = jit.HAVE_NUMBA and _is_wide(_spread(winner, trial, request).intervals["replicas"])
+    uncertain = jit.HAVE_NUMBA and _is_wide(winner, trial, request)
     if not uncertain and confirm.keeps(winner, longer, request.slo):
         return winner, longer
-    return confirm.confirm(winner, request, confirm.surest(), {winner.replicas: longer})
+    found = confirm.confirm(winner, request, confirm.surest(), {winner.replicas: longer})
+    if found is not None and confirm.can_be_surer(*found) and _is_wide(*found, request):
+        return confirm.confirm(found[0], request, confirm.SUREST)
+    return found
 
 
-def _is_wide(replicas: tuple[float, float]) -> bool:
-    return replicas[1] - replicas[0] > max(1.0, WIDE * replicas[1])
-
-
-def _spread(design: Design, trial: Trial, request: Request) -> intervals.Spread:
-    """Return the intervals of a design for a law of arrivals."""
-    return intervals.of(design, trial, _theory(design, request), request)
+def _is_wide(design: Design, trial: Trial, request: Request) -> bool:
+    low, high = intervals.of(design, trial, _theory(design, request), request).intervals["replicas"]
+    return high - low > max(1.0, WIDE * high)
 
 
 def _theory(design: Design, request: Request) -> dict[str, float]:

@@ -25,7 +25,8 @@ ANSWERED = 200  # the fate of a request in `Tracks`
 class Trial:
     """One number of replicas, simulated; latencies and rates by batch.
 
-    `preempted` is the share of requests that lost their cache, `effort` how many times as long as usual the run was.
+    `preempted` is the share of requests that lost their cache, `effort` how many times as long as usual the run was.  Of several `runs` the
+    batches follow one another, as many of each.
     """
 
     batches: tuple[Latencies, ...]
@@ -33,6 +34,18 @@ class Trial:
     requests_per_s: tuple[float, ...]
     preempted: float
     effort: int = 1
+    runs: int = 1
+
+    def apart(self) -> list[Trial]:
+        """Return the runs by themselves."""
+        if self.runs == 1:
+            return [self]
+        each = len(self.batches) // self.runs
+        cuts = [slice(at, at + each) for at in range(0, len(self.batches), each)]
+        return [
+            replace(self, batches=self.batches[c], tokens_per_s=self.tokens_per_s[c], requests_per_s=self.requests_per_s[c], runs=1)
+            for c in cuts
+        ]
 
     @property
     def all(self) -> Latencies:
@@ -42,9 +55,9 @@ class Trial:
             tpot_s=np.concatenate([r.tpot_s for r in self.batches]),
             e2e_s=np.concatenate([r.e2e_s for r in self.batches]),
             itl_s=np.concatenate([r.itl_s for r in self.batches]),
-            tenant=_joined([r.tenant for r in self.batches]),
+            tenant=_concatenated([r.tenant for r in self.batches]),
             tenants=self.batches[0].tenants,
-            itl_tenant=_joined([r.itl_tenant for r in self.batches]),
+            itl_tenant=_concatenated([r.itl_tenant for r in self.batches]),
         )
 
     def keys(self, limits: SLO) -> dict[str, float]:
@@ -62,6 +75,18 @@ class Trial:
         values = {key: [found[key] for found in each] for key in each[0] if all(key in found for found in each)}
         values |= {"throughput_tokens_per_s": list(self.tokens_per_s), "request_rate_per_s": list(self.requests_per_s)}
         return {key: max(relative_half_width(samples), _tail(whole, key)) for key, samples in values.items()}
+
+
+def joined(runs: Sequence[Trial]) -> Trial:
+    """Return runs of the same fleet, as many batches in each, as one."""
+    return Trial(
+        batches=tuple(batch for run in runs for batch in run.batches),
+        tokens_per_s=tuple(rate for run in runs for rate in run.tokens_per_s),
+        requests_per_s=tuple(rate for run in runs for rate in run.requests_per_s),
+        preempted=float(np.mean([run.preempted for run in runs])),
+        effort=runs[0].effort,
+        runs=len(runs),
+    )
 
 
 def _parts(batch: Latencies) -> list[Latencies]:
@@ -138,7 +163,7 @@ def _latencies(tracks: Tracks, schedule: Schedule, first: int, end: int, back_s:
     return replace(found, tenant=whose, tenants=schedule.tenants, itl_tenant=np.repeat(whose, np.maximum(tokens - 1, 0)))
 
 
-def _joined(parts: Sequence[npt.NDArray[np.int64] | None]) -> npt.NDArray[np.int64] | None:
+def _concatenated(parts: Sequence[npt.NDArray[np.int64] | None]) -> npt.NDArray[np.int64] | None:
     """Return the parts as one, None where there are none."""
     known = [part for part in parts if part is not None]
     return np.concatenate(known) if known else None

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 
 from mlsys_bench import jit, latency, models, slo, units
 from mlsys_bench.batching import Limits
-from mlsys_bench.plan import intervals, sizing
+from mlsys_bench.plan import confirm, intervals, sizing
 from mlsys_bench.plan.candidates import Candidate, Misfit
 from mlsys_bench.plan.latencies import Latencies
 from mlsys_bench.plan.request import MAX_BATCH, Request
@@ -145,7 +145,9 @@ def assumptions(request: Request, design: Design) -> Iterator[str]:
         yield candidate.profile.note
     yield f"memory: {candidate.memory}"
     yield f"engine: at most {limits.max_seqs} sequences and {limits.max_step_tokens} tokens a step, KV blocks of {limits.block_tokens}"
-    yield f"each replica has its own queue and gets {units.show_rate(design.each_per_s)}, routed at random; a smarter router does better"
+    routed = "routed at random; a smarter router does better" if request.routing == "random" else f"routed {request.routing}"
+    yield f"each replica has its own queue and gets {units.show_rate(design.each_per_s)}, {routed}"
+    yield from lucks(request)
     yield "cost per million tokens: output tokens at the average load, idle time and idle devices paid for"
     whose = "over hours of such traffic" if request.trace is None else "for these very requests"
     yield f"intervals hold 90 % of the engines that the profile leaves possible, {whose}; one load test scatters beyond them"
@@ -154,6 +156,12 @@ def assumptions(request: Request, design: Design) -> Iterator[str]:
         yield f"limits: none were given (--slo); {usual} are assumed"
     if request.workload.source is None and request.workload.provenance is Provenance.ASSUMED:
         yield "the traffic is assumed: rate, arrivals and lengths as given"
+
+
+def lucks(request: Request) -> Iterator[str]:
+    """Yield how a trace is judged whose router draws."""
+    if request.trace is not None and request.routing in confirm.DRAWING:
+        yield f"where the trace comes near a limit, it is kept with each of {confirm.LUCKS} lucks of the router"
 
 
 def notes(request: Request, search: Search, design: Design, trial: Trial, spread: intervals.Spread) -> Iterator[str]:

@@ -50,7 +50,7 @@ class Retries:
 
     def wait_s(self, attempt: int, u: float) -> float:
         """Return the wait after a failed attempt, numbered from 1, with u uniform in [0, 1)."""
-        return float(min(self.first_s * 2.0 ** (attempt - 1), self.most_s) * (1 - self.jitter * u))
+        return float(min(self.first_s * 2.0 ** min(attempt - 1, 60), self.most_s) * (1 - self.jitter * u))
 
     def affordable(self, retries: int, first_attempts: int) -> bool:
         """Say whether one more retry is within the budget."""

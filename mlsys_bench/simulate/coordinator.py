@@ -178,7 +178,7 @@ class Coordinator:
             self._fail(attempt, "rejected", 503)
             return
         member = self._route(self.entry, attempt)
-        if self.queue_limit is not None and member.in_system >= self.entry.limits.max_seqs + self.queue_limit:
+        if self.queue_limit is not None and member.engine.is_full(self.queue_limit):
             self._fail(attempt, "rejected", 429)
             return
         if any(misfit(pool.limits, pool.policy, prompt, output) for pool in self.pools.values()):

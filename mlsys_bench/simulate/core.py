@@ -62,13 +62,14 @@ class Timeline:
     """What one replica did: every `stride`-th of its steps.
 
     `end_s`: when the step ended.  `batch`: sequences in it.  `kv_tokens`: memory of the blocks held, in tokens.
-    `waiting`: requests without a seat when it began.
+    `waiting`: requests without a seat when it began.  `busy_s`: sum of all steps until then.
     """
 
     end_s: Floats
     batch: Ints
     kv_tokens: Ints
     waiting: Ints
+    busy_s: Floats
     stride: int = 1
 
 
@@ -166,9 +167,9 @@ def play(
     limits, policy = _typed(limits, policy)
     fleet = _Fleet(schedule, limits, policy, replicas, way.lists, schedule.scheduled_s + delay_s, gaps_from_s, keep_tokens, begun)
     drawn, other = _draw(routing, len(schedule.scheduled_s), replicas, seed)
-    full, taken = NO_LIMIT if queue_limit is None else limits.max_seqs + queue_limit, way.ints(other)
+    places, taken = NO_LIMIT if queue_limit is None else queue_limit, way.ints(other)
     way.run(
-        fleet.stations, replicas, fleet.shared, limits, policy, way.table, ROUTINGS[routing], way.ints(drawn), taken, full,
+        fleet.stations, replicas, fleet.shared, limits, policy, way.table, ROUTINGS[routing], way.ints(drawn), taken, places,
         0, 0.0, float(stop_s),
     )  # fmt: skip
     return replace(fleet.tracks(stop_s), replica=np.asarray(taken))
@@ -263,7 +264,7 @@ def clocks(gaps_from_s: float = 0.0) -> list[float]:
 
 def short_lines() -> list[list[float]]:
     """Return a timeline that `lengthen` lets grow."""
-    return [[0.0] * min(LINES, 256) for _ in range(4)]
+    return [[0.0] * min(LINES, 256) for _ in range(kernel.SERIES)]
 
 
 def lengthen(s: kernel.Station) -> None:
@@ -343,7 +344,7 @@ class _Fleet:
                 block_table=[] if lists else np.zeros((0, 0), dtype=np.int64),
             ),
             times=self.times(1)[0], needs=self.make(1, min(limits.block_tokens, AHEAD))[0], ends_s=self.times(1, AHEAD)[0],
-            gaps=self.make(1, 0)[0], lines=self.times(4), books=self.given(books), done=self.make(1, 0)[0],
+            gaps=self.make(1, 0)[0], lines=self.times(kernel.SERIES), books=self.given(books), done=self.make(1, 0)[0],
             token_s=self.times(1, int(self.offsets[-1]) if keep else 0)[0],
         )  # fmt: skip
         self.stations = self._stack(made, gaps_from_s)
@@ -362,7 +363,7 @@ class _Fleet:
         return kernel.Stations(
             **{name: np.stack([getattr(a, name) for a in made]) for name in ("counts", "slots", "prefixes")},
             times=np.array([clocks(gaps_from_s)] * many), gaps=np.zeros((many, kernel.BINS), dtype=np.int64),
-            lines=np.zeros((many, 4, LINES)), done=np.zeros((many, 1), dtype=np.int64),
+            lines=np.zeros((many, kernel.SERIES, LINES)), done=np.zeros((many, 1), dtype=np.int64),
         )  # fmt: skip
 
     def station(self, r: int) -> kernel.Station:
@@ -453,8 +454,8 @@ def requests_of(s: kernel.Station, n: int, stop_s: float) -> dict[str, Any]:
 def timeline(s: kernel.Station) -> Timeline:
     """Return the timeline of one replica."""
     n = s.a.counts[kernel.LINES]
-    end_s, batch, kv_tokens, waiting = (np.array(line[:n]) for line in s.lines)
+    end_s, batch, kv_tokens, waiting, busy_s = (np.array(line[:n]) for line in s.lines)
     return Timeline(
         end_s=end_s, batch=batch.astype(np.int64), kv_tokens=kv_tokens.astype(np.int64), waiting=waiting.astype(np.int64),
-        stride=int(s.a.counts[kernel.STRIDE]),
+        busy_s=busy_s, stride=int(s.a.counts[kernel.STRIDE]),
     )  # fmt: skip

@@ -49,7 +49,7 @@ def run(
 ) -> Simulation:
     """Return the fate of every request of a schedule.
 
-    `queue_limit`: a replica that holds max_seqs + queue_limit requests answers 429 (outcome rejected).  A request that never
+    `queue_limit`: a replica where so many wait that the next step will not seat answers 429 (outcome rejected).  A request that never
     fits the context or the KV cache answers 400.  `until_s` stops the run there: what is not done is unfinished.
     Requests scheduled before `warmup_s` (by default the first tenth of all) are not `in_window`.  `clock` replaces the profile's;
     for one and the same batch it must not fall when the cache grows.  `steady_clock`: it gives equal steps equal times, which is what the

@@ -41,14 +41,17 @@ from mlsys_bench.batching.prefix import evict
 from mlsys_bench.latency.kernel import seconds
 
 # counters of a simulated replica, after those of `batching`
-FLYING, ENDING, DONE, STEPS, LINES, STRIDE = range(21, 27)
-assert STRIDE < COUNTERS
-# its times: now, or the end of the step in flight; sum of steps; since when gaps count; sums of batch and of KV tokens over time; tokens
-AT, BUSY, FROM, SEQS_S, KV_S, TOKENS = range(6)
-TIMES = 6
+FLYING, ENDING, DONE, STEPS, LINES, STRIDE, LEFT = range(21, 28)  # LEFT: without a seat when the last step was planned
+assert LEFT < COUNTERS
+# its times: now, or the end of the step in flight; sum of steps; since when gaps count; sums of batch and of KV tokens over time; tokens;
+# batch and KV tokens of the last step
+AT, BUSY, FROM, SEQS_S, KV_S, TOKENS, LAST_SEQS, LAST_KV = range(8)
+TIMES = 8
 ARRIVED, STARTED, FIRST_S, LAST_S, WORST = range(5)  # of books: when it came, got its first step, first token, last token; longest gap
 BOOKS = 5
-LINE_S, LINE_BATCH, LINE_KV, LINE_QUEUE = range(4)  # of lines: end of the step, sequences in it, KV tokens held, requests without a seat
+# of lines: end of the step, sequences in it, KV tokens held, requests without a seat; sum of steps so far
+LINE_S, LINE_BATCH, LINE_KV, LINE_QUEUE, LINE_BUSY = range(5)
+SERIES = 5
 
 BINS_PER_E = 256  # bins of the gaps between tokens: each 0.4 % wide
 LEAST_S = 1e-6
@@ -66,7 +69,7 @@ class Station(NamedTuple):
     needs: Any  # scratch: by step of a jump, how many rows need a block; all zero in between
     ends_s: Any  # scratch: when each step of a jump ends
     gaps: Any  # [BINS] gaps between tokens that ended after times[FROM]
-    lines: Any  # [4, n] timeline: every counts[STRIDE]th step
+    lines: Any  # [SERIES, n] timeline: every counts[STRIDE]th step
     books: Any  # [BOOKS, rows] times of the requests
     done: Any  # the last rows that ended, as a ring
     token_s: Any  # when a row got its tokens, from rows[TOKEN_AT][row]; empty where they are not kept
@@ -85,6 +88,17 @@ def offer(s: Station, row: int, at_s: float, prompt_tokens: int, output_tokens: 
     s.books[ARRIVED][row] = at_s
 
 
+def is_full(s: Station, limits: Limits, policy: Policy, places: int) -> bool:
+    """Say whether `places` requests or more wait that the next step will not seat: a server answers 429 then.
+
+    Nobody behind those that the last step left without a seat, for want of seats, memory or tokens, has one before them.
+    """
+    counts = s.a.counts
+    waiting, seated = counts[QUEUED], counts[SEATED]
+    stuck = waiting > 0 and (counts[LEFT] > 0 or (policy.gather > 0 and seated > 0))
+    return bool(waiting >= places and (stuck or seated + waiting >= limits.max_seqs + places))
+
+
 def withdraw(s: Station, policy: Policy, row: int) -> None:
     """Forget a request that is in the system; the step in flight still takes its time."""
     counts = s.a.counts
@@ -101,11 +115,11 @@ def withdraw(s: Station, policy: Policy, row: int) -> None:
 # ---------------------------------------------------------------- time
 
 
-def advance(s: Station, limits: Limits, policy: Policy, table: Any, until_s: float, more: bool, to_an_end: bool) -> int:
+def advance(s: Station, limits: Limits, policy: Policy, table: Any, until_s: float, to_an_end: bool) -> int:
     """End every step that ends by `until_s` and begin those that begin before it; return how many requests ended.
 
     A step due exactly at `until_s` is not begun yet, so that whoever arrives at that moment is in it.  With `to_an_end` it stops once
-    somebody has ended.  `more`: others may come, for whom a batch that is being gathered waits.
+    somebody has ended.
     """
     counts, times = s.a.counts, s.times
     before = counts[DONE]
@@ -124,19 +138,20 @@ def advance(s: Station, limits: Limits, policy: Policy, table: Any, until_s: flo
                 break
         if counts[SEATED] + counts[QUEUED] == 0 or times[AT] >= until_s:
             break
-        if policy.gather and counts[SEATED] == 0 and not _gathered(s, limits, policy, until_s, more):
+        if policy.gather and counts[SEATED] == 0 and not _gathered(s, limits, policy, until_s):
             break
         if _jump(s, limits, policy, table, until_s) == 0:
             _step(s, limits, policy, table)
     return int(counts[DONE] - before)
 
 
-def _gathered(s: Station, limits: Limits, policy: Policy, until_s: float, more: bool) -> bool:
+def _gathered(s: Station, limits: Limits, policy: Policy, until_s: float) -> bool:
     """Say whether the next batch can begin before `until_s`, and open the gate for it: it is full or its oldest has waited enough."""
     counts, times = s.a.counts, s.times
     due_s = s.books[ARRIVED][counts[FIRST]] + policy.gather_s
-    if counts[QUEUED] < limits.max_seqs and more and times[AT] < due_s:
-        times[AT] = min(due_s, until_s)
+    due_s = min(due_s, until_s)  # both infinite: nobody comes any more, and nobody would ever be served
+    if counts[QUEUED] < limits.max_seqs and times[AT] < due_s < math.inf:
+        times[AT] = due_s
         if times[AT] >= until_s:
             return False
     counts[GATE] = min(counts[QUEUED], limits.max_seqs)
@@ -149,6 +164,7 @@ def _step(s: Station, limits: Limits, policy: Policy, table: Any) -> None:
     counts, prompt, known = a.counts, a.rows[PROMPT], a.rows[KNOWN]
     counts[EVEN] = counts[MOVED] = 0
     n, _ = plan(a, limits, policy, 0, limits.max_step_tokens)
+    counts[LEFT] = counts[QUEUED]
     assert n > 0, "nobody can be scheduled though somebody is there"
     now_s, started = times[AT], s.books[STARTED]
     out_row, out_start, out_tokens = a.slots[OUT_ROW], a.slots[OUT_START], a.slots[OUT_TOKENS]
@@ -239,6 +255,7 @@ def _pass(s: Station, step_s: float, batch: int, kv_tokens: int, waiting: int) -
     times[BUSY] += step_s
     times[SEQS_S] += step_s * batch
     times[KV_S] += step_s * kv_tokens
+    times[LAST_SEQS], times[LAST_KV] = batch, kv_tokens
     counts[STEPS] += 1
     if counts[STEPS] % counts[STRIDE] == 0:
         if counts[LINES] == len(s.lines[0]):
@@ -247,6 +264,7 @@ def _pass(s: Station, step_s: float, batch: int, kv_tokens: int, waiting: int) -
             i = counts[LINES]
             s.lines[LINE_S][i], s.lines[LINE_BATCH][i] = times[AT], batch
             s.lines[LINE_KV][i], s.lines[LINE_QUEUE][i] = kv_tokens, waiting
+            s.lines[LINE_BUSY][i] = times[BUSY]
             counts[LINES] = i + 1
     return float(times[AT])
 
@@ -257,7 +275,7 @@ def thin(s: Station) -> None:
     kept = 0
     for i in range(counts[LINES]):
         if i % 2 == 1:
-            for line in range(4):
+            for line in range(SERIES):
                 s.lines[line][kept] = s.lines[line][i]
             kept += 1
     counts[LINES] = kept
@@ -423,7 +441,7 @@ def drive(
     routing: int,
     drawn: Any,
     other: Any,
-    full: int,
+    places: int,
     users: int,
     pause_s: float,
     stop_s: float,
@@ -431,9 +449,9 @@ def drive(
     """Play all requests, in order of their arrival, on `size` replicas chosen by `routing`, until `stop_s`.
 
     By row, `s` holds ARRIVED, PROMPT and FINAL, and REFUSED as the fate of those that can never run.  `drawn`: the replica of each
-    request (or its first candidate, `other` the second); `other` is left holding those that took them.  A replica that holds `full`
-    requests refuses more.  With `users`, of one replica, only so many come by themselves; each other comes `pause_s` after one before it
-    has ended.  A request that knows more than its prompt was begun elsewhere, and brings its cache.
+    request (or its first candidate, `other` the second); `other` is left holding those that took them.  A replica whose queue
+    has `places` taken refuses more.  With `users`, of one replica, only so many come by themselves; each other comes `pause_s` after one
+    before it has ended.  A request that knows more than its prompt was begun elsewhere, and brings its cache.
     """
     arrived_s, fate, prompt, final = s.books[ARRIVED], s.a.rows[FATE], s.a.rows[PROMPT], s.a.rows[FINAL]
     known, last_s = s.a.rows[KNOWN], s.books[LAST_S]
@@ -449,7 +467,7 @@ def drive(
             if comes and routing != LEAST_LOADED:
                 r = drawn[i] if k == 0 else other[i]
             mine = one(all_, s, r)
-            ended += advance(mine, limits, policy, table, at_s, comes and users == 0, users > 0)
+            ended += advance(mine, limits, policy, table, at_s, users > 0)
             load = mine.a.counts[SEATED] + mine.a.counts[QUEUED]
             if least < 0 or load < least:
                 chosen, least = r, load
@@ -458,7 +476,7 @@ def drive(
         elif not comes:
             break
         else:
-            if least >= full:
+            if is_full(one(all_, s, chosen), limits, policy, places):
                 fate[i] = FULL
             elif fate[i] == REFUSED:
                 ended = 1

@@ -12,13 +12,14 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
+from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
 
 from mlsys_bench import slo as limits_of
-from mlsys_bench import stats, summary
+from mlsys_bench import stats, summary, units
 from mlsys_bench.simulate import kernel
 from mlsys_bench.simulate.simulation import Simulation
 from mlsys_bench.simulate.study import throughput_tokens_per_s
@@ -29,6 +30,7 @@ Floats = npt.NDArray[np.float64]
 GROUPS = 20  # batches in all runs together
 LEAST_IN_GROUP = 10
 POINTS = 60  # of a series
+FAILED_SHARE = 0.01  # of the requests: more, and a run is called degraded, as a load test is
 FORMULA = (
     "90 %: over {groups} (Student for means; for percentiles, of the share of samples below them), never narrower than for "
     "independent samples; Wilson for goodput"
@@ -214,9 +216,13 @@ def _batches(values: Sequence[float | None]) -> list[Sequence[float | None]]:
 
 
 def _validity(simulations: Sequence[Simulation], reasons: Sequence[str], stopped: str | None) -> Validity:
-    """Warn of a stop, of a window without length, which has no rates, and of a queue that grows to the end, as latencies do with it."""
+    """Warn of a stop, of failures, of a window without length, which has no rates, and of a queue that grows to the end.
+
+    In such a queue latencies depend on the duration.
+    """
     growing = sum(is_growing(s) for s in simulations)
     warned = [] if stopped is None else [stopped]
+    warned += _failures([r.outcome for s in simulations for r in s.requests if r.in_window])
     if all(start_s == end_s for start_s, end_s in (s.window for s in simulations)):
         why = "all requests that count are due at one moment: no rate can be told of them; simulate more --requests, or a --duration"
         warned.append(why)
@@ -224,6 +230,16 @@ def _validity(simulations: Sequence[Simulation], reasons: Sequence[str], stopped
         why = "the queue still grows when the last requests come: the load is at or above capacity, and latencies depend on the duration"
         warned.append(why)
     return Validity(verdict="degraded" if warned else "valid", reasons=(*warned, *reasons))
+
+
+def _failures(outcomes: Sequence[str]) -> list[str]:
+    """Return that requests failed, as a load test says it, where latencies of the others say too little."""
+    failed = Counter(outcome for outcome in outcomes if outcome not in ("ok", "cancelled", "unfinished"))
+    share = failed.total() / len(outcomes) if outcomes else 0.0
+    if share <= FAILED_SHARE:
+        return []
+    kinds = ", ".join(f"{count:,} {outcome}" for outcome, count in failed.most_common())
+    return [f"{units.show_share(share)} of the requests failed ({kinds}): latencies are of the others"]
 
 
 def is_growing(simulation: Simulation) -> bool:
@@ -292,16 +308,22 @@ def _hit_share(simulations: Sequence[Simulation]) -> float | None:
 
 
 def _series(simulation: Simulation, kv_tokens: int) -> dict[str, tuple[float, ...]]:
-    """Return replicas, sequences running, requests waiting and KV share at points over the run."""
+    """Return replicas, sequences running, requests waiting and KV share at points over the run.
+
+    Between two steps of a timeline a replica computed for a share of the time, and held nothing for the rest.
+    """
     end_s = simulation.end_s
     at_s = np.linspace(0, end_s, POINTS + 1)[1:]
     found = {name: np.zeros(POINTS) for name in ("replicas", "running", "waiting", "kv")}
     for line in simulation.timelines:
         if len(line.end_s):
-            at = np.searchsorted(line.end_s, at_s)  # the step under way; none where it had not begun is counted as the one to come
+            from_s = np.concatenate([[line.end_s[0] - line.busy_s[0]], line.end_s[:-1]])
+            busy = np.clip(np.diff(line.busy_s, prepend=0.0) / np.maximum(line.end_s - from_s, 1e-12), 0.0, 1.0)
+            at = np.searchsorted(line.end_s, at_s)
             inside = at < len(line.end_s)
+            inside[inside] = from_s[at[inside]] < at_s[inside]
             for name, values in (("running", line.batch), ("waiting", line.waiting), ("kv", line.kv_tokens / kv_tokens)):
-                found[name][inside] += values[at[inside]]
+                found[name][inside] += (values * busy)[at[inside]]
     for life in simulation.lives:
         found["replicas"] += (life.ready_s <= at_s) & (at_s < (math.inf if life.ended_s is None else life.ended_s))
     if not simulation.lives:

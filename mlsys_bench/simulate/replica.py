@@ -134,6 +134,15 @@ class Replica:
         return float(self._s.times[kernel.KV_S])
 
     @property
+    def in_step(self) -> tuple[float, float]:
+        """Sequences of the last step, and the memory then held, in tokens."""
+        return float(self._s.times[kernel.LAST_SEQS]), float(self._s.times[kernel.LAST_KV])
+
+    def is_full(self, places: int) -> bool:
+        """Say whether so many wait without a seat in the next step."""
+        return kernel.is_full(self._s, self.limits, self.policy, places)
+
+    @property
     def hit_tokens(self) -> int:
         """Tokens of prompts that were found in the prefix cache."""
         return int(self._s.a.counts[HIT_TOKENS])
@@ -191,7 +200,7 @@ class Replica:
         """
         ended = -1
         while ended:
-            ended = self._advance(self._s, self.limits, self.policy, None, until_s, math.isfinite(until_s), True)
+            ended = self._advance(self._s, self.limits, self.policy, None, until_s, True)
             counts = self._s.a.counts
             for k in range(counts[kernel.DONE] - ended, counts[kernel.DONE]):
                 job = self.jobs.pop(self._s.done[k % len(self._s.done)])

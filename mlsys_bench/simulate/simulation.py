@@ -164,8 +164,8 @@ def of_events(events: Coordinator, replicas: int, until_s: float | None, counted
         attempts=events.first_attempts + events.retries,
         retries=events.retries,
         kv_tokens=limits.blocks * limits.block_tokens,
-        sequence_s=sum(e.sequence_s for e in engines),
-        kv_token_s=sum(e.kv_token_s for e in engines),
+        sequence_s=sum(m.engine.sequence_s - m.lost_s * m.engine.in_step[0] for m in members),
+        kv_token_s=sum(m.engine.kv_token_s - m.lost_s * m.engine.in_step[1] for m in members),
         prefix_hit_tokens=sum(e.hit_tokens for e in engines),
         prefix_asked_tokens=sum(e.asked_tokens for e in engines),
     )

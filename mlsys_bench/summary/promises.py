@@ -7,8 +7,8 @@ import numpy.typing as npt
 
 from mlsys_bench import slo as limits
 from mlsys_bench import stats
-from mlsys_bench.summary.columns import Columns
-from mlsys_bench.summary.requests import share_of, stat_of
+from mlsys_bench.summary.columns import OUTCOMES, Columns
+from mlsys_bench.summary.requests import share_of
 from mlsys_bench.types import SLO, Limit
 
 Floats = npt.NDArray[np.float64]
@@ -26,7 +26,10 @@ def keeps_all(ok: Columns, slo: SLO) -> Bools:
 
 
 def judged(inside: Columns, slo: SLO) -> dict[str, bool | None]:
-    """Return whether each limit was kept, for the requests of its tenant where it names one; None where the sample is too small."""
+    """Return whether each limit was kept, for the requests of its tenant where it names one; None where the sample is too small.
+
+    A percentile of latencies is that of all requests: one that failed keeps no limit.  A mean is that of the answered.
+    """
     return {limits.key(limit): _kept(limit, inside.where(_concerns(inside, limit)), slo) for limit in slo}
 
 
@@ -38,8 +41,24 @@ def _kept(limit: Limit, inside: Columns, slo: SLO) -> bool | None:
     values = ok.gaps_s[0] if limit.metric == "itl" else _metric(ok, limit.metric)
     values = values[~np.isnan(values)]
     needed = 2 if limit.stat in ("mean", "p50") else stats.enough_for_quantile(share_of(limit.stat))
-    value = stat_of(values, limit.stat) if len(values) >= needed else None
-    return None if value is None else limits.meets(limit, value)
+    if limit.stat == "mean":
+        return limits.meets(limit, float(values.mean())) if len(values) >= needed else None
+    failed = failed_share(inside)
+    if failed > 0 and share_of(limit.stat) >= 1 - failed:
+        return False if len(inside) >= needed else None
+    if len(values) < needed:
+        return None
+    return limits.meets(limit, stats.quantile(values, share_of(limit.stat) / (1 - failed)))
+
+
+def failed_share(inside: Columns) -> float:
+    """Return the share of failed requests among those that failed or were answered: they come after all latencies of the others.
+
+    Who was cancelled by the client or was under way at the end has not failed.
+    """
+    ok, other = int(inside.ok.sum()), [OUTCOMES.index(name) for name in ("ok", "cancelled", "unfinished")]
+    failed = int((~np.isin(inside.outcome, other)).sum())
+    return failed / (ok + failed) if failed else 0.0
 
 
 def _concerns(run: Columns, limit: Limit) -> Bools:

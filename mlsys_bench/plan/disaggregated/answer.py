@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from mlsys_bench import models, pricing, slo, units
 from mlsys_bench.apart import Apart, PoolUse
-from mlsys_bench.plan import sizing
+from mlsys_bench.plan import sizing, words
 from mlsys_bench.plan.disaggregated import confirm, spread
 from mlsys_bench.plan.disaggregated.pairs import Pair, fleet, of_both, of_decode, of_prefill, station
 from mlsys_bench.plan.disaggregated.stations import Decode
@@ -157,6 +157,7 @@ def _assumptions(request: Request, pair: Pair) -> Iterator[str]:
         yield f"{stage} engine: at most {candidate.limits.max_seqs} sequences and {candidate.limits.max_step_tokens} tokens a step"
     yield f"{pair.link}; those leaving one replica follow each other"
     yield f"each replica has its own queue, both pools routed {request.routing}; the first token reaches the client with the cache"
+    yield from words.lucks(request)
     yield "each pool is rented on its own; cost per million tokens: output tokens at the average load, idle time and idle devices paid for"
     if request.workload.source is None and request.workload.provenance is Provenance.ASSUMED:
         yield "the traffic is assumed: rate, arrivals and lengths as given"

@@ -4,7 +4,8 @@ The prefill pool is confirmed for TTFT on its own; then the decode pool behind i
 kept more cheaply with one replica more here and one fewer there: such neighbours are tried too.
 
 Of a law of arrivals a sample of either pool is simulated: so many prefill replicas that they feed the decode replicas, several where there
-are several, so that caches come to a decode replica from more than one.  A trace is played whole, on both pools whole.
+are several, so that caches come to a decode replica from more than one.  A trace is played whole, on both pools whole, near a limit with
+more than one luck of the routers.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import dataclasses
 import functools
 import itertools
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -48,15 +50,20 @@ class _Play:
 
 def confirmed(pair: Pair, request: Request) -> tuple[Pair, Trial] | None:
     """Return the pair with the fewest replicas that keep all limits in simulation, and that simulation; None where none is found."""
-    prefill = pair.prefill
+    prefill, efforts = pair.prefill, (1, whole.LONGER) if request.trace is None else (1,)
     if own := of_prefill(request.slo):
-        judged = whole.fewest(prefill, own, request.shelf, lambda d, effort: first_tokens(_with(pair, d), request, effort), _TRIALS)
-        if judged is None:
+
+        def sent(design: Design, effort: int) -> Trial:
+            asked = dataclasses.replace(request, slo=own)
+            return _judged(asked, effort, lambda luck, n: first_tokens(_with(pair, design), luck, n))
+
+        found = whole.fewest(prefill, own, request.shelf, sent, _TRIALS, efforts)
+        if found is None:
             return None
-        prefill = judged[0] if not of_both(request.slo) else max(judged[0], prefill, key=lambda design: design.replicas)
+        prefill = found[0] if not of_both(request.slo) else max(found[0], prefill, key=lambda design: design.replicas)
     for more in range(_MORE_PREFILL + 1):
         start = pair.resized(prefill.replicas + more, pair.decode.replicas, request.shelf)
-        found = whole.fewest(start.decode, request.slo, request.shelf, functools.partial(_behind, start, request), _TRIALS)
+        found = whole.fewest(start.decode, request.slo, request.shelf, functools.partial(_behind, start, request), _TRIALS, efforts)
         if found is not None:
             best = start.resized(start.prefill.replicas, found[0].replicas, request.shelf), found[1]
             return _neighbours(best, request) if of_both(request.slo) else best
@@ -69,7 +76,14 @@ def _with(pair: Pair, prefill: Design) -> Pair:
 
 def _behind(pair: Pair, request: Request, decode: Design, effort: int) -> Trial:
     """Simulate a pair with another decode pool."""
-    return played(dataclasses.replace(pair, decode=decode), request, effort)
+    return _judged(request, effort, lambda luck, n: played(dataclasses.replace(pair, decode=decode), luck, n))
+
+
+def _judged(request: Request, effort: int, play: Callable[[Request, int], Trial]) -> Trial:
+    """Return what is played; a trace that keeps its limits only just with other luck of the routers too."""
+    if request.trace is None:
+        return play(request, effort)
+    return whole.by_luck(lambda seed: play(dataclasses.replace(request, seed=seed), effort), request)
 
 
 def _neighbours(best: tuple[Pair, Trial], request: Request) -> tuple[Pair, Trial]:
@@ -96,7 +110,7 @@ def _neighbours(best: tuple[Pair, Trial], request: Request) -> tuple[Pair, Trial
 
 def judged(pair: Pair, request: Request) -> Trial:
     """Return a simulation of a pair as it is: a long one where a short one comes near a limit."""
-    trial = played(pair, request)
+    trial = _judged(request, 1, functools.partial(played, pair))
     near = abs(math.log(max(whole.worst(trial, request.slo), 1e-9))) < whole.CLOSE
     return played(pair, request, whole.LONGER) if near and request.trace is None else trial
 
@@ -129,7 +143,7 @@ def headroom(pair: Pair, request: Request, trace: Schedule) -> float:
     low, high = 0.0, 1 / max(min(pair.prefill.replicas, pair.decode.replicas) - 1, 1)
     for _ in range(4):
         middle = (low + high) / 2
-        found = played(pair, dataclasses.replace(request, trace=workload.sped_up(trace, 1 + middle)))
+        found = judged(pair, dataclasses.replace(request, trace=workload.sped_up(trace, 1 + middle)))
         low, high = (middle, high) if whole.worst(found, request.slo) < 1 else (low, middle)
     return low
 
