@@ -118,13 +118,36 @@ def test_an_engine_brings_its_limits_and_rules() -> None:
 
 def test_rules_of_a_replica_are_those_of_its_engine() -> None:
     """128 kB of cache per token of Llama 3.1 8B: a block of 16 is 2.1 MB, 84 µs over 25 GB/s."""
-    asked = Asked(**DESIGN, qps=1.0, kv_offload="64GB,link=25GB/s", preemption="swap,link=25GB/s", prefix_cache=False, batching="static")
+    asked = Asked(**DESIGN, qps=1.0, kv_offload="64GB,link=25GB/s", preemption="swap,link=25GB/s", batching="static")
     candidate = simulation.design(asked)
     rules = around.policy(asked, candidate)
-    assert (rules.swap, rules.prefix_cache, rules.gather, rules.gather_s) == (1, 0, 1, 60.0)
+    assert (rules.swap, rules.prefix_cache, rules.gather, rules.gather_s) == (1, 1, 1, 60.0)
+    assert around.policy(Asked(**DESIGN, prefix_cache=False), candidate).prefix_cache == 0
     assert rules.move_s == pytest.approx(131072 * 16 / 25e9)
     assert rules.host_blocks == int(64e9 / (131072 * 16))
     assert around.policy(Asked(**DESIGN), candidate) == batching.Policy()
+
+
+@pytest.mark.parametrize(
+    ("options", "why"),
+    [
+        ({"kv_offload": "64GB,link=25GB/s", "prefix_cache": False}, "there is no prefix cache"),
+        ({"kv_offload": "64GB,link=50GB/s", "preemption": "swap,link=25GB/s"}, "swaps over another link"),
+        ({"preemption": "recompute,link=25GB/s"}, "moves over no link"),
+    ],
+)
+def test_rules_that_would_have_no_effect_or_two_are_refused(options: dict[str, Any], why: str) -> None:
+    asked = Asked(**DESIGN, qps=1.0, **options)
+    with pytest.raises(BadInput, match=why):
+        around.policy(asked, simulation.design(asked))
+
+
+def test_requests_that_fail_make_a_run_degraded_and_break_its_limits() -> None:
+    """A queue that grows without end, and clients who wait 2 s: only those are left who did not wait, and their latencies say nothing."""
+    result = simulated(qps=600.0, requests=4000, max_batch=8, timeout="2s", slo="e2e_p95<3s")
+    assert result.ok < result.requests / 2
+    assert (result.validity.verdict, result.slo_met) == ("degraded", {"e2e_p95": False})
+    assert any("of the requests failed" in reason and "timeout" in reason for reason in result.validity.reasons)
 
 
 def test_several_runs_are_pooled_and_the_same_seed_tells_the_same() -> None:

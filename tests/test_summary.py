@@ -268,6 +268,18 @@ def test_a_promise_kept_broken_and_not_decidable() -> None:
     assert found.goodput_ratio == pytest.approx(0.5)  # TTFT of 100.5 … 149.5 ms
 
 
+def test_a_failed_request_keeps_no_percentile() -> None:
+    """Of 100, TTFT of 90 is 100 to 189 ms: with ten failed p90 is missed whatever the others took, and p80 is their 89th percentile."""
+    records = [request(i, i * 1.0, (i + 0.1 + i / 1000, i + 0.5)) for i in range(90)]
+    failed = [request(i, i * 1.0, outcome="timeout") for i in range(90, 100)]
+    kept = summarise(*records, *failed, limits="ttft_p80<180ms,ttft_p90<10s,itl_p90<10s,ttft_mean<1s,e2e_p50<1s").slo_met
+    assert kept == {"ttft_p80": True, "ttft_p90": False, "itl_p90": False, "ttft_mean": True, "e2e_p50": True}
+    assert summarise(*records, *failed, limits="ttft_p80<179ms").slo_met == {"ttft_p80": False}
+    away = [request(i, i * 1.0, outcome=outcome) for i, outcome in ((90, "cancelled"), (91, "unfinished"))]
+    assert summarise(*records, *away, limits="ttft_p90<181ms").slo_met == {"ttft_p90": True}
+    assert summarise(*failed[:3], limits="ttft_p90<1s").slo_met == {"ttft_p90": None}
+
+
 def test_failures_break_availability() -> None:
     records = [request(i, i * 1.0, (i + 0.1, i + 0.2), outcome="ok" if i < 98 else "reset") for i in range(100)]
     assert summarise(*records, limits="availability>99%").slo_met == {"availability": False}

@@ -3,7 +3,8 @@
 A block whose tokens are computed, or will be in the step being planned, is published under its hash.  Those who come later and begin with
 the same hashes hold on to it instead of computing it.  What nobody holds on to stays, idle, until its room is needed: longest unused first,
 of one request the end before the beginning.  Then it moves to host memory, if there is such a tier, and from there back at a price.
-That is how vLLM does it (`vllm/v1/core/kv_cache_manager.py`): idle blocks count as blocks to be had.
+Idle blocks count as blocks to be had, as in vLLM (`vllm/v1/core/kv_cache_manager.py`), whose one queue of free blocks holds those without a
+hash as well: there a cached block may go while a plain one is free.
 
 A block may be found in the very step that computes it: a model writes K and V of all tokens of a step before any of them attends.  Where
 there are physical blocks, a prefix block has one of them, its HOME, and those that count as to be had but are idle are not on the stack.

@@ -183,6 +183,8 @@ def _batched(rules: Policy, text: str) -> Policy:
 def _preempting(rules: Policy, text: str, candidate: planner.Candidate) -> Policy:
     given = settings.parse(text, "--preemption", _PREEMPTION, main="kind", needed=("kind",))
     if given["kind"] == "recompute":
+        if "link" in given:
+            raise BadInput(f"--preemption {text}: what is computed again moves over no link; leave it out, or say swap")
         return rules
     if given["kind"] != "swap":
         raise unknown("kind of preemption", given["kind"], ("recompute", "swap"), "--preemption")
@@ -194,8 +196,13 @@ def _preempting(rules: Policy, text: str, candidate: planner.Candidate) -> Polic
 def _offloading(rules: Policy, text: str, candidate: planner.Candidate) -> Policy:
     """Return the rules with room in host memory for cached prefixes; size and link are those of each GPU."""
     given = settings.parse(text, "--kv-offload", _OFFLOAD, main="size", needed=("size", "link"))
+    if not rules.prefix_cache:
+        raise BadInput(f"--kv-offload {text}: host memory keeps cached prefixes, and there is no prefix cache; leave one of the two out")
     block_bytes = _kv_bytes_per_token(candidate, "--kv-offload") * candidate.limits.block_tokens
-    return rules._replace(host_blocks=math.floor(given["size"] / block_bytes), move_s=_block_s(candidate, given["link"], "--kv-offload"))
+    move_s = _block_s(candidate, given["link"], "--kv-offload")
+    if rules.swap and not math.isclose(move_s, rules.move_s):
+        raise BadInput(f"--kv-offload {text}: --preemption swaps over another link; GPU and host are joined by one: give it one speed")
+    return rules._replace(host_blocks=math.floor(given["size"] / block_bytes), move_s=move_s)
 
 
 def _block_s(candidate: planner.Candidate, link_bytes_per_s: float, option: str) -> float:

@@ -146,8 +146,9 @@ def _check_traffic(asked: Asked) -> None:
         )
     if asked.requests is not None and asked.duration is not None:
         raise BadInput("--requests and --duration both say how long a run is; give one")
-    if asked.runs < 1 or (asked.trace is not None and asked.runs > 1 and not asked.failures):
-        raise BadInput("--runs: every run of a trace is the same; give 1")
+    drawn = asked.failures or (asked.routing in ("random", "power_of_two") and asked.replicas > 1)
+    if asked.runs < 1 or (asked.trace is not None and asked.runs > 1 and not drawn):
+        raise BadInput("--runs: every run of a trace is the same on such a fleet; give 1")
 
 
 def design(asked: Asked) -> planner.Candidate:

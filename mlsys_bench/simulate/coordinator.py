@@ -185,7 +185,7 @@ class Coordinator:
             self._fail(attempt, "rejected", 400)
             return
         output = 1 if self.conditions.disaggregation else output
-        rank, hashes = self.requests.rank(attempt.request), self.requests.hashes(attempt.request)
+        rank, hashes = self.requests.rank(attempt.request), self.requests.blocks(attempt.request)
         member.engine.offer(self._job(attempt, self.now_s), prompt, output, hashes=hashes, rank=rank)
         attempt.member = member
         self._watch(member)

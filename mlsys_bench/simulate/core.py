@@ -39,7 +39,7 @@ from mlsys_bench.batching.arrays import (
 from mlsys_bench.errors import BadInput, unknown
 from mlsys_bench.simulate import kernel
 from mlsys_bench.types import LatencyProfile
-from mlsys_bench.workload import Schedule
+from mlsys_bench.workload import Schedule, prefix
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
@@ -420,13 +420,13 @@ class _Fleet:
 def _hashes(schedule: Schedule, block_tokens: int) -> tuple[int, Ints, Ints, Ints]:
     """Return how many different prefix blocks there are, their numbers, and by row where those that it fills begin and end.
 
-    A row has the hashes of its prompt, the last of which may be part-filled, or, where there are more, also of its answer.
+    A row has the hashes of its prompt, the last of which may be part-filled, or, where there are more, also of its answer: those of a trace
+    that says so, and those that the next turn of its session tells.
     """
-    assert schedule.prefix_offsets is not None
-    assert schedule.prefix_hashes is not None
+    offsets, hashes = prefix.with_answers(schedule)
     prompts, outputs = schedule.prompt_tokens.astype(np.int64), schedule.output_tokens.astype(np.int64)
-    ids, numbers = np.unique(schedule.prefix_hashes, return_inverse=True)
-    at, given = schedule.prefix_offsets[:-1], np.diff(schedule.prefix_offsets)
+    ids, numbers = np.unique(hashes, return_inverse=True)
+    at, given = offsets[:-1], np.diff(offsets)
     beyond = given > -(-prompts // block_tokens)
     full = np.minimum(given, np.where(beyond, (prompts + outputs - 1) // block_tokens, prompts // block_tokens))
     return len(ids), numbers.ravel().astype(np.int64), at, at + full

@@ -25,7 +25,7 @@ from mlsys_bench.simulate.routing import ROUTINGS
 from mlsys_bench.simulate.simulation import Simulation, of_events, of_tracks
 from mlsys_bench.simulate.traffic import Scheduled, Traffic, Users
 from mlsys_bench.types import LatencyProfile, Lengths
-from mlsys_bench.workload import Schedule, draw_lengths
+from mlsys_bench.workload import Schedule, draw_lengths, prefix
 
 WINDOWS = ("steady", "all")
 MOST_TOKENS = 5_000_000  # of which each time is kept: 32 bytes each
@@ -60,7 +60,7 @@ def run(
     decode.  Turns of a session that wait for an answer get their `scheduled_s` when it is there.
     """
     _check(replicas, routing, queue_limit)
-    around = conditions or Conditions()
+    around, schedule = conditions or Conditions(), prefix.in_blocks(schedule, limits.block_tokens)
     if around.plain and schedule.gap_s is None and routing in core.ROUTINGS:
         found = _plain(
             schedule, profile, limits, clock, policy=policy, replicas=replicas, routing=routing, seed=seed, queue_limit=queue_limit,
@@ -118,7 +118,7 @@ def closed(
     else:
         found = play(
             Users(schedule, concurrency, think_s, seed), profile, limits, clock, policy=policy, replicas=replicas, routing=routing,
-            seed=seed, queue_limit=None, until_s=None, counted=lambda _: inside, conditions=around,
+            seed=seed, queue_limit=None, until_s=None, counted=lambda _: inside, conditions=around, overhead=_of_closed_loops(profile),
         )  # fmt: skip
     return _checked(found, profile, limits, clock, policy, around)
 
@@ -137,12 +137,16 @@ def play(
     until_s: float | None,
     counted: Callable[[Sequence[float]], list[bool]],
     conditions: Conditions,
+    overhead: latency.Overhead | None = None,
 ) -> Simulation:
-    """Return the same for any traffic, event by event.  `counted` says which of the times of sending are in the window."""
+    """Return the same for any traffic, event by event.  `counted` says which of the times of sending are in the window.
+
+    `overhead`: what requests take beside their steps, where that is not what the profile says.
+    """
     apart = conditions.disaggregation
     events = Coordinator(
         traffic, limits, clock or latency.clock(profile), policy, replicas=replicas, routing=routing, seed=seed, queue_limit=queue_limit,
-        stop_s=math.inf if until_s is None else until_s, overhead=latency.overhead(profile), conditions=conditions,
+        stop_s=math.inf if until_s is None else until_s, overhead=overhead or latency.overhead(profile), conditions=conditions,
         prefill_clock=latency.clock(apart.profile) if apart and apart.profile else None,
     )  # fmt: skip
     events.go()
@@ -192,8 +196,8 @@ def _plain(
 def _circle(
     schedule: Schedule, profile: LatencyProfile, limits: Limits, clock: Clock | None, policy: Policy, users: int, counted: list[bool]
 ) -> Simulation:
-    """Return a closed loop on one replica whose users do not think.  What was learned of open loops beyond the two ways is left out."""
-    outside = latency.overhead(profile)
+    """Return a closed loop on one replica whose users do not think."""
+    outside = _of_closed_loops(profile)
     there_s, back_s = outside.there_s, outside.back_s
     started = dataclasses.replace(schedule, scheduled_s=np.nan_to_num(schedule.scheduled_s) + there_s)
     tracks = core.circulate(
@@ -201,6 +205,11 @@ def _circle(
         keep_tokens=_keeps(schedule),
     )  # fmt: skip
     return of_tracks(tracks, schedule, limits, (tracks.arrived_s - there_s).tolist(), counted, [back_s] * len(schedule), 1)
+
+
+def _of_closed_loops(profile: LatencyProfile) -> latency.Overhead:
+    """Return the two ways: what was learned of open loops beyond them is left out."""
+    return dataclasses.replace(latency.overhead(profile), prompt_token_s=0.0, planned_steps=0.0)
 
 
 def _keeps(schedule: Schedule) -> bool:

@@ -316,6 +316,7 @@ def _jump(s: Station, limits: Limits, policy: Policy, table: Any, until_s: float
         if ahead < most:
             needs[ahead] += 1
     kv_tokens, waiting = (limits.blocks - counts[BLOCKS]) * block_tokens, counts[QUEUED]
+    counts[LEFT] = waiting
     free, j, worst_s = counts[BLOCKS], 0, 0.0
     while j < steps and times[AT] < until_s:
         needed = needs[j % block_tokens]

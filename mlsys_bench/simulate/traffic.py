@@ -10,7 +10,8 @@ from typing import NamedTuple, Protocol
 import numpy as np
 
 from mlsys_bench.errors import BadInput
-from mlsys_bench.workload import Schedule
+from mlsys_bench.workload import Schedule, prefix
+from mlsys_bench.workload.schedule import Ints
 
 
 class Requests(NamedTuple):
@@ -21,16 +22,24 @@ class Requests(NamedTuple):
     session: list[int]  # the request's own number where it belongs to none
     tenant: list[str | None]
     schedule: Schedule
+    kept: tuple[Ints, Ints] | None  # hashes of the blocks that servers keep, and where those of each request begin and end
 
     def rank(self, request: int) -> int:
         """Return how many classes go before the request's own."""
         return 0 if self.schedule.rank is None else int(self.schedule.rank[request])
 
     def hashes(self, request: int) -> tuple[int, ...]:
-        """Return the hashes of a prompt's blocks."""
+        """Return the hashes of a prompt's blocks: what a router knows of it."""
         offsets, hashes = self.schedule.prefix_offsets, self.schedule.prefix_hashes
         if offsets is None or hashes is None:
             return ()
+        return tuple(hashes[offsets[request] : offsets[request + 1]].tolist())
+
+    def blocks(self, request: int) -> tuple[int, ...]:
+        """Return the hashes of a prompt's blocks and, where they are known, of its answer's."""
+        if self.kept is None:
+            return ()
+        offsets, hashes = self.kept
         return tuple(hashes[offsets[request] : offsets[request + 1]].tolist())
 
 
@@ -56,6 +65,7 @@ def requests_of(schedule: Schedule) -> Requests:
         session=list(range(n)) if schedule.session is None else schedule.session.tolist(),
         tenant=[None] * n if tenant is None else [names[t] if names else str(t) for t in tenant.tolist()],
         schedule=schedule,
+        kept=None if schedule.prefix_hashes is None else prefix.with_answers(schedule),
     )
 
 
