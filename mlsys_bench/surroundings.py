@@ -82,6 +82,7 @@ class Autoscaled:
     cascades: bool  # whether the rule ever had more than a tenth above what the peak asks for
     provenance: Provenance
     notes: tuple[str, ...]
+    from_nothing_per_s: float = 0.0  # the highest rate within one lead of none at all
 
     def use(self, way: str) -> Use:
         """Return one of the ways."""

@@ -478,7 +478,10 @@ class Alternative:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FrontierPoint:
-    """A fleet that keeps all limits and that no other undercuts in price without being slower; `figure` such as 'ttft_p95_s', by theory."""
+    """A fleet that keeps all limits and that no other undercuts in price without being slower; `figure` such as 'ttft_p95_s', by theory.
+
+    `replicas` are those that are rented; the latency is that of the others while those to spare are away.
+    """
 
     gpu: str
     precision: str
@@ -487,6 +490,7 @@ class FrontierPoint:
     usd_per_hour: float
     figure: str
     latency_s: float
+    spare: int = 0  # of the replicas
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -555,3 +559,9 @@ class Plan:
     baseline: Beside | None = None
     sensitivity: tuple[Sensitivity, ...] = ()
     frontier: tuple[FrontierPoint, ...] = ()  # cost against latency
+    day_mean_per_s: float | None = None  # requests, over the day whose busiest time `workload` is; None where it is the same all day
+
+    @property
+    def mean_per_s(self) -> float:
+        """Requests per second on average, which share the bill."""
+        return self.workload.rate_per_s if self.day_mean_per_s is None else self.day_mean_per_s

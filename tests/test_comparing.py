@@ -100,6 +100,8 @@ def test_a_record_that_is_no_plan_is_refused_before_anything_is_planned(tmp_path
         comparing.planned(REQUEST, baseline=file)
     with pytest.raises(BadInput, match="--small nano answers first"):
         comparing.planned(REQUEST, small="nano")
+    with pytest.raises(BadInput, match="--small llama-3-70b: llama-3-70b is no smaller than llama-3-70b, which it answers before"):
+        comparing.planned(REQUEST, changes=True, small="llama-3-70b")
 
 
 # ---------------------------------------------------------------- changes

@@ -61,6 +61,24 @@ def test_a_plan_is_priced_from_every_side(plan_file: Path, prices_file: Path) ->
     assert found.energy is not None
 
 
+def test_the_rate_asked_for_shares_the_energy_too(plan_file: Path) -> None:
+    whole, half = costing.cost(plan_file), costing.cost(plan_file, requests_per_s=100.0)
+    assert whole.energy is not None
+    assert half.energy is not None
+    idle_w = 0.17 * 700 * 8 * 1.58
+    assert half.energy.watts - idle_w == pytest.approx((whole.energy.watts - idle_w) / 2)
+
+
+def test_the_mean_of_the_day_is_the_rate_unless_another_is_given(plan_file: Path, tmp_path: Path) -> None:
+    made = dataclasses.replace(record.read(plan_file, Plan), day_mean_per_s=50.0)
+    file = record.write(tmp_path / "day.json", made, sample_records.machine())
+    day, peak = costing.cost(file), costing.cost(file, requests_per_s=200.0)
+    assert (day.requests_per_s, peak.requests_per_s) == (50.0, 200.0)
+    assert day.bill is not None
+    assert peak.bill is not None
+    assert day.bill.usd_per_request == pytest.approx(4 * peak.bill.usd_per_request)
+
+
 def test_hours_are_bought_on_the_terms_of_the_plans_instance(plan_file: Path, prices_file: Path) -> None:
     """A p5.48xlarge holds eight replicas: 8, 16 and 32 are one, two and four instances.  One is committed at $20.
 

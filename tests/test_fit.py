@@ -78,6 +78,18 @@ def test_times_beyond_what_such_hardware_takes_are_questioned(tmp_path: Path) ->
     assert "times off what other engines take" in (fitting.fit([path], Design(device="H100")).profile.note or "")
 
 
+def test_requests_sent_all_at_once_are_no_open_loop_at_rate_zero(tmp_path: Path) -> None:
+    """100 at once at 30 ms a token, with a cap of as many or without one: one profile, not that of a lone request of 30 ms a token."""
+    found = []
+    for cap in (None, 100):
+        path = tmp_path / f"cap{cap}.json"
+        at_once = {"request_rate": "inf", "max_concurrency": cap, "duration": 6.0, "mean_ttft_ms": 2000.0, "mean_tpot_ms": 30.0}
+        path.write_text(json.dumps(vllm(1.0) | at_once))
+        found.append(fitting.fit([path], Design(device="H100")).profile)
+    assert found[0].coefficients == pytest.approx(found[1].coefficients)
+    assert latency.step_s(found[0], (1, 500, 0, 0, 1)) < 0.020
+
+
 def test_load_tests_of_rising_users_become_a_slowdown(tmp_path: Path) -> None:
     paths = [users_test(tmp_path, users, 0.02 * max(1.0, users / 4)) for users in (1, 2, 4, 8, 16)]
     profile = fitting.fit(paths, stage="embedder").profile
@@ -123,6 +135,7 @@ PROFILE = latency.roofline(models.find("llama-3-8b"), hardware.find("H100"), pre
         (["two.json"], H100, "2 layouts"),
         (["text.json"], H100, r"text.json: looks like vllm.*mean_tpot_ms is .*fast.*, no number"),
         (["seconds.json"], H100, r"tpot_mean is 9.20 µs, and H100-SXM takes 4.48 ms at least to read the weights .* are --gpu, --model"),
+        (["drafts.json"], H100, "was measured with speculative decoding, which a step profile cannot hold; measure without it"),
         (["failed.json"], H100, "no load level with usable latencies.*50 % of its requests failed"),
         (["nowhere.json"], None, "No such file"),
         (["users1.parquet"], None, "name its record, the .json beside it"),
@@ -133,6 +146,7 @@ def test_what_cannot_be_fitted_says_why(tmp_path: Path, files: list[str], design
     stage_bench(tmp_path)
     (tmp_path / "two.json").write_text("\n".join(json.dumps(vllm(2.0) | {"model_id": name}) for name in ("llama-3-8b", "llama-3-70b")))
     (tmp_path / "failed.json").write_text(json.dumps(vllm(2.0) | {"completed": 50, "failed": 50}))
+    (tmp_path / "drafts.json").write_text(json.dumps(vllm(2.0) | {"spec_decode_acceptance_length": 2.5}))
     (tmp_path / "text.json").write_text(json.dumps(vllm(2.0) | {"mean_tpot_ms": "fast"}))
     times = {name: value / 1000 for name, value in vllm(2.0).items() if name.endswith("_ms")}
     (tmp_path / "seconds.json").write_text(json.dumps(vllm(2.0) | times))

@@ -10,9 +10,10 @@ import pytest
 
 from mlsys_bench import hardware, record, summary
 from mlsys_bench.errors import BadInput
-from mlsys_bench.predict import readers
+from mlsys_bench.predict import mix, readers
 from mlsys_bench.predict.readers import Design, Reading
-from mlsys_bench.types import RequestRecord, Requests, Validity
+from mlsys_bench.predict.readers import aiperf as aiperf_reader
+from mlsys_bench.types import Lengths, RequestRecord, Requests, Validity
 
 H100 = Design(device="H100", precision="fp8", tp=2)
 
@@ -77,6 +78,42 @@ def test_a_rate_above_what_the_cap_lets_through_is_a_closed_loop(tmp_path: Path)
     (reading,) = read(tmp_path, vllm(max_concurrency=10))
     assert (reading.experiment.rate_per_s, reading.experiment.concurrency) == (None, 10)
     assert "cap" in reading.notes[0]
+
+
+@pytest.mark.parametrize("rate", ["inf", float("inf")])
+@pytest.mark.parametrize("cap", [None, 500])
+def test_requests_sent_all_at_once_are_a_closed_loop_of_as_many_users(tmp_path: Path, rate: object, cap: int | None) -> None:
+    """Without a rate vLLM sends all 100 at once, which a cap above 100 does not change: 100 users, each asking once."""
+    (reading,) = read(tmp_path, vllm(request_rate=rate, max_concurrency=cap))
+    e = reading.experiment
+    assert (e.rate_per_s, e.concurrency, e.requests) == (None, 100, 100)
+    assert e.measured["ttft_mean_s"] == pytest.approx(0.050)
+
+
+def test_a_lone_wave_is_a_ramp_of_first_tokens() -> None:
+    """Ten prompts of a whole step each, all there at once: they wait for 1, 2, … 10 steps, 5.5 on average."""
+    found = mix.closed(10, Lengths(mean=1000), Lengths(mean=50), max_step_tokens=1000, seats=10, prefill_first=True, requests=10)
+    assert found.first.sum() == pytest.approx(5.5)
+
+
+def test_what_the_file_says_of_drafted_tokens_is_kept(tmp_path: Path) -> None:
+    """The fields of vLLM are there only where it speculates; sglang's `accept_length` is null or 1 where it does not."""
+    said = [
+        ({}, None), ({"spec_decode_acceptance_length": 2.5}, "drafts"), ({"accept_length": 3.1}, "drafts"),
+        ({"accept_length": None}, None), ({"accept_length": 1.0}, None),
+    ]  # fmt: skip
+    for fields, expected in said:
+        (reading,) = read(tmp_path, vllm(**fields))
+        assert reading.experiment.speculative == expected
+
+
+def test_metadata_names_the_system_and_options_win_over_it(tmp_path: Path) -> None:
+    """`vllm bench serve --metadata tensor_parallel_size=4 gpu=H200` writes texts."""
+    said = vllm(tensor_parallel_size="4", pp="2", gpu="H200")
+    (reading,) = read(tmp_path, said, Design())
+    assert (reading.experiment.tp, reading.experiment.pp, reading.experiment.device) == (4, 2, "H200-SXM")
+    (reading,) = read(tmp_path, said)
+    assert (reading.experiment.tp, reading.experiment.device) == (2, "H100-SXM")
 
 
 def test_gaps_between_chunks_are_no_token_gaps(tmp_path: Path) -> None:
@@ -167,6 +204,34 @@ def test_the_load_of_every_generation_of_aiperf(
     assert (e.rate_per_s, e.arrivals, e.concurrency) == (rate, arrivals, concurrency)
 
 
+def test_a_rate_of_aiperf_above_what_its_cap_lets_through_is_a_closed_loop(tmp_path: Path) -> None:
+    """4 requests a second of 1 s each: four in flight.  With a cap of four that is the load, not the 100/s asked for."""
+    both = {"loadgen": {"concurrency": 4, "request_rate": 100.0}}
+    (reading,) = read(tmp_path, aiperf(input_config=both), Design(model="llama-3-8b"))
+    assert (reading.experiment.rate_per_s, reading.experiment.concurrency) == (None, 4)
+    assert "the cap, not 100/s, was the load" in reading.notes[0]
+    assert reading.experiment.measured["tpot_mean_s"] == pytest.approx(0.0092)
+
+
+def test_a_run_of_no_known_load_keeps_no_latency(tmp_path: Path) -> None:
+    """It was read as an open loop at rate 0, which is batch 1."""
+    (aiperf_run,) = read(tmp_path, aiperf(input_config={}), Design(model="llama-3-8b"))
+    (throughput,) = read(tmp_path, {"benchmarks": [guidellm({"type_": "throughput", "max_concurrency": None})]})
+    (capped,) = read(tmp_path, {"benchmarks": [guidellm({"type_": "throughput", "max_concurrency": 64})]})
+    for reading in (aiperf_run, throughput):
+        assert reading.experiment.measured == {}
+        assert "does not say under which load" in reading.notes[0]
+    assert (capped.experiment.concurrency, capped.notes) == (64, ())
+    assert capped.experiment.measured
+
+
+def test_genai_perf_does_not_count_its_requests(tmp_path: Path) -> None:
+    export = aiperf()
+    del export["request_count"]
+    (reading,) = read(tmp_path, export, Design())
+    assert reading.experiment.measured["ttft_mean_s"] == pytest.approx(0.080)
+
+
 def test_an_aiperf_table_is_read_like_its_json(tmp_path: Path) -> None:
     table = "\n".join(
         [
@@ -184,8 +249,12 @@ def test_an_aiperf_table_is_read_like_its_json(tmp_path: Path) -> None:
     )
     (reading,) = read(tmp_path, table, Design(model="llama-3-8b", device="H100"), "profile_export_aiperf.csv")
     (twin,) = read(tmp_path, aiperf(input_config={}), Design(model="llama-3-8b", device="H100"))
-    assert reading.experiment.measured == pytest.approx(twin.experiment.measured)
+    assert reading.experiment.measured == twin.experiment.measured == {}  # a table does not say the load
     assert reading.requests == 400
+    document = aiperf_reader.from_csv(table)
+    assert document is not None
+    (run,), (other,) = aiperf_reader.runs(document, ""), aiperf_reader.runs(aiperf(), "")
+    assert run.measured == pytest.approx(other.measured)
 
 
 def test_an_aiperf_run_that_broke_off_is_refused(tmp_path: Path) -> None:
@@ -386,6 +455,24 @@ def test_a_load_test_without_its_requests_is_refused(tmp_path: Path) -> None:
         (vllm(total_input_tokens="many"), H100, "looks like vllm bench serve but cannot be read"),
         ({"benchmarks": [guidellm({"type_": "concurrent"})]}, H100, "looks like guidellm but cannot be read: KeyError"),
         (aiperf(time_to_first_token={"unit": "parsec", "avg": 1.0}), Design(), "unit 'parsec'; known: ns"),
+        (vllm(completed=0, total_input_tokens=0, total_output_tokens=0), H100, "no request was answered in it"),
+        (inference_perf() | {"successes": inference_perf()["successes"] | {"count": 0}}, H100, "no request was answered in it"),
+        (trtllm() | {"request_info": trtllm()["request_info"] | {"num_requests": 0}}, H100, "no request was answered in it"),
+        (vllm(completed=-1), H100, "-1 requests answered and 0 failed"),
+        (vllm(completed="100"), H100, "completed is '100', no whole number"),
+        (vllm(total_output_tokens=0), H100, ": 0 output tokens; a run has more than 0"),
+        (vllm(total_input_tokens=10**15), H100, r": 1e\+13 prompt tokens; a run has .* at most 10,000,000"),
+        (vllm(mean_tpot_ms=1e9), H100, "tpot_mean is 278 h; no time is below 0, and none here above a day"),
+        (vllm(mean_ttft_ms=-5), H100, "ttft_mean is -5.00 ms; no time"),
+        (vllm(request_rate="inf", max_concurrency=-3), H100, "the cap is -3 requests in flight"),
+        (vllm(request_rate=0), H100, "the rate is 0/s"),
+        (vllm(request_rate="fast"), H100, "request_rate is 'fast', no rate"),
+        (vllm(tensor_parallel_size="4", tp="2"), H100, "tensor_parallel_size and tp_size and tp are 2 and 4"),
+        (vllm(tp="0"), Design(device="H100"), "tp is 0; it must be a whole number of at least 1"),
+        (aiperf(input_sequence_length={"unit": "tokens", "avg": -3}), Design(), ": -3 prompt tokens"),
+        (aiperf(input_config={"phases": [5]}), Design(), "looks like AIPerf but cannot be read"),
+        (inference_perf(requested_rate=0), H100, ": 0 requests per second"),
+        (trtllm(world_info={"tp_size": "x"}), Design(), "tp is 'x'; it must be a whole number"),
     ],
 )
 def test_what_cannot_be_read_says_why(tmp_path: Path, document: Any, design: Design, message: str) -> None:

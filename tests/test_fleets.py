@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from mlsys_bench import record, scenario, slo, workload
+from mlsys_bench import pricing, record, scenario, slo, workload
 from mlsys_bench.errors import BadInput, ScenarioError
 from mlsys_bench.fleets import Fleet, FleetPlan
 from mlsys_bench.journeys import planning
@@ -133,6 +133,19 @@ def test_peaks_at_different_hours_use_the_same_gpus() -> None:
     assert found.usd_per_hour == pytest.approx(mean)
 
 
+def test_hours_are_planned_until_all_courses_repeat_together() -> None:
+    """A day that peaks from 12 to 24 and a day and a half that peaks from 3 to 9: both do so at hour 39 for the first time."""
+    entries = asked({"L40S": 5}, "diurnal:24h:0,1", "diurnal:36h:0,1,1,0,0,0,0,0,0,0,0,0").entries
+    hours = fleets._hours(entries, 0.0)
+    assert len(hours) == 72
+    assert [hour for hour, (chat, batch) in enumerate(hours) if chat > 1 and batch > 1] == [39, 40, 41, 42, 43, 44]
+    assert len(fleets._hours(asked({"L40S": 5}, "diurnal:5h:0,1").entries, 0.0)) == 24, "a day at least"
+    long = dataclasses.replace(asked({"L40S": 5}, "diurnal:24h:1,2", "diurnal:25h:1,2"))
+    assert len(fleets._hours(long.entries, 0.0)) == 168
+    assert [note for note in fleets._notes(long, {}) if note.startswith("the courses repeat together after 600 hours; planned are")]
+    assert not fleets._notes(asked({"L40S": 5}, "diurnal:24h:1,2"), {})
+
+
 def test_whoever_grows_has_its_gpus_before_the_hour() -> None:
     """Chat's rate rises at noon: a replica takes minutes to start, so the hour before noon asks for the higher rate already."""
     found = by_hour()
@@ -175,6 +188,12 @@ def test_plans_of_fleets_are_kept_shown_and_drawn(tmp_path: Path) -> None:
         titles = [node.text for node in picture.iter("{http://www.w3.org/2000/svg}title")]
         assert sum(title != "cut" for title in titles) == sum(len(by) for hour in kept.hours for by in hour.gpus.values())
         assert ("cut" in titles) == (not made.is_whole)
+
+
+def test_one_scenario_is_not_called_all() -> None:
+    alone = dataclasses.replace(enough(), served=enough().served[:1])
+    assert words.lead(alone).startswith("The scenario is served in full. It takes ")
+    assert words.lead(enough()).startswith("All 2 scenarios are served in full. It takes ")
 
 
 def test_bars_in_letters_have_a_letter_for_each_gpu() -> None:
@@ -240,6 +259,27 @@ def test_mistakes_in_a_fleet_file_are_told_with_their_place(tmp_path: Path, old:
 def test_options_of_one_scenario_are_refused_for_a_fleet(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match=r"--gpu: two is a fleet of several scenarios; say it in"):
         planning.asked(scenario=str(written(tmp_path)), gpu="l4", term="on-demand", seed=0)
+
+    for option in ("mixed", "autoscale"):
+        with pytest.raises(BadInput, match=rf"--{option}: two is a fleet of several scenarios; plan the one that is meant alone"):
+            planning.asked(scenario=str(written(tmp_path)), term="on-demand", seed=0, **{option: True})
+
+
+def test_limits_of_a_fleet_file_that_would_bind_nobody_are_refused(tmp_path: Path) -> None:
+    text = FILE.replace("scenario: mine.yaml", "scenario: chat-and-batch")
+    with pytest.raises(BadInput, match=r"other: slo ttft_p95<2s would bind nobody, every tenant of chat-and-batch has limits of its own"):
+        planning.asked(scenario=str(written(tmp_path, text)), term="on-demand", seed=0)
+
+
+def test_prices_of_a_contract_are_called_so() -> None:
+    base = asked({"L40S": 1})
+    offers = pricing.published().of("L40S")
+    mine = dataclasses.replace(base.entries[0], request=dataclasses.replace(base.entries[0].request, market=pricing.Market(offers=offers)))
+    told = [fleets._assumptions(each, False, 0.0, {}) for each in (base, dataclasses.replace(base, entries=(mine,)))]
+    assert [line.split(":")[0] for lines in told for line in lines if "one by one" in line] == [
+        "GPUs are priced one by one at the lowest published",
+        "GPUs are priced one by one at the lowest of your prices, without what is committed",
+    ]
 
 
 def test_a_fleet_is_no_scenario_of_a_fleet(tmp_path: Path) -> None:

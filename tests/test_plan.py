@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+import re
 import subprocess
 import sys
 
@@ -270,6 +271,19 @@ def test_infeasible_names_the_limit_the_nearest_candidate_and_a_cure() -> None:
         match=r"no candidate keeps tpot_p50<55ms .* nearest, L4 bf16, has tpot_p50 \d+\.\d ms > 55\.0 ms when idle \(\d+ % over\); allow",
     ):
         plan(request(gpus=("l4",), slo=slo.parse("tpot_p50<55ms")))
+
+
+def test_a_goodput_that_nothing_keeps_is_told_by_the_latency_that_fails() -> None:
+    """Alike requests take 591 ms alone on the fastest candidate: none is within 500 ms, all would be within 5 % more than that."""
+    alike = workload.synthetic(100, prompt="512", output="200")
+    with pytest.raises(
+        Infeasible, match=r"has goodput 0\.0 % < 99\.0 % when idle \(100\.0 .*: 0\.0 % within the 500 ms of e2e_p95\)"
+    ) as told:
+        plan(request(workload=alike, gpus=("h100-sxm",), precisions=("bf16",), slo=slo.parse("goodput>99%,ttft_p95<9s,e2e_p95<500ms")))
+    assert "tp 8" in str(told.value), "the one that comes nearest, of many that serve none well"
+    found = re.search(r"allow (\d+) ms there", str(told.value))
+    assert found is not None
+    assert 500 < int(found[1]) < 1000
 
 
 def test_a_model_too_large_for_every_device_is_infeasible() -> None:

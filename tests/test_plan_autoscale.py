@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import numpy as np
@@ -14,13 +15,15 @@ from mlsys_bench.batching import Limits
 from mlsys_bench.errors import BadInput
 from mlsys_bench.plan import cold_start
 from mlsys_bench.plan import course as courses
-from mlsys_bench.plan.autoscale import Serving, autoscaled, desired, play, queue_violations_min, steepest
+from mlsys_bench.plan.autoscale import Serving, autoscaled, desired, from_nothing, play, queue_violations_min, steepest, too_brief
 from mlsys_bench.plan.course import Course
 from mlsys_bench.plan.given import measured
 from mlsys_bench.queueing import erlang_c
+from mlsys_bench.report import surroundings
 from mlsys_bench.simulate import Autoscaling, Conditions
 from mlsys_bench.types import LatencyProfile, Layout, LengthSummary, Provenance, TrafficSummary
 from mlsys_bench.workload import Schedule
+from tests import sample_records
 
 QUICK = cold_start.ColdStart(
     node=measured(60, "t"), image=measured(20, "t"), weights=measured(20, "t"), graphs=measured(10, "t"), warm_up=measured(10, "t")
@@ -151,6 +154,35 @@ def test_a_jump_no_rule_can_follow_is_told() -> None:
         autoscaled(day(), SERVING, ten, QUICK, metric="kv")
     with pytest.raises(BadInput, match="it cannot"):
         Serving(most_per_s=3, capacity_per_s=2, stay_s=1)
+
+
+def test_traffic_out_of_nothing_is_left_to_the_schedule() -> None:
+    """18 hours without a request, then 400/s: no threshold sees it before it comes, so none is lowered; the schedule is there at six."""
+    quiet = Course(step_s=3600, rates_per_s=(0.0,) * 18 + (400.0,) * 6)
+    assert (from_nothing(quiet, 135), from_nothing(day(), 135), steepest(quiet, 135)) == (400, 0, 1)
+    found = autoscaled(quiet, SERVING, ten, QUICK, runs=2)
+    assert found.from_nothing_per_s == 400
+    assert found.threshold == pytest.approx(1 / 1.1)
+    assert found.use("followed").violation_min > 1
+    assert any("from nothing to 400/s within the lead" in note for note in found.notes)
+    assert any("follow the schedule, which starts replicas ahead" in note for note in found.notes)
+    assert found.use("scheduled").replica_h == pytest.approx(18 * 1 + 6 * 40 + 39 * 120 / 3600)
+    section = next(surroundings.sections(dataclasses.replace(sample_records.plan(), scaled=found)))
+    assert section.lead.startswith(
+        "By the schedule 259 replica-hours a period in place of 960 (-73 %); a rule that follows the load breaks"
+    )
+    few = autoscaled(Course(step_s=3600, rates_per_s=(0.0, 8.0)), SERVING, ten, QUICK, runs=2)
+    assert few.use("followed").violation_min == 0, "the one that is always there holds it"
+
+
+def test_a_course_shorter_than_replicas_come_and_go_is_not_followed() -> None:
+    """Two minutes to start and five until it is let go, twice: 14 minutes."""
+    assert too_brief(Course(step_s=84, rates_per_s=(1.0, 2.0) * 5), 120) is None
+    why = too_brief(Course(step_s=83, rates_per_s=(1.0, 2.0) * 5), 120)
+    assert why is not None
+    assert "lasts 13.8 min, a replica starts in 2.00 min" in why
+    brief = autoscaled(Course(step_s=0.1, rates_per_s=(10.0, 20.0)), SERVING, ten, QUICK, runs=1)
+    assert all(math.isfinite(hour.followed) for hour in brief.hours)
 
 
 # ---------------------------------------------------------------- against the simulators

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mlsys_bench import workload
 from mlsys_bench.errors import BadInput, UnknownName
 from mlsys_bench.plan import command, manifests
 from mlsys_bench.plan.command import Deployment, difference, notes, of_plan, parse, warnings
@@ -176,6 +177,20 @@ def test_the_difference_in_words() -> None:
         "tokens a step: 8,192 -> 2,048 (--max-num-batched-tokens)",
         "prefix cache: off -> on (--enable-prefix-caching)",
     ]
+
+
+def test_a_context_that_is_not_said_is_the_models() -> None:
+    """Llama 3 8B takes 8,192 tokens."""
+    today = parse("vllm serve meta-llama/Meta-Llama-3-8B --max-model-len 100")
+    assert "longest context: 100 -> 8,192 (--max-model-len)" in difference(today, of())
+    assert not any("context" in line for line in difference(parse("vllm serve llama-3-8b --max-model-len 8192"), of()))
+    plan = sample_records.plan()
+    tokens = sum(workload.mean_tokens(lengths) for lengths in (plan.workload.prompt_tokens, plan.workload.output_tokens))
+    assert list(command.refused(plan, today)) == [
+        f"today's longest context of 100 tokens refuses the average request of this traffic, of {tokens:,.0f} tokens"
+    ]
+    assert list(command.refused(plan, parse("vllm serve llama-3-8b"))) == []
+    assert list(command.refused(plan, parse("vllm serve a-model-nobody-knows"))) == []
 
 
 # ---------------------------------------------------------------- manifests

@@ -9,7 +9,7 @@ import pytest
 
 from mlsys_bench import hardware, latency, models, pricing, slo
 from mlsys_bench.errors import BadInput, Infeasible
-from mlsys_bench.plan import costs, sensitivity
+from mlsys_bench.plan import costs, planner, sensitivity
 from mlsys_bench.plan.request import Request
 from mlsys_bench.pricing import Rates, compare
 from mlsys_bench.pricing.energy import Site
@@ -60,6 +60,42 @@ def test_a_day_below_its_peak_makes_requests_dearer() -> None:
     assert peak is not None
     assert day is not None
     assert day.usd_per_request == pytest.approx(2.5 * peak.usd_per_request)
+
+
+def test_the_bill_of_a_day_is_shared_by_its_mean() -> None:
+    """A peak of 100/s over a day of 25/s on average: each request costs four times as much, and nobody has to say the rate again."""
+    peak, day = costs.bill(plan()), costs.bill(plan(day_mean_per_s=25.0))
+    assert peak is not None
+    assert day is not None
+    assert day.usd_per_request == pytest.approx(4 * peak.usd_per_request) == pytest.approx(55.04 / 90_000)
+    assert compare.usd_per_request(plan(day_mean_per_s=25.0)) == pytest.approx(55.04 / 90_000)
+
+
+def test_tokens_of_a_day_are_counted_at_its_mean() -> None:
+    """A fleet for 100/s at the busiest of a day of 25/s on average: 25 x 200 tokens a second share its price, and its interval."""
+    asked = dataclasses.replace(REQUEST, gpus=("H100",), max_batch=64, max_step_tokens=2048)
+    made = planner.plan(dataclasses.replace(asked, day=dataclasses.replace(TRAFFIC, rate_per_s=25.0)))
+    assert made.usd_per_hour is not None
+    assert (made.workload.rate_per_s, made.day_mean_per_s, made.mean_per_s) == (100.0, 25.0, 25.0)
+    assert made.usd_per_million_tokens == pytest.approx(made.usd_per_hour / (25 * 200 * 3600) * 1e6)
+    hourly, million = made.intervals["usd_per_hour"], made.intervals["usd_per_million_tokens"]
+    assert million == pytest.approx(tuple(usd / (25 * 200 * 3600) * 1e6 for usd in hourly))
+    stages = dataclasses.replace(asked, day=dataclasses.replace(TRAFFIC, arrivals="stages:10m@50,10m@0"))
+    assert stages.day_mean_per_s == pytest.approx(TRAFFIC.rate_per_s * 25)  # levels times the rate: its mean is theirs
+    steady = planner.plan(asked)
+    assert (steady.day_mean_per_s, steady.mean_per_s) == (None, 100.0)
+    assert steady.usd_per_million_tokens == pytest.approx(made.usd_per_million_tokens / 4)
+
+
+def test_a_fleet_that_is_used_less_draws_less() -> None:
+    """Eight H100 used to 50 % at 100/s and 20 % at 40/s: 8 x (119 + 581 x 0.2) = 1,881.6 W, over 40 requests a second."""
+    for drawn in (
+        costs.draw(plan(), Site(pue=1.0), requests_per_s=40.0),
+        costs.draw(plan(day_mean_per_s=40.0), Site(pue=1.0)),
+    ):
+        assert drawn is not None
+        assert drawn.watts == pytest.approx(1881.6)
+        assert drawn.wh_per_request == pytest.approx(1881.6 / 3600 / 40)
 
 
 def test_what_is_beside_devices_goes_on_the_bill() -> None:

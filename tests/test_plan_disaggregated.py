@@ -19,7 +19,7 @@ from mlsys_bench.journeys import costing, deploying, graph_plans, surroundings, 
 from mlsys_bench.plan import candidates, command, confirm, costs, disaggregated, export, search
 from mlsys_bench.plan.demand import Demand, of_trace
 from mlsys_bench.plan.demand import of as demand_of
-from mlsys_bench.plan.disaggregated import answer, deployed, link, pairs, played
+from mlsys_bench.plan.disaggregated import answer, deployed, link, pairs, played, spread
 from mlsys_bench.plan.disaggregated import confirm as confirming
 from mlsys_bench.plan.disaggregated.stations import Decode, Prefill, decoding, together
 from mlsys_bench.pricing import Market, Quota, Shelf, offers, pack
@@ -31,6 +31,7 @@ from mlsys_bench.types import Plan
 
 LONG = workload.synthetic(12, prompt="lognormal:3000:0.5:6000", output="lognormal:120:0.7:500")
 SINGLE = latency.roofline(models.find("llama-3-8b"), hardware.find("h100-sxm"), precision="bf16")
+SINGLE_OFFER = next(o for o in offers("H100-SXM", "on-demand") if o.devices == 1)
 H100_USD = min(o.usd_per_h for o in offers("H100-SXM", "on-demand") if o.devices == 1)
 
 
@@ -414,6 +415,96 @@ def test_a_quota_on_both_pools_together_is_kept(apart: Plan) -> None:
         market = Market(offers=(offer,), quotas=(Quota(devices=devices, device="H100-SXM"),))
         bought = pair.resized(pair.prefill.replicas, pair.decode.replicas, Shelf(market=market))
         assert (bought.usd_per_h is not None) is priced
+
+
+def test_both_pools_are_rented_in_one_region() -> None:
+    """At $2.00 in one region, as far as its quota goes, and at $2.95 in another: a quota for one pool alone brings nothing."""
+    cheap, dear = (
+        dataclasses.replace(SINGLE_OFFER, provider="p", instance="x1", region=region, usd_per_h=usd)
+        for region, usd in (("r2", 2.0), ("r1", 2.95))
+    )
+    asked = request()
+    traffic = demand_of(asked.workload)
+    bounds, _ = search.bounds(asked, candidates.every(asked)[0], traffic)
+    pair = pairs.sized(asked, pairs.promising(asked, bounds, None)[0], traffic)
+    assert pair is not None
+    for devices, usd in ((pair.decode.devices, 2.95), (pair.devices, 2.0)):
+        market = Market(offers=(dear, cheap), quotas=(Quota(devices=devices, device="H100-SXM", region="r2"),))
+        bought = pair.resized(pair.prefill.replicas, pair.decode.replicas, Shelf(market=market))
+        assert bought.usd_per_h == pytest.approx(usd * pair.devices)
+    both = tuple(Quota(devices=pair.devices - 1, device="H100-SXM", region=region) for region in ("r1", "r2"))
+    apart = pair.resized(pair.prefill.replicas, pair.decode.replicas, Shelf(market=Market(offers=(dear, cheap), quotas=both)))
+    assert apart.usd_per_h is None
+
+
+def test_the_upper_end_of_two_pools_costs_what_may_be_rented() -> None:
+    """Of two replicas more in each pool a quota leaves one in each: two at $2."""
+    asked = request()
+    traffic = demand_of(asked.workload)
+    bounds, _ = search.bounds(asked, candidates.every(asked)[0], traffic)
+    found = pairs.sized(asked, pairs.promising(asked, bounds, None)[0], traffic)
+    assert found is not None
+    market = Market(
+        offers=(dataclasses.replace(SINGLE_OFFER, usd_per_h=2.0),), quotas=(Quota(devices=found.devices + 2, device="H100-SXM"),)
+    )
+    pair = found.resized(found.prefill.replicas, found.decode.replicas, Shelf(market=market))
+    pools = [(float(n), n + 2.0) for n in (pair.prefill.replicas, pair.decode.replicas)]
+    assert spread._costs(pair, pools, Shelf(market=market)) == {"usd_per_hour": (2.0 * pair.devices, 2.0 * pair.devices + 4.0)}
+    ends = {"prefill_replicas": pools[0], "decode_replicas": pools[1]}
+    (told,) = answer._beyond(dataclasses.replace(asked, market=market), pair, ends)
+    assert told.endswith(f"the upper end of the cost is that of {pair.prefill.replicas + 1} + {pair.decode.replicas + 1}")
+
+
+def test_sizes_that_are_cheapest_far_from_each_other_are_rented_where_both_are_sold() -> None:
+    """Ones at $2 here, eights at $16 there: a single device and two replicas of four go where both sizes cost $3 a device."""
+    here, there, both_one, both_eight = (
+        dataclasses.replace(SINGLE_OFFER, provider="p", instance=f"x{n}", region=region, devices=n, usd_per_h=n * usd)
+        for n, region, usd in ((1, "r1", 2.0), (8, "r2", 2.0), (1, "r3", 3.0), (8, "r3", 3.0))
+    )
+    asked = request()
+    traffic = demand_of(asked.workload)
+    bounds, _ = search.bounds(asked, candidates.every(asked)[0], traffic)
+    found = pairs.sized(asked, pairs.promising(asked, bounds, None)[0], traffic)
+    assert found is not None
+    profile = found.decode.candidate.profile
+    wide = dataclasses.replace(
+        found.decode.candidate, profile=dataclasses.replace(profile, layout=dataclasses.replace(profile.layout, tp=4))
+    )
+    pair = dataclasses.replace(found, decode=dataclasses.replace(found.decode, candidate=wide))
+    bought = pair.resized(1, 2, Shelf(market=Market(offers=(here, there, both_one, both_eight))))
+    assert bought.prefill.price is not None
+    assert bought.decode.price is not None
+    assert (bought.prefill.price.offer, bought.decode.price.offer) == (both_one, both_eight)
+    assert bought.usd_per_h == 3.0 + 24.0  # two eights there would be $32
+
+
+def test_no_cheaper_and_none_that_keeps_the_limits_are_told_apart() -> None:
+    """Loose limits: a pair costs no less than the fleet.  Over a link of 10 MB/s no prompt is there in time, whatever a pair costs."""
+    loose = plan.plan(request("ttft_p95<10s,tpot_p99<100ms", workload=workload.synthetic(1, prompt="512", output="64")))
+    usd = f"${2 * H100_USD:.2f}/h"
+    assert any(note.endswith(f"of their own cost {usd} at least: no cheaper") for note in loose.notes)
+    slow = plan.plan(request("ttft_p95<2s,itl_p99<40ms", link_bytes_per_s=1e7))
+    told = [note for note in slow.notes if "pools of their own" in note]
+    assert slow.apart is None
+    assert told
+    assert all(note.endswith("at least, but no pair that was looked at keeps the limits by theory") for note in told)
+
+
+@pytest.mark.parametrize(
+    ("missed", "beyond", "committed", "said"),
+    [
+        (0, 0, 0, "cost $3.00/h at least: no cheaper"),
+        (0, 0, 1, "cost $3.00/h of new money at least: no cheaper"),
+        (2, 0, 0, "cost $3.00/h at least, but no pair that was looked at keeps the limits by theory"),
+        (0, 1, 0, "cost $3.00/h at least, but no pair that was looked at may be rented in one region"),
+        (1, 1, 0, "but no pair that was looked at keeps the limits by theory and may be rented in one region"),
+    ],
+)
+def test_why_there_is_no_pair_is_said(missed: int, beyond: int, committed: int, said: str) -> None:
+    held = {SINGLE_OFFER: Reservation(term_months=12, committed=committed)}
+    asked = request(market=Market(offers=(SINGLE_OFFER,), reservations=held))
+    looked = disaggregated.Looked(least_usd_per_h=3.0, missed=missed, beyond=beyond)
+    assert disaggregated._none_cheaper(looked, 3.0, asked).endswith(said)
 
 
 # ---------------------------------------------------------------- what becomes of such a plan

@@ -166,6 +166,18 @@ def test_the_trigger_carries_the_rule_of_the_plan() -> None:
     assert down["stabilizationWindowSeconds"] >= max(scaled.rule.down_delay_s, scaled.lead_s)
 
 
+@pytest.mark.parametrize("scaled", [None, followed()])
+def test_where_an_availability_is_promised_all_replicas_stay(scaled: Autoscaled | None) -> None:
+    """The rule file counts fewer than the 8 needed as an outage at any hour, so 12 stay whatever the load."""
+    of = export.release(a_plan(), secured=spare(), scaled=scaled)
+    (keda_,), (kserve,) = back("keda", of), back("kserve", of)
+    assert keda_["spec"]["minReplicaCount"] == kserve["spec"]["predictor"]["minReplicas"] == 12
+    assert keda_["spec"]["maxReplicaCount"] >= 12
+    assert ("12 replicas stay" in export.text("keda", of)) == (scaled is not None)
+    (free,) = back("keda", export.release(a_plan()))
+    assert free["spec"]["minReplicaCount"] == 1
+
+
 def test_without_a_rule_replicas_follow_the_rate_each_is_planned_for() -> None:
     of = export.release(a_plan())
     assert keda.threshold(of) == ("rate", 25.0)

@@ -14,6 +14,7 @@ from mlsys_bench import slo, workload
 from mlsys_bench.plan import candidates, demand, sizing
 from mlsys_bench.plan.analytic import Replica
 from mlsys_bench.plan.frontier import _fleets, frontier
+from mlsys_bench.report import content
 from mlsys_bench.types import FrontierPoint, Plan
 
 REQUEST = planner.Request(
@@ -53,6 +54,22 @@ def test_the_plan_is_where_the_frontier_begins(made: Plan) -> None:
     assert (first.usd_per_hour, first.replicas) == (made.usd_per_hour, made.replicas)
     assert first.latency_s == pytest.approx(made.predicted[first.figure])  # as simulated
     assert len(made.frontier) > 2
+
+
+def test_what_is_shown_is_what_is_paid_for() -> None:
+    """With an availability a fleet is rented with its spares: its count costs its price, ones at one price each, and it says so."""
+    limits = slo.parse("ttft_p95<500ms,tpot_p99<50ms,availability>99.9%")
+    found = planner.plan(replace(REQUEST, slo=limits, gpus=("h100-sxm",), zones=3, survive_zone=True))
+    assert found.secured is not None
+    assert found.secured.spare > 0
+    first = found.frontier[0]
+    assert (first.replicas, first.spare, first.usd_per_hour) == (found.replicas, found.secured.spare, found.usd_per_hour)
+    each_usd = first.usd_per_hour / first.replicas
+    singles = [p for p in found.frontier if p.devices_per_replica == 1]
+    assert [p.usd_per_hour for p in singles] == pytest.approx([each_usd * p.replicas for p in singles])
+    table = next(t for t in content.describe(found)[0].tables if t.title.startswith("What a shorter"))
+    assert table.title.endswith("with its spares away")
+    assert table.rows[0][0].sub == f"{found.secured.needed} + {found.secured.spare} to spare"
 
 
 def test_no_fleet_of_one_kind_beats_it(made: Plan) -> None:

@@ -5,11 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from mlsys_bench import hardware, plan, slo, workload
 from mlsys_bench.errors import BadInput, Infeasible
-from mlsys_bench.pricing import Market, contract
+from mlsys_bench.plan import intervals, planner
+from mlsys_bench.pricing import Market, Shelf, contract
 from mlsys_cli.main import app
 
 HEAD = "mlsys: 1\nkind: prices\nsource: contract 4711\ndate: 2026-10-01\ncatalogue: replace\n"
@@ -54,6 +57,34 @@ def test_what_is_committed_is_used_before_anything_is_bought() -> None:
 def test_a_quota_that_holds_too_few_is_the_reason() -> None:
     with pytest.raises(Infeasible, match=r"are more than may be rented \(1 H100-SXM at p\)"):
         plan.plan(request(market(f"offers: [{ONE}]\nquotas: [{{device: H100, devices: 1, provider: p}}]")))
+
+
+def test_the_upper_end_of_the_cost_is_that_of_the_most_that_may_be_rented() -> None:
+    """Ones at $6: of 12 replicas that may be needed a quota lets one rent 3 more than are planned, which cost $18 more."""
+    asked = request(market(f"offers: [{ONE}]"))
+    made, design, _ = planner.planned(asked)
+    needed = (float(made.replicas), made.replicas + 8.0)
+    for quota, more in ((made.replicas + 3, 3), (made.replicas, 0), (made.replicas + 8, 8)):
+        shelf = Shelf(market=market(f"offers: [{ONE}]\nquotas: [{{device: H100, devices: {quota}, provider: p}}]"))
+        assert intervals.costs(design, needed, shelf)["usd_per_hour"] == (made.usd_per_hour, 6.0 * (made.replicas + more))
+        told = list(intervals.beyond(design, needed, shelf))
+        assert bool(told) is (more < 8)
+        assert all(f"raise the quota to {made.replicas + 8} or more devices" in line for line in told)
+        assert all(line.endswith(f"the upper end of the cost is that of {made.replicas + more} replicas") for line in told)
+
+
+def test_a_plan_says_that_more_may_be_needed_than_may_be_rented() -> None:
+    free = plan.plan(request(market(f"offers: [{ONE}]")))
+    assert free.intervals["replicas"][1] > free.replicas
+    made = plan.plan(request(market(f"offers: [{ONE}]\nquotas: [{{device: H100, devices: {free.replicas}, provider: p}}]")))
+    assert made.intervals["usd_per_hour"][1] == made.usd_per_hour
+    assert any(note.startswith(f"up to {made.intervals['replicas'][1]:g} may be needed: ") for note in made.notes)
+    assert not any("may be rented" in note for note in free.notes)
+
+
+@given(st.integers(0, 50), st.integers(0, 60), st.integers(0, 60))
+def test_the_last_that_may_be_is_found(holds: int, more: int, bound: int) -> None:
+    assert intervals.last(holds, holds + more, lambda n: n <= holds + bound) == holds + min(more, bound)
 
 
 def test_devices_that_no_replica_uses_are_said() -> None:

@@ -201,7 +201,14 @@ def test_manifests_carry_spares_and_rule(tmp_path: Path) -> None:
     (scaled,) = yaml.safe_load_all((tmp_path / "llama-3-8b-keda.yaml").read_text())
     assert found.scaled is not None
     assert found.secured is not None
-    assert scaled["spec"]["minReplicaCount"] == found.scaled.rule.least == 1 + found.secured.spare
+    assert found.scaled.rule.least == 1 + found.secured.spare
+    assert scaled["spec"]["minReplicaCount"] == found.replicas, "an availability counts against the peak all day"
+
+
+def test_a_course_too_short_to_follow_is_told() -> None:
+    found = planning.plan(dataclasses.replace(request(), workload=dataclasses.replace(CHAT, arrivals="diurnal:10m:1,2")))
+    assert found.scaled is None
+    assert any("autoscaling: the course of the traffic lasts 10.0 min" in note for note in found.notes)
 
 
 def test_steady_traffic_is_told_that_a_rule_gains_nothing() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 from mlsys_bench import hardware, latency, models, record, scenario, slo, summary, workload
 from mlsys_bench.batching import Limits
 from mlsys_bench.errors import BadInput, Infeasible, ScenarioError, UnknownName
+from mlsys_bench.journeys import planning
 from mlsys_bench.plan import Request, confirm, demand, plan, sizing, tenants
 from mlsys_bench.plan.analytic import Replica
 from mlsys_bench.plan.trial import after_s
@@ -66,6 +68,19 @@ def apart() -> Plan:
     return plan(request("live:ttft_p99<60ms,bulk:e2e_p95<60s", workload=traffic(8.0, live, bulk)))
 
 
+def test_fleets_of_their_own_share_the_tokens_of_the_mean_of_the_day() -> None:
+    """The same fleets at the busiest hour of a day that is half as busy on average: every token costs twice as much."""
+    steady = apart()
+    live, bulk = dataclasses.replace(CHAT, name="live", share=0.05), dataclasses.replace(BATCH, name="bulk", share=0.95)
+    asked = request("live:ttft_p99<60ms,bulk:e2e_p95<60s", workload=traffic(8.0, live, bulk))
+    day = plan(dataclasses.replace(asked, day=traffic(4.0, live, bulk)))
+    assert len(day.fleet) == 2
+    assert (day.usd_per_hour, day.mean_per_s) == (steady.usd_per_hour, 4.0)
+    assert day.usd_per_million_tokens == pytest.approx(2 * (steady.usd_per_million_tokens or 0.0))
+    ends = [2 * end for end in steady.intervals["usd_per_million_tokens"]]
+    assert day.intervals["usd_per_million_tokens"] == pytest.approx(ends)
+
+
 REPLICA_LIMITS = Limits(max_seqs=32, max_step_tokens=1024, block_tokens=16, blocks=8000, max_context=16384)
 
 
@@ -95,6 +110,37 @@ def test_tenants_without_limits_of_their_own_have_those_of_all() -> None:
     found = tenants.resolved(slo.parse("ttft_p95<1s,batch:e2e_p95<60s,availability>99%"), ("chat", "batch"))
     assert slo.show(found) == "chat:ttft_p95<1s,batch:e2e_p95<60s,availability>99%"
     assert tenants.resolved(found, ("chat", "batch")) == found
+
+
+@pytest.mark.parametrize(
+    ("given", "base", "found"),
+    [
+        ("chat:ttft_p95<60ms", "ttft_p95<1s,availability>99%", "chat:ttft_p95<60ms,ttft_p95<1s,availability>99%"),
+        ("chat:ttft_p95<60ms", "chat:tpot_p99<50ms,batch:e2e_p95<60s", "chat:ttft_p95<60ms,batch:e2e_p95<60s"),
+        ("ttft_p95<2s", "ttft_p95<1s,tpot_p99<50ms,batch:e2e_p95<60s", "ttft_p95<2s,batch:e2e_p95<60s"),
+        ("availability>99.9%", "ttft_p95<1s,availability>99%", "availability>99.9%,ttft_p95<1s"),
+    ],
+)
+def test_limits_on_the_command_line_leave_those_of_the_other_tenants(given: str, base: str, found: str) -> None:
+    assert slo.show(tenants.overridden(slo.parse(given), slo.parse(base), ("chat", "batch"))) == found
+
+
+def test_a_limit_for_all_that_would_bind_nobody_is_refused() -> None:
+    with pytest.raises(BadInput, match=r"SLO ttft_p95<1ms: every tenant has limits of its own \(chat, batch\).* e\.g\. chat:ttft_p95<1ms"):
+        asked(slo="ttft_p95<1ms")
+    assert slo.show(asked(slo="batch:e2e_p95<90s").slo) == "batch:e2e_p95<90s,chat:ttft_p95<500ms,chat:tpot_p99<80ms"
+
+
+def asked(**given: object) -> Request:
+    found = planning.asked(**PLAIN | given)
+    assert isinstance(found, Request)
+    return found
+
+
+PLAIN: dict[str, Any] = {
+    **dict.fromkeys(("qps", "model", "gpu", "precision", "slo", "arrivals", "prompt_tokens", "output_tokens", "max_batch", "headroom")),
+    "scenario": "chat-and-batch", "measured": (), "term": "on-demand", "seed": 0,
+}  # fmt: skip
 
 
 def test_a_limit_of_nobody_is_refused_with_the_nearest_name() -> None:
@@ -348,6 +394,8 @@ def test_the_shipped_scenario_has_two_tenants() -> None:
     [
         ("share: 85%", "shre: 85%", r"unknown key tenants.chat.shre; did you mean share"),
         ("share: 85%", "share: 80%", r"add up to 95 %"),
+        ("share: 85%", "share: 0%", r"tenants.chat.share: 0% must be above zero"),
+        ("share: 85%", "share: -50%", r"tenants.chat.share: -50% must be above zero"),
         ("share: 85%", "rate: 17/s", r"some give a share and some a rate"),
         ("share: 85%", "share: 85%\n    rate: 17/s", r"tenants.chat: needs a share or a rate, not both"),
         ("  chat:", "  my chat:", r"no name of a tenant"),

@@ -73,7 +73,7 @@ def test_the_kind_of_a_table_is_told_by_its_header_without_any_result(tmp_path: 
         (CLOSED + "Qwen/Qwen3-32B,h100_sxm,vllm\n", "line 2: has 3 fields where the header has 16"),
         (CLOSED + "Qwen/Qwen3-32B,h100_sxm,vllm,,,agg,many,128,2,1,,1,1,8,,\n", "line 2, column isl: 'many' is no finite number"),
         (CLOSED + "Qwen/Qwen3-32B,h100_sxm,vllm,,,agg,1024,128,2.5,1,,1,1,8,,\n", "line 2, column tp: '2.5' is no whole number"),
-        (CLOSED + "Qwen/Qwen3-32B,h100_sxm,vllm,,,agg,1024,128,2,1,,1,1,8,nan,\n", "line 2, column ttft_ms: 'nan'"),
+        (CLOSED + "Qwen/Qwen3-32B,h100_sxm,vllm,,,agg,1024,128,2,1,,1,1,8,inf,\n", "line 2, column ttft_ms: 'inf'"),
     ],
 )
 def test_a_file_that_is_no_such_table_is_refused_by_line_and_column(tmp_path: Path, text: str, says: str) -> None:
@@ -90,6 +90,13 @@ def test_a_file_that_is_no_such_table_is_refused_by_line_and_column(tmp_path: Pa
         ("Qwen/Qwen3-32B,h900_sxm,vllm,,,agg,1024,128,2,1,,1,1,8,,", "unknown GPU or CPU 'h900_sxm'; did you mean"),
         ("Qwen/Qwen3-32B,h100_sxm,vllm,,,agg,1024,128,2,1,,1,1,,,", "concurrency is empty"),
         ("deepseek-ai/DeepSeek-R1,b200_sxm,sglang,,fp8,agg,1024,128,3,1,1,1,8,8,,", "do not fit attention over 3"),
+        ("Qwen/Qwen3-32B,h100_sxm,ollama,,,agg,1024,128,2,1,,1,1,8,,", "unknown engine 'ollama'"),
+        ("Qwen/Qwen3-32B,h100_sxm,vllm,,auto,agg,1024,128,2,1,,1,1,8,,", "precision 'auto' is whatever the checkpoint holds; name"),
+        ("Qwen/Qwen3-32B,h100_sxm,vllm,,gptq,agg,1024,128,2,1,,1,1,8,,", "precision 'gptq' does not say of how many bits; name"),
+        ("Qwen/Qwen3-32B,8xH100,vllm,,,agg,1024,128,2,1,,1,1,8,,", "8xH100 are 8 GPUs, and the parallelism of the row takes 2"),
+        ("Qwen/Qwen3-32B,h100_sxm,vllm,,,agg,1024,128,2,1,,1,1,nan,,", "concurrency is nan; it must be above 0"),
+        ('Qwen/Qwen3-32B,h100_sxm,vllm,,,agg,"1,02",128,2,1,,1,1,8,,', "isl is '1,02'; write it with a decimal point and without commas"),
+        ('Qwen/Qwen3-32B,h100_sxm,vllm,,,agg,1024,128,2,1,,1,1,8,"1,024",', "ttft_ms is '1,024'; write it with a decimal point"),
     ],
 )
 def test_a_row_that_cannot_be_understood_is_listed_with_its_reason_and_costs_no_other_row(tmp_path: Path, row: str, says: str) -> None:
@@ -98,6 +105,73 @@ def test_a_row_that_cannot_be_understood_is_listed_with_its_reason_and_costs_no_
     assert says in (found.rows[0].problem or "")
     assert [len(r.parts) for r in found.rows] == [0, 1]
     assert tables.predicted(found, found.rows[0], {}) == {}
+
+
+@pytest.mark.parametrize("nothing", ["N/A", "nan", "NaN", "-", "", "null"])
+def test_a_result_that_says_there_is_none_is_an_empty_cell(tmp_path: Path, nothing: str) -> None:
+    (row,) = table(tmp_path, CLOSED + f"Qwen/Qwen3-32B,h100_sxm,vllm,0.12,,agg,1024,128,2,1,{nothing},1,1,8,{nothing},18\n").rows
+    assert row.measured == {"tpot_ms": 18}
+
+
+def test_thousands_of_a_count_may_be_apart(tmp_path: Path) -> None:
+    e = one(tmp_path, CLOSED + 'Qwen/Qwen3-32B,h100_sxm,vllm,0.12,,agg,"1,024,000",128,2,1,,1,1,"1,000",154,18\n')
+    assert (e.prompt_tokens.mean, e.concurrency) == (1_024_000, 1000)
+
+
+@pytest.mark.parametrize(
+    ("spelled", "meant"),
+    [
+        ("SGLang", "sglang"), ("sgl", "sglang"), ("mori-sglang", "sglang"), ("vLLM 0.17", "vllm"), ("vllm-0.15.1", "vllm"), ("", "vllm"),
+        *((name, "trtllm") for name in ("TRTLLM", "TensorRT-LLM", "tensorrt_llm 1.0.0rc3", "trt", "TRT-LLM", "Dynamo-TRT")),
+    ],
+)  # fmt: skip
+def test_an_engine_is_known_by_its_usual_spellings(tmp_path: Path, spelled: str, meant: str) -> None:
+    assert one(tmp_path, CLOSED + f"Qwen/Qwen3-32B,h100_sxm,{spelled},0.12,,agg,1024,128,2,1,,1,1,8,154,18\n").engine == meant
+    if spelled:
+        run = f"b200,{spelled},dsr1,fp8,none,False,8,8,0,8,8,False,0,8,8,1024,1024,16,,100,10\n"
+        assert one(tmp_path, INFERENCEX + run).engine == meant
+
+
+def test_a_stage_of_blis_names_its_engine_and_version(tmp_path: Path) -> None:
+    e = one(tmp_path, BLIS + BLIS_ROW.format(stage=0, rate=5, e2e=4000).replace("vllm-0.15.1", "TensorRT-LLM-1.0.0rc3"))
+    assert (e.engine, e.engine_version) == ("trtllm", "1.0.0rc3")
+
+
+@pytest.mark.parametrize(
+    ("spelled", "meant"),
+    [
+        ("bfloat16", "bf16"), ("float16", "fp16"), ("half", "fp16"), ("NVFP4", "fp4"), ("mxfp4", "fp4"), ("w4a16", "int4"), ("awq", "int4"),
+        ("FP8_E4M3", "fp8"), ("fp8_block", "fp8"), ("int8_wo", "int8"), ("w4a8", "w4a8"),
+    ],
+)  # fmt: skip
+def test_a_precision_is_known_by_its_usual_spellings(tmp_path: Path, spelled: str, meant: str) -> None:
+    assert one(tmp_path, CLOSED + f"Qwen/Qwen3-32B,h100_sxm,vllm,0.12,{spelled},agg,1024,128,2,1,,1,1,8,154,18\n").precision == meant
+
+
+@pytest.mark.parametrize(
+    ("spelled", "meant"),
+    [
+        ("HGX B200", "B200-SXM"), ("AMD Instinct MI300X VF", "MI300X"), ("AMD_Instinct_MI300X_OAM", "MI300X"), ("2xH100", "H100-SXM"),
+        ("H100 x 2", "H100-SXM"), ("H100x2", "H100-SXM"), ("MI300Xx2", "MI300X"), ("RTX 4090", "RTX-4090"),
+    ],
+)  # fmt: skip
+def test_a_device_is_known_on_its_board_and_by_the_dozen(tmp_path: Path, spelled: str, meant: str) -> None:
+    assert one(tmp_path, CLOSED + f"Qwen/Qwen3-8B,{spelled},vllm,0.12,,agg,1024,128,2,1,,1,1,8,154,18\n").device == meant
+
+
+@pytest.mark.parametrize(
+    ("times", "says"),
+    [
+        ("0.154,0.018", "line 3: tpot_mean is 18.0 µs, and H100-SXM takes 9.55 ms at least to read the weights of qwen3-32b in bf16"),
+        ("1e12,18", "line 3: ttft_mean is 277,778 h, and no run was that slow"),
+    ],
+)
+def test_what_no_such_system_can_have_shown_is_not_learned_from(tmp_path: Path, times: str, says: str) -> None:
+    """Seconds in columns of milliseconds: 64 GB without the embedding over two GPUs of 3.35 TB/s are 9.55 ms a token."""
+    row = "Qwen/Qwen3-32B,h100_sxm,vllm,0.12,,agg,1024,128,2,1,,1,1,8,{}\n"
+    found = table(tmp_path, CLOSED + row.format("154,18") + row.format(times))
+    with pytest.raises(BadInput, match=says):
+        tables.calibration(found)
 
 
 # ---------------------------------------------------------------- open loop in stages

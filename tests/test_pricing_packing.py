@@ -157,6 +157,49 @@ def test_a_quota_that_is_too_small_is_named() -> None:
     assert held.usd_per_h == 40.0
 
 
+@pytest.mark.parametrize(
+    ("replicas", "quota", "said"),
+    [
+        (4, 7, r"4 replicas of 1 L4 .*\(7 L4\); raise the quota to 8 or more devices$"),
+        (13, 15, r"13 replicas of 1 L4 .*\(15 L4\); raise the quota to 16 or more devices$"),
+    ],
+)
+def test_a_quota_is_raised_by_whole_instances(replicas: int, quota: int, said: str) -> None:
+    """Instances hold eight: four replicas take one of them, thirteen take two.  There is one region, so nothing is said of others."""
+    market = Market(offers=(offer(8, 20.0),), quotas=(Quota(devices=quota, device="L4"),))
+    with pytest.raises(Infeasible, match=said):
+        pricing.pack("L4", 1, replicas, market=market)
+    assert (
+        pricing.pack("L4", 1, replicas, market=dataclasses.replace(market, quotas=(Quota(devices=-(-replicas // 8) * 8, device="L4"),)))
+        is not None
+    )
+
+
+def test_the_bound_that_binds_is_named() -> None:
+    """Of two instances of eight 22 replicas need a third, within the quota of 24; with a quota of 16 as well both are in the way."""
+    kept = offer(8, 20.0, term="reserved")
+    market = Market(
+        offers=(kept,), reservations={kept: Reservation(term_months=12, committed=1, at_most=2)}, quotas=(Quota(devices=24, device="L4"),)
+    )
+    with pytest.raises(Infeasible, match=r"\(at most 2 p 8x reserved\); raise at_most of 8x to 3 or more$"):
+        pricing.pack("L4", 1, 22, "reserved", market)
+    both = dataclasses.replace(market, quotas=(Quota(devices=16, device="L4"),))
+    with pytest.raises(Infeasible, match=r"raise the quota to 24 or more devices and at_most of 8x to 3 or more$"):
+        pricing.pack("L4", 1, 22, "reserved", both)
+    with pytest.raises(Infeasible, match="more than is committed, and none is sold on-demand; name another term"):
+        pricing.pack("L4", 1, 22, "on-demand", market)
+
+
+def test_regions_are_spoken_of_where_another_one_would_help() -> None:
+    here, there = offer(8, 20.0), offer(8, 22.0, region="s")
+    quotas = tuple(Quota(devices=8, device="L4", region=r) for r in ("r", "s"))
+    said = r"raise the quota of 8 L4 in r to 16 or more devices, or let the fleet spread over regions$"
+    with pytest.raises(Infeasible, match=said):
+        pricing.pack("L4", 8, 2, market=Market(offers=(here, there), quotas=quotas))
+    with pytest.raises(Infeasible, match=r"to 24 or more devices$"):
+        pricing.pack("L4", 8, 3, market=Market(offers=(here, there), quotas=quotas))
+
+
 def test_a_fleet_may_spread_when_asked_to() -> None:
     """Eight devices here, eight there: two replicas of eight only anywhere."""
     market = Market(

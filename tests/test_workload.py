@@ -300,6 +300,16 @@ def test_a_plan_takes_its_traffic_from_a_trace(tmp_path: Path) -> None:
     assert found.rate_per_s == pytest.approx(workload.rate_per_s(drawn))
     assert found.prompt_tokens.mean == pytest.approx(drawn.prompt_tokens.mean())
     assert found.observed is None
+    with pytest.raises(BadInput, match=r"--trace brings its own traffic; --arrivals and --prompt-tokens would change it"):
+        asked([], trace=path, prompt_tokens="8000", arrivals="constant")
+    with pytest.raises(BadInput, match=r"--output-tokens would change it"):
+        asked([], trace=path, output_tokens="8000")
+
+
+def test_an_option_that_names_nothing_is_refused() -> None:
+    for name, given_ in (("gpu", ""), ("gpu", ","), ("precision", " ")):
+        with pytest.raises(BadInput, match=f"--{name} '{given_}' names none"):
+            asked([], qps=1.0, **{name: given_})
 
 
 def test_a_plan_is_for_the_busiest_time_of_day_and_says_so() -> None:
@@ -311,6 +321,8 @@ def test_a_plan_is_for_the_busiest_time_of_day_and_says_so() -> None:
     assert (planned.replicas, planned.workload.rate_per_s) == (flat.replicas, 20)
     assert any("sized for the busiest time of day or stage: 20/s where the mean is 10/s" in a for a in planned.assumptions)
     assert not any("busiest" in a or "bursts" in a for a in flat.assumptions)
+    stages = planning.plan(dataclasses.replace(request, workload=dataclasses.replace(day, rate_per_s=1, arrivals="stages:10m@20,10m@0")))
+    assert any("stage: 20/s where the mean is 10/s" in a for a in stages.assumptions), "the rate of 1/s is what stages are multiples of"
     bursty = planning.plan(dataclasses.replace(request, workload=dataclasses.replace(steady, arrivals="mmpp:2:25%:30s")))
     assert any(a.startswith("bursts come every 2.00 min on average") for a in bursty.assumptions)
 

@@ -170,6 +170,19 @@ def test_mooncake_lines_are_milliseconds_and_bailian_lines_are_seconds(tmp_path:
     assert prefix.hit_share(two) == pytest.approx(3 * 16 / (4 * 33))
 
 
+def test_mooncake_without_its_hashes_is_still_in_milliseconds(tmp_path: Path) -> None:
+    """Its three columns say so, and a note says that it was assumed; fractions and dates are no such milliseconds, and options win."""
+    path = written(tmp_path, "timestamp,input_length,output_length\n0,700,5\n500,700,5\n4000,700,5\n")
+    plan = trace.from_trace(path)
+    assert plan.scheduled_s.tolist() == [0, 0.5, 4]
+    assert plan.notes == ("timestamp was taken to count ms, as in Mooncake's traces, whose columns these are",)
+    told = trace.from_trace(path, columns={}, time_unit="s")
+    assert (told.scheduled_s.tolist(), told.notes) == ([0, 500, 4000], ())
+    for first, last, seconds in (("0", "4.5", 4.5), ("1700000000", "1700000004", 4.0), ("2024-01-01 00:00:00", "2024-01-01 00:00:04", 4.0)):
+        plan = trace.from_trace(written(tmp_path, f"timestamp,input_length,output_length\n{first},700,5\n{last},700,5\n"))
+        assert (plan.scheduled_s.tolist(), plan.notes) == ([0, seconds], ())
+
+
 def test_burstgpt_columns_are_known_and_failures_left_out(tmp_path: Path) -> None:
     text = "Timestamp,Model,Request tokens,Response tokens,Total tokens,Log Type\n"
     text += "5,GPT-4,10,4,14,API log\n6,GPT-4,10,0,10,API log\n9,GPT-4,8,3,11,API log\n"
@@ -244,6 +257,12 @@ def test_a_million_requests_are_read_within_a_few_hundred_megabytes(tmp_path: Pa
         ("time,prompt_tokens,output_tokens\n1,2,3\n1.5,2,3\n", "come within 0.5 s, and rates are counted by the second"),
         ("time,prompt_tokens,output_tokens\n1,2,3\nnoon,2,3\n", "line 3: time is 'noon'"),
         ("time,prompt_tokens,output_tokens\n1,2,3\nnan,2,3\n", "line 3: time is 'nan'"),
+        ("time,prompt_tokens,output_tokens\n2024-01-01 00:00:00,2,3\n5,2,3\n", "line 3: time is '5', a number, and above it stand dates"),
+        ("time,prompt_tokens,output_tokens\n5,2,3\n2024-01-01,2,3\n", "line 3: time is '2024-01-01', a date, and above it stand numbers"),
+        (
+            "time,prompt_tokens,output_tokens,session_id,gap_s\n0,2,3,a,\n,2,3,a,-5\n9,2,3,b,\n",
+            "line 3: gap_s is '-5'; write the seconds waited after the answer, from 0 up",
+        ),
         ("time,prompt_tokens,output_tokens\n1,2,3\n2,-2,3\n", "line 3: prompt_tokens is '-2'"),
         ("time,prompt_tokens,output_tokens\n1,2,3\n2,2,3.5\n", "line 3: output_tokens is '3.5'"),
         ("time,prompt_tokens,output_tokens\n1,2,3\n2,2\n", "line 3: has 2 fields where the header has 3; was the file cut off?"),
@@ -312,6 +331,16 @@ def test_bytes_that_are_no_text_are_refused(tmp_path: Path, data: bytes) -> None
 def test_a_missing_trace_is_refused(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match=r"gone\.csv: cannot be read: No such file or directory"):
         trace.read(tmp_path / "gone.csv")
+
+
+def test_a_day_of_silence_leaves_an_interval_of_dispersion() -> None:
+    """60 and 90 in two windows, then nothing: each pair against its own mean, 2 x 15^2 x 8 / 4 over 150 is 6.
+
+    A draw of silent blocks alone is 0 / 0, which numpy warns of; every other one has the first block alone, so 6.
+    """
+    found = burstiness.dispersion(np.array([60.0, 90, 0, 0, 0, 0, 0, 0]), 1.0, level_s=2.0)
+    assert found is not None
+    assert (found.index, found.low, found.high) == pytest.approx((6, 6, 6))
 
 
 def test_what_was_seen_is_shown(tmp_path: Path) -> None:

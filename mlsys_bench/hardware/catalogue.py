@@ -109,8 +109,8 @@ def _index() -> dict[str, Device]:
 
 
 def _plain(name: str) -> str:
-    """Return a name as it is compared: letters and digits only, no maker's name."""
-    return re.sub(r"nvidia|geforce|tesla|amd|instinct|[^a-z0-9]", "", name.lower())
+    """Return a name as it is compared: letters and digits only, no maker's name, no board that holds it and no virtual function of it."""
+    return re.sub(r"nvidia|geforce|tesla|amd|instinct|hgx|dgx|(?<=\dx)[ _-](oam|vf)$|[^a-z0-9]", "", name.lower())
 
 
 def _device(row: dict[str, str]) -> Device:

@@ -80,8 +80,10 @@ def _check(asked: object, options: dict[str, object], small: str | None) -> None
             raise BadInput(f"--small {small} is for the plan of one model; a graph says in its escalations which model answers first")
     if small is not None and not options["--sensitivity"]:
         raise BadInput(f"--small {small} answers first in a cascade of --sensitivity; give that, too")
-    if small is not None:
-        models.find(small)
+    if small is not None and isinstance(asked, planner.Request):
+        first, last = models.find(small), models.find(asked.model)
+        if not first.params < last.params:
+            raise BadInput(f"--small {small}: {first.id} is no smaller than {last.id}, which it answers before; name a smaller model")
 
 
 def beside(

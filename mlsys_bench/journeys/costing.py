@@ -54,7 +54,7 @@ def cost(
         plan=_fleet(plan),
         requests_per_s=rate,
         bill=costs.bill(plan, extra, unpriced, rate),
-        energy=costs.draw(plan, None if site is None else energy.check_site(site)),
+        energy=costs.draw(plan, None if site is None else energy.check_site(site), requests_per_s=rate),
         apis=tuple(_api(plan, name, cached, batched, least) for name in apis),
         mix=None if hours is None else _mix(plan, market, hours, floor, spot),
         sensitivity=changes(plan, market, small, progress.Line(quiet)) if what_if else (),
@@ -64,11 +64,14 @@ def cost(
 
 
 def _mean_rate(plan: Plan, given: float | None) -> float:
-    """Return the requests per second that share the bill.  Raises BadInput for more than the plan was made for: it would not carry them."""
+    """Return the requests per second that share the bill, by default the plan's mean.
+
+    Raises BadInput for more than the plan was made for: it would not carry them.
+    """
     planned = plan.workload.rate_per_s
     if given is not None and given > planned * (1 + 1e-9):
         raise BadInput(f"--qps {given:g}: the plan is for {planned:g} requests/s and no more; plan again for {given:g}/s, then price that")
-    return planned if given is None else given
+    return plan.mean_per_s if given is None else given
 
 
 def beside(found: Costs, plan: Plan, baseline: Path) -> Costs:

@@ -73,7 +73,7 @@ def beside(plan: object, text: str) -> list[str]:
         planned = command.of_plan(plan, today.engine)
         lines += [f"planned: {command.command(planned)}", f"today:   {command.command(today)}"]
         lines += [f"  {change}" for change in command.difference(today, planned)] or ["  no difference"]
-        lines += [f"  note: {note}" for note in (*command.notes(plan, planned), *command.warnings(today))]
+        lines += [f"  note: {note}" for note in (*command.notes(plan, planned), *command.refused(plan, today), *command.warnings(today))]
     return lines
 
 

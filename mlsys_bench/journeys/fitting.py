@@ -13,8 +13,7 @@ from mlsys_bench.checked import Check
 from mlsys_bench.errors import BadInput
 from mlsys_bench.latency import service
 from mlsys_bench.loadlimits import LoadSweep
-from mlsys_bench.predict import beside, opaque, readers
-from mlsys_bench.predict.ratios import FURTHER
+from mlsys_bench.predict import beside, floor, opaque, readers
 from mlsys_bench.predict.readers import Design, loadtests
 from mlsys_bench.types import Bench, LatencyProfile, Layout, LoadTest
 from mlsys_bench.units import count
@@ -25,7 +24,6 @@ NOTHING = (
 )
 
 
-_ROUNDED = 0.9  # of the physics floor: bandwidths of datasheets are rounded
 _IMPLAUSIBLE = 5.0  # times off in the median: engines do not differ so much on the same GPUs
 _CAUSES = "are --gpu, --model, --precision and the units of the file right?"
 _OPTIONS = {"device": "gpu"}  # options that are not called what they set
@@ -165,17 +163,13 @@ def _tests(path: Path) -> list[tuple[Path, LoadTest]]:
     return [(path, test) for test in kept if test.ok >= opaque.LEAST_REQUESTS]
 
 
-def _check_floor(reading: readers.Reading, profile: LatencyProfile) -> None:
-    """Raise BadInput where a token is said to have taken less than reading the weights does at full bandwidth."""
-    least_s = float(latency.floor_s(profile, (1.0, 0.0, 0.0, 0.0, 1.0)))
-    for name in FURTHER:
-        took_s = reading.experiment.measured.get(name)
-        if took_s and took_s < _ROUNDED * least_s:
-            at, told = profile.layout, f"{name.removesuffix('_s')} is {units.show_s(took_s)}"
-            raise BadInput(
-                f"{reading.where}: {told}, and {at.device} takes {units.show_s(least_s)} at least to read the weights of {at.model} "
-                f"in {at.precision}: {_CAUSES} Speculative decoding cannot be fitted so: measure without it"
-            )
+def _check(reading: readers.Reading) -> None:
+    """Raise BadInput for what a step profile cannot hold: drafted tokens, and times that no such GPUs take."""
+    if reading.experiment.speculative is not None:
+        raise BadInput(f"{reading.where}: was measured with speculative decoding, which a step profile cannot hold; measure without it")
+    problem = floor.problem(reading.experiment)
+    if problem is not None:
+        raise BadInput(f"{reading.where}: {problem}: {_CAUSES} Speculative decoding cannot be fitted so: measure without it")
 
 
 def _results(files: Sequence[Path], design: Design) -> Fitted:
@@ -184,14 +178,14 @@ def _results(files: Sequence[Path], design: Design) -> Fitted:
     if len(layouts) > 1:
         listed = "; ".join(f"{layout[0]} {layout[2]} on {layout[3]} x {layout[1]}" for layout in sorted(layouts))
         raise BadInput(f"the files hold {len(layouts)} layouts ({listed}); a profile belongs to one")
+    for reading in found:
+        _check(reading)
     measured = [reading.experiment for reading in found if reading.experiment.measured]
     if not measured:
         notes = "; ".join(note for reading in found for note in reading.notes)
         raise BadInput(f"no load level with usable latencies: {notes or 'the files give none'}")
     knowledge = predict.learn(measured)
     profile = predict.profile(measured[0], knowledge)
-    for reading in found:
-        _check_floor(reading, profile)
     warned = [f"{r.where} ({r.tool}, {count(r.requests, 'request')}): {'; '.join(r.notes)}" for r in found if r.notes]
     off = beside.misfit(beside.readings(found, predict.predict(measured, predict.learn([]))))
     if off > math.log(_IMPLAUSIBLE):

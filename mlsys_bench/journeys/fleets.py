@@ -11,25 +11,26 @@ from mlsys_bench import scenario, slo
 from mlsys_bench.errors import BadInput
 from mlsys_bench.fleets import Fleet, Want
 from mlsys_bench.journeys import planning
-from mlsys_bench.plan import Request
+from mlsys_bench.plan import Request, tenants
 from mlsys_bench.plan.fleets import Entry, FleetRequest
 from mlsys_bench.stages import StageGraph
+from mlsys_bench.types import SLO
 
 if TYPE_CHECKING:
     from mlsys_bench.plan.graph import GraphRequest
 
 _TAKEN = ("scenario", "term", "seed", "prices", "measured")
-_SAYS_NOTHING: tuple[object, ...] = (None, False, "", (), [], 1.0, "random", "never", "auto")  # what options are that nobody gave
+_LEFT_OUT = {"speed": (1.0,), "routing": ("random",), "disaggregate": ("auto", "never")}  # said where nobody gave the option
+_OF_ONE = ("trace", "speed", "routing", "zones", "survive", "spot", "autoscale", "growth", "disaggregate", "mixed")  # no file says these
 
 
 def asked(found: Fleet, options: Mapping[str, Any]) -> FleetRequest:
     """Return what a fleet file asks for.  Raises BadInput for options that belong to one of its scenarios."""
     for option, value in options.items():
-        if option not in _TAKEN and value not in _SAYS_NOTHING:
+        if option not in _TAKEN and value not in (None, False, "", (), [], *_LEFT_OUT.get(option, ())):
             name = option.replace("_", "-")
-            raise BadInput(
-                f"--{name}: {found.name} is a fleet of several scenarios; say it in {options['scenario']}, at the one that is meant"
-            )
+            cure = "plan the one that is meant alone" if option in _OF_ONE else f"say it in {options['scenario']}, at the one that is meant"
+            raise BadInput(f"--{name}: {found.name} is a fleet of several scenarios; {cure}")
     return FleetRequest(name=found.name, pool=found.pool, entries=tuple(_entry(found, want, options) for want in found.wants))
 
 
@@ -58,10 +59,21 @@ def _of_model(want: Want, options: Mapping[str, Any]) -> Request:
         prompt_tokens=None, output_tokens=None, max_batch=None, headroom=None, term=options["term"], seed=options["seed"],
         prices=options.get("prices"),
     )  # fmt: skip
-    kept = tuple(limit for limit in request.slo if limit.tenant is not None) if want.slo else request.slo
     own = planning.profiles(list(options.get("measured") or ()))
     mine = tuple(profile for profile in own if profile.layout.model == request.model)
-    return dataclasses.replace(request, slo=(*want.slo, *kept), profiles=mine)
+    return dataclasses.replace(request, slo=_limits(want, request), profiles=mine)
+
+
+def _limits(want: Want, request: Request) -> SLO:
+    """Return the limits of a scenario with those of the fleet file in place of them."""
+    if not want.slo:
+        return request.slo
+    names = [tenant.name for tenant in request.workload.tenants]
+    try:
+        return tenants.overridden(want.slo, request.slo, names)
+    except BadInput as error:
+        told = f"every tenant of {want.scenario} has limits of its own ({', '.join(names)})"
+        raise BadInput(f"{want.name}: slo {slo.show(want.slo)} would bind nobody, {told}; change those, and leave it out") from error
 
 
 def _staged(want: Want, options: Mapping[str, Any]) -> GraphRequest:

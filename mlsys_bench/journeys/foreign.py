@@ -151,10 +151,10 @@ def _hints(found: Reading) -> Iterator[str]:
 
 def _load_test(tool: Any, document: Mapping[str, Any], where: str) -> Reading:
     """Return a load test as measurements of one launch: a value a request where the file has them, else its figures."""
-    from mlsys_bench.predict.readers import vllm
+    from mlsys_bench.predict.readers import runs_of, vllm
 
+    runs = runs_of(tool, document, where)
     try:
-        runs: list[loads.Run] = tool.runs(document, where)
         requests = _requests(document) if tool is vllm else {}
     except (KeyError, TypeError, ValueError) as error:
         raise BadInput(f"{where}: looks like {tool.NAME} but cannot be read: {error!r}; was the file cut or edited?") from error
@@ -188,7 +188,7 @@ def _levels(runs: Sequence[loads.Run]) -> list[dict[str, Scalar]]:
 
 def _measurements(run: loads.Run, load: dict[str, Scalar], requests: Mapping[str, Sequence[float]]) -> Iterator[Measurement]:
     """Yield the requests' own values, and each figure that they do not give as a single value; none where too many failed."""
-    lost = run.failed / (run.requests + run.failed) if run.failed else 0.0
+    lost = run.failed / ((run.requests or 0) + run.failed) if run.failed else 0.0
     if lost > _MOST_FAILED:
         why = f"{100 * lost:.0f} % of its requests failed: its latencies are of the lucky ones"
         yield from (skipped(name.removesuffix("_s"), why, load) for name in run.measured)

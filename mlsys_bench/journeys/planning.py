@@ -14,7 +14,7 @@ from mlsys_bench import plan as planner
 from mlsys_bench.errors import BadInput
 from mlsys_bench.fleets import Fleet, FleetPlan
 from mlsys_bench.journeys import surroundings
-from mlsys_bench.plan import confirm, costs, trial
+from mlsys_bench.plan import confirm, costs, course, tenants, trial
 from mlsys_bench.pricing import Market
 from mlsys_bench.types import SLO, Bench, LatencyProfile, Plan, Scenario, Workload
 
@@ -91,16 +91,20 @@ def ask(
 ) -> planner.Request:
     """Return what a plan is asked for: the scenario's values, overridden by measured ones and by flags, completed by defaults."""
     base = _scenario(scenario)
+    _check_trace(trace, arrivals, prompt_tokens, output_tokens)
     seen, files = traffic_files(measured, trace)
     replayed = replays(trace, seen, qps, speed)
     own = profiles(files)
+    which = _model(model, base, own)
+    asked = traffic(seen or (base.workload if base else None), qps, arrivals, prompt_tokens, output_tokens, speed)
+    named = [tenant.name for tenant in asked.tenants] if replayed is None or replayed.tenant is None else replayed.tenants
     return planner.Request(
-        model=_model(model, base, own),
-        workload=traffic(seen or (base.workload if base else None), qps, arrivals, prompt_tokens, output_tokens, speed),
-        slo=surroundings.promised(_limits(slo, base), availability),
+        model=which,
+        workload=asked,
+        slo=surroundings.promised(_limits(slo, base, named), availability),
         limits_assumed=not slo and base is None,
-        gpus=_names(gpu) or _gpus(base, own),
-        precisions=_names(precision) or _precisions(base, own),
+        gpus=_names(gpu, "--gpu") or _gpus(base, own),
+        precisions=_names(precision, "--precision") or _precisions(base, own),
         profiles=own,
         max_batch=max_batch or (base.max_batch if base else None),
         headroom=units.fraction(headroom, "--headroom") if headroom else _headroom(base, replayed),
@@ -160,8 +164,13 @@ def _headroom(base: Scenario | None, replayed: workload.Schedule | None) -> floa
     return 0.0 if replayed is not None else base.headroom if base else 0.2
 
 
-def _names(text: str | None) -> tuple[str, ...]:
-    return tuple(part.strip() for part in text.split(",") if part.strip()) if text else ()
+def _names(text: str | None, option: str) -> tuple[str, ...]:
+    if text is None:
+        return ()
+    found = tuple(part.strip() for part in text.split(",") if part.strip())
+    if not found:
+        raise BadInput(f"{option} {text!r} names none; name one or more, or leave it out")
+    return found
 
 
 def _gpus(base: Scenario | None, own: Sequence[LatencyProfile]) -> tuple[str, ...]:
@@ -173,13 +182,18 @@ def _precisions(base: Scenario | None, own: Sequence[LatencyProfile]) -> tuple[s
     return base.precision if base and not own else ()
 
 
-def _limits(text: str | None, base: Scenario | None) -> SLO:
-    if text and base:  # tenants keep the limits that the flag does not name
-        given = slo.parse(text)
-        return (*given, *(x for x in base.slo if x.tenant is not None and x.tenant not in {y.tenant for y in given}))
-    if text:
-        return slo.parse(text)
-    return base.slo if base else slo.parse(DEFAULT_SLO)
+def _limits(text: str | None, base: Scenario | None, names: Sequence[str]) -> SLO:
+    if base is None:
+        return slo.parse(text or DEFAULT_SLO)
+    return tenants.overridden(slo.parse(text), base.slo, names) if text else base.slo
+
+
+def _check_trace(trace: Path | None, arrivals: str | None, prompt_tokens: str | None, output_tokens: str | None) -> None:
+    """Raise BadInput for a law of arrivals or lengths beside a trace, which is replayed as it came."""
+    laws = {"--arrivals": arrivals, "--prompt-tokens": prompt_tokens, "--output-tokens": output_tokens}
+    also = [name for name, value in laws.items() if value]
+    if trace is not None and also:
+        raise BadInput(f"--trace brings its own traffic; {' and '.join(also)} would change it: leave one of them out")
 
 
 def traffic_files(measured: Sequence[Path], trace: Path | None) -> tuple[Workload | None, list[Path]]:
@@ -288,7 +302,8 @@ def plan(request: planner.Request | GraphRequest, executor: Executor | None = No
 
 def _traffic_assumptions(given: Workload, peak: Workload, replayed: bool) -> Iterator[str]:
     if peak is not given:
-        yield f"sized for the busiest time of day or stage: {peak.rate_per_s:.4g}/s where the mean is {given.rate_per_s:.4g}/s"
+        mean_per_s = course.of(given).mean_per_s  # of stages written as multiples of a rate, that rate is not the mean
+        yield f"sized for the busiest time of day or stage: {peak.rate_per_s:.4g}/s where the mean is {mean_per_s:.4g}/s"
     if replayed:
         return
     for bursts in workload.parse_arrivals(peak.arrivals).bursts:

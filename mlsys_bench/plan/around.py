@@ -83,13 +83,17 @@ def around(
 def surrounded(plan: Plan, request: Request, fewest: Fewest) -> Plan:
     """Return the plan with what was asked for around it."""
     found = around(plan, traffic=request.day, grows=request.growth, seed=request.seed, fewest=fewest)
-    steady = ("autoscaling: the traffic is the same all day, so a fleet that follows it is the static one",)
+    day, steady = courses.of(request.day or plan.workload), None
+    if not day.varies:
+        steady = "autoscaling: the traffic is the same all day, so a fleet that follows it is the static one" if request.around else None
+    elif found.scaled is None:
+        steady = autoscale.too_brief(day, found.cold.total_s)
     return dataclasses.replace(
         plan,
         scaled=found.scaled,
         pressure=found.pressure,
         outlook=found.outlook,
-        notes=(*plan.notes, *(steady if request.around and found.scaled is None else ())),
+        notes=(*plan.notes, *([] if steady is None else [steady])),
     )
 
 
@@ -140,9 +144,9 @@ def serving_of(plan: Plan) -> Serving | None:
 def scaled(
     plan: Plan, day: Course, cold: ColdStart, secured: Secured | None, seed: int = 0, fewest: Fewest | None = None
 ) -> Autoscaled | None:
-    """Return the fleet that follows its day, its spare replicas always there; None for steady traffic."""
+    """Return the fleet that follows its day, its spare replicas always there; None for traffic that is steady, or too brief to follow."""
     serving = serving_of(plan)
-    if serving is None or day.peak_per_s <= day.mean_per_s * (1 + 1e-9):
+    if serving is None or not day.varies or autoscale.too_brief(day, cold.total_s):
         return None
     spare = secured.spare if secured else 0
     return autoscale.autoscaled(day, serving, fewest or fewest_of(plan), cold, least=1 + spare, spare=spare, seed=seed)

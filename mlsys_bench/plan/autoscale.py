@@ -103,6 +103,7 @@ def autoscaled(
         raise BadInput(f"autoscaling by {metric!r}: plans are made for in_flight and rate; the others are for `mlsys simulate`")
     lead_s, peak = interval_s + cold.total_s, fewest(course.peak_per_s)
     growth, whole = steepest(course, lead_s), max(peak + spare, least)
+    jump = from_nothing(course, lead_s)
     rule = Autoscaling(
         metric=metric, target=serving.load(metric) / growth / (1 + TOLERANCE) * peak / (peak + spare), least=max(1, least),
         most=max(most or math.ceil(1.2 * whole) + 1, least), interval_s=interval_s, cold_start_s=cold.total_s, down_delay_s=down_delay_s,
@@ -110,7 +111,7 @@ def autoscaled(
     for _ in range(_TRIES):
         played = play(course, serving, rule, runs=runs, seed=seed)
         followed = _followed(course, fewest, played)
-        if followed.violation_min <= allowed_min:
+        if followed.violation_min <= allowed_min or (jump > 0 and fewest(jump) > rule.least):  # no threshold sees what is not there yet
             break
         rule = dataclasses.replace(rule, target=rule.target * _LOWER)
     hours = _hours(course, fewest, played, rule.least, spare)
@@ -120,19 +121,40 @@ def autoscaled(
         threshold=rule.target / serving.load(metric),
         lead_s=lead_s,
         growth=growth,
+        from_nothing_per_s=jump,
         hours=hours,
         uses=(static, _scheduled(hours, course, cold.total_s), followed),
         cascades=bool((played.ready + played.starting).max() > max(math.ceil(1.1 * _asked(course, serving, rule)), whole)),
         provenance=cold.provenance,
-        notes=tuple(_notes(static, followed, allowed_min, growth, lead_s, cold)),
+        notes=tuple(_notes(static, followed, allowed_min, (growth, jump), lead_s, cold)),
     )
 
 
 def steepest(course: Course, lead_s: float) -> float:
-    """Return the largest growth of the rate within one lead, at least 1; where the rate is 0 before, it is left out."""
+    """Return the largest growth of the rate within one lead, at least 1; where the rate is 0 before, it is left out: `from_nothing`."""
+    return max([after / before for before, after in _within(course, lead_s) if before > 0], default=1.0)
+
+
+def from_nothing(course: Course, lead_s: float) -> float:
+    """Return the highest rate within one lead of a time without any, 0 where there is always some."""
+    return max([after for before, after in _within(course, lead_s) if before == 0], default=0.0)
+
+
+def _within(course: Course, lead_s: float) -> list[tuple[float, float]]:
+    """Return each rate of a course with the highest within one lead of it."""
     n, ahead = len(course.rates_per_s), max(1, math.ceil(lead_s / course.step_s - 1e-9))
-    pairs = [(course.rates_per_s[k], max(course.rates_per_s[(k + j) % n] for j in range(ahead + 1))) for k in range(n)]
-    return max([after / before for before, after in pairs if before > 0], default=1.0)
+    return [(course.rates_per_s[k], max(course.rates_per_s[(k + j) % n] for j in range(ahead + 1))) for k in range(n)]
+
+
+def too_brief(course: Course, start_s: float) -> str | None:
+    """Return why no fleet follows a course over which a replica hardly comes and goes, None where one may."""
+    if course.period_s >= 2 * (start_s + DOWN_DELAY_S):
+        return None
+    lasts, start, stays = (units.show_s(time_s) for time_s in (course.period_s, start_s, DOWN_DELAY_S))
+    return (
+        f"autoscaling: the course of the traffic lasts {lasts}, a replica starts in {start} and stays {stays} longer than it is needed: "
+        "none follows, and the fleet for the peak stands all the time"
+    )
 
 
 def play(course: Course, serving: Serving, rule: Autoscaling, *, runs: int = RUNS, seed: int = 0) -> Played:
@@ -283,7 +305,7 @@ def _hours(course: Course, fewest: Fewest, played: Played, least: int, spare: in
             start_s=k * length_s,
             rate_per_s=rate,
             scheduled=max(least, (fewest(rate) if rate > 0 else 0) + spare),
-            followed=float(parts[k].mean()) if len(parts[k]) else math.nan,
+            followed=float(parts[k].mean() if len(parts[k]) else mean[-1]),  # more steps than looks: the last one holds on
         )
         for k, rate in enumerate(highest)
     )
@@ -298,11 +320,19 @@ def _asked(course: Course, serving: Serving, rule: Autoscaling) -> float:
     return (seen + 3 * math.sqrt(seen)) / rule.interval_s / rule.target
 
 
-def _notes(static: Use, followed: Use, allowed_min: float, growth: float, lead_s: float, cold: ColdStart) -> Iterator[str]:
+def _notes(
+    static: Use, followed: Use, allowed_min: float, grows: tuple[float, float], lead_s: float, cold: ColdStart
+) -> Iterator[str]:  # fmt: skip
+    growth, jump = grows
     yield f"cold start {cold.in_words()}"
-    yield f"the rate grows by {100 * (growth - 1):.0f} % at most within the lead of {units.show_s(lead_s)}"
-    if followed.violation_min > allowed_min:
-        broken = f"{followed.violation_min:.1f} min a period are broken"
+    if jump > 0:
+        yield f"the rate goes from nothing to {units.show_rate(jump)} within the lead of {units.show_s(lead_s)}"
+    else:
+        yield f"the rate grows by {100 * (growth - 1):.0f} % at most within the lead of {units.show_s(lead_s)}"
+    broken = f"{followed.violation_min:.1f} min a period are broken"
+    if followed.violation_min > allowed_min and jump > 0:
+        yield f"no rule sees traffic that is not there yet: {broken}; follow the schedule, which starts replicas ahead of it"
+    elif followed.violation_min > allowed_min:
         yield f"no threshold tried keeps the limits: {broken}; follow the schedule, or shorten the cold start"
     elif followed.replica_h >= static.replica_h:
         yield "to keep the limits the rule must run no fewer replicas than the static peak: follow the schedule, or shorten the cold start"

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
-from mlsys_bench import hardware, models
+from mlsys_bench import hardware, models, workload
 from mlsys_bench.batching import presets
 from mlsys_bench.errors import BadInput, UnknownName, did_you_mean, unknown
 from mlsys_bench.plan.flags import ENGINES, FLAGS, IMAGES, MODEL_FLAGS, PRESETS, STARTS, Engine, Flag
@@ -305,6 +305,7 @@ def effective(deployment: Deployment) -> dict[str, Scalar]:
         "dp": deployment.dp or 1,
         "ep": deployment.ep or 1,
         "kv_dtype": deployment.kv_dtype or "auto",
+        "max_context": deployment.max_context or _context(model),
         "max_seqs": deployment.max_seqs or preset.max_seqs,
         "max_step_tokens": deployment.max_step_tokens or preset.max_step_tokens,
         "memory_share": deployment.memory_share or preset.memory_share,
@@ -313,6 +314,22 @@ def effective(deployment: Deployment) -> dict[str, Scalar]:
         "prefix_cache": bool(preset.policy.prefix_cache) if deployment.prefix_cache is None else deployment.prefix_cache,
         "chunked": bool(preset.policy.chunked) if deployment.chunked is None else deployment.chunked,
     }
+
+
+def refused(plan: Plan, deployment: Deployment) -> Iterator[str]:
+    """Yield that a deployment refuses the average request of a plan, where its longest context is shorter."""
+    longest = effective(deployment)["max_context"]
+    tokens = sum(workload.mean_tokens(lengths) for lengths in (plan.workload.prompt_tokens, plan.workload.output_tokens))
+    if isinstance(longest, int) and tokens > longest:
+        yield f"today's longest context of {longest:,} tokens refuses the average request of this traffic, of {tokens:,.0f} tokens"
+
+
+def _context(model: str) -> int | None:
+    """Return the longest context of a model, which engines take unless told; None where it is not known."""
+    try:
+        return models.find(model).max_context
+    except BadInput:
+        return None
 
 
 def _preset(deployment: Deployment) -> presets.Preset:

@@ -32,13 +32,13 @@ def check(plan: Plan) -> Plan:
 
 
 def load(plan: Plan, requests_per_s: float | None = None) -> Load:
-    """Return what a plan's fleet does on average: the planned rate, or the mean of a day whose peak was planned for.
+    """Return what a plan's fleet does on average: the rate asked for, else the mean of the day that was planned for.
 
     The machine time of a token is that of a step at the load of one replica: a prefill step of a mean prompt, shared by its tokens, and a
     decode step of as many sequences as run together (Little: rate x output tokens x TPOT), shared by those.  A system of several stages
     has a price per request alone: most of its stages have no tokens.
     """
-    rate = plan.workload.rate_per_s if requests_per_s is None else requests_per_s
+    rate = plan.mean_per_s if requests_per_s is None else requests_per_s
     if plan.stages or plan.profile.form != "step":
         return Load(requests_per_s=rate, input_tokens=0, output_tokens=0, input_s=0, output_s=0, provenance=plan.provenance)
     prompt, output = plan.workload.prompt_tokens.mean, plan.workload.output_tokens.mean
@@ -100,16 +100,22 @@ def _rented(item: FleetItem) -> str:
     return str(item.instance) if mixed else f"{item.instances} x {item.instance or item.gpu}"
 
 
-def draw(plan: Plan, site: Site | None = None, idle_w: float | None = None) -> Energy | None:
-    """Return what the devices of a plan draw at its planned load, stranded ones idle; None where no device's watts are known."""
+def draw(plan: Plan, site: Site | None = None, idle_w: float | None = None, requests_per_s: float | None = None) -> Energy | None:
+    """Return what the devices of a plan draw at its average load, or at the rate asked for; None where no device's watts are known.
+
+    A device is as busy as the plan says at the rate it was made for, and less in proportion; stranded ones idle.
+    """
+    rate = plan.mean_per_s if requests_per_s is None else requests_per_s
+    planned = workload.at_peak(plan.workload).rate_per_s if plan.stages else plan.workload.rate_per_s  # of stages the record keeps the mean
+    busy = min(plan.utilisation * rate / planned, 1.0)
     parts: list[Energy] = []
     unknown: list[str] = []
     for item in plan.fleet:
         offer, used = _offer(plan, item.instance, item.gpu), item.replicas * max(item.tp * item.attention_dp, item.ep) * item.pp
         rented = item.devices if item.devices is not None else item.instances * offer.devices if offer else used
         drawn = energy.draw(
-            _tdp_w(item.gpu), used, min(plan.utilisation, 1.0), site=site, hosts=item.instances, stranded=max(rented - used, 0),
-            idle_w=idle_w, requests_per_s=plan.workload.rate_per_s,
+            _tdp_w(item.gpu), used, busy, site=site, hosts=item.instances, stranded=max(rented - used, 0),
+            idle_w=idle_w, requests_per_s=rate,
         )  # fmt: skip
         parts += [drawn] if drawn is not None else []
         unknown += [f"{item.gpu} counts for nothing: nobody publishes its watts"] if drawn is None else []

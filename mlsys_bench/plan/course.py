@@ -46,6 +46,11 @@ class Course:
         """The mean rate."""
         return float(np.mean(self.rates_per_s))
 
+    @property
+    def varies(self) -> bool:
+        """Whether it is ever higher than its mean."""
+        return self.peak_per_s > self.mean_per_s * (1 + 1e-9)
+
     def at(self, time_s: float) -> float:
         """Return the rate at a time."""
         return self.rates_per_s[int(time_s % self.period_s / self.step_s) % len(self.rates_per_s)]

@@ -39,7 +39,10 @@ def joined(request: Request, parts: Sequence[Part], divisions: tuple[Division, .
     rows = {row.name: row for part in parts for row in _rows(request, part)}
     tenancy = Tenancy(tenants=tuple(rows[name] for name in _shares(request)), divisions=divisions)
     made = _lifted(parts[0].plan) if len(parts) == 1 else _together(request, parts)
-    return dataclasses.replace(made, workload=request.workload, slo=slo.show(request.slo), tenancy=tenancy)
+    return dataclasses.replace(
+        made, workload=request.workload, slo=slo.show(request.slo), tenancy=tenancy,
+        day_mean_per_s=request.day_mean_per_s,
+    )  # fmt: skip
 
 
 def _rows(request: Request, part: Part) -> Iterator[TenantPlan]:
@@ -94,7 +97,7 @@ def _together(request: Request, parts: Sequence[Part]) -> Plan:
     seen = together([part.trial.all for part in parts], shares, outputs)
     theory = together([part.design.replica.predict(part.design.each_per_s) for part in parts], shares, outputs)
     devices = sum(part.plan.gpus for part in parts)
-    tokens_per_s = sum(part.design.rate_per_s * output for part, output in zip(parts, outputs, strict=True))
+    tokens_per_s = request.usual_share * sum(part.design.rate_per_s * output for part, output in zip(parts, outputs, strict=True))
     predicted = seen.keys(())
     return dataclasses.replace(
         first,

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from mlsys_bench.plan.graph import GraphRequest
 
 HOUR_S = 3600.0
-MOST_HOURS = 168  # of a course that repeats more slowly than a week, the first week counts
+MOST_HOURS = 168  # of courses that together repeat more slowly than a week, the first week counts
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -266,12 +266,17 @@ Rates = tuple[float, ...]  # of the scenarios, in their order
 def _hours(entries: Sequence[Entry], lead_s: float) -> list[Rates]:
     """Return what is asked for in each hour until all courses repeat, growth within the lead counted early; one hour if steady."""
     courses = [course.of(entry.workload) for entry in entries]
-    varying = [each for each in courses if each.peak_per_s > each.mean_per_s * (1 + 1e-9)]
-    if not varying:
+    if not any(each.varies for each in courses):
         return [tuple(each.peak_per_s for each in courses)]
-    length_s = max(DAY_S, *(each.period_s for each in varying))
-    count = min(MOST_HOURS, math.ceil(length_s / HOUR_S))
+    count = min(MOST_HOURS, max(round(DAY_S / HOUR_S), _repeat_hours(courses)))
     return [tuple(_highest(each, hour, lead_s) for each in courses) for hour in range(count)]
+
+
+def _repeat_hours(courses: Sequence[Course]) -> int:
+    """Return after how many hours courses repeat together: the least common multiple of their periods, to the millisecond."""
+    periods_ms = [max(1, round(each.period_s * 1000)) for each in courses if each.varies]
+    hour_ms = round(HOUR_S * 1000)
+    return math.lcm(hour_ms, *periods_ms) // hour_ms
 
 
 def _highest(each: Course, hour: int, lead_s: float) -> float:
@@ -390,16 +395,21 @@ def _assumptions(asked: FleetRequest, by_hour: bool, lead_s: float, prices: Mapp
     priced = (
         f"{gpu} at {units.show_usd(_usd(p))}/h ({p.provider} {p.instance}, {p.date}, {p.provenance})" for gpu, p in prices.items() if p
     )
-    return [*lines, f"GPUs are priced one by one at the lowest published: {'; '.join(priced)}", "the size of the pool is as given"]
+    market = asked.entries[0].request.market
+    of_whom = "published" if market is None else "of your prices, without what is committed"
+    return [*lines, f"GPUs are priced one by one at the lowest {of_whom}: {'; '.join(priced)}", "the size of the pool is as given"]
 
 
 def _notes(asked: FleetRequest, options: Mapping[str, Sequence[Option]]) -> list[str]:
     bursty = [e.name for e in asked.entries if workload.parse_arrivals(e.workload.arrivals).bursts]
     staged = [e.name for e in asked.entries if not isinstance(e.request, Request)]
     beside = [f"the stages of {name} without a GPU are rented beside the pool, in proportion to what is served" for name in staged]
+    together = _repeat_hours([course.of(entry.workload) for entry in asked.entries])
+    cut = f"the courses repeat together after {together:,} hours; planned are the first {MOST_HOURS}, so later hours may ask for more"
     found = [f"{name} on {option.gpu}: {option.why_not}" for name, each in options.items() for option in each if option.why_not]
     return [
         *beside,
         *found,
+        *([cut] if together > MOST_HOURS else ()),
         *(f"bursts of {name} are part of every hour; scenarios are taken not to burst at the same time" for name in bursty),
     ]

@@ -79,7 +79,10 @@ def _worth_a_look(passed_over: Sequence[Bound], limit: Limit, most_usd: float) -
 def _fleets(
     request: Request, candidate: Candidate, demand: Demand, least: int, limit: Limit, most_usd: float, excess: float
 ) -> Iterator[FrontierPoint]:  # fmt: skip
-    """Yield fleets of one candidate, from one of `least` replicas on, that keep all limits or exceed them less than `excess` times."""
+    """Yield fleets of one candidate, from one of `least` replicas on, that keep all limits or exceed them less than `excess` times.
+
+    What is rented holds the replicas to spare as well; latencies are those without them.
+    """
     replica = Replica(candidate.profile, candidate.limits, demand, samples=_SAMPLES)
     rate_per_s, before_s = request.workload.rate_per_s * demand.share, math.inf
     replicas = max(least, math.floor(replica.utilisation(rate_per_s)) + 1)  # a bound may promise more than the replica can do
@@ -89,8 +92,9 @@ def _fleets(
         if price is None or price.usd_per_h > most_usd or latency_s is None or latency_s > _SHORTER * before_s:
             return
         if all(each < excess for each, _ in seen.excesses(request.slo)):
+            rented = price.replicas // candidate.layout.pp  # a pipeline is bought stage by stage
             yield FrontierPoint(
-                gpu=candidate.gpu, precision=candidate.precision, devices_per_replica=candidate.devices, replicas=replicas,
-                usd_per_hour=price.usd_per_h, figure=f"{limit.metric}_{limit.stat}_s", latency_s=latency_s,
+                gpu=candidate.gpu, precision=candidate.precision, devices_per_replica=candidate.devices, replicas=rented,
+                spare=rented - replicas, usd_per_hour=price.usd_per_h, figure=f"{limit.metric}_{limit.stat}_s", latency_s=latency_s,
             )  # fmt: skip
         replicas, before_s = max(replicas + 1, math.ceil(_GROWTH * replicas)), latency_s

@@ -18,17 +18,18 @@ uncertain.  A smaller fleet that may be enough is inside the interval.  Of a tra
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
 from mlsys_bench import latency, slo, workload
+from mlsys_bench.errors import Infeasible
 from mlsys_bench.plan import confirm, draws
 from mlsys_bench.plan.analytic import Replica
 from mlsys_bench.plan.draws import TAILS, Draws
 from mlsys_bench.plan.request import Request
-from mlsys_bench.plan.sizing import HALVINGS, IDLE, MOST, Beyond, Design, highest_rate, price, usable
+from mlsys_bench.plan.sizing import HALVINGS, IDLE, MOST, Beyond, Design, highest_rate, order, price, usable
 from mlsys_bench.plan.trial import Trial
 from mlsys_bench.pricing import Shelf
 from mlsys_bench.types import SLO, LatencyProfile
@@ -304,10 +305,37 @@ def _beyond(design: Design, request: Request, centres: Mapping[str, Centre]) -> 
 
 
 def costs(design: Design, replicas: Interval, shelf: Shelf) -> dict[str, Interval]:
-    """Return the price of the fewest and of the most replicas, nothing where there is none."""
+    """Return the price of the fewest and of the most replicas, as many of these as may be rented; nothing where there is no price."""
     if design.price is None:
         return {}
     usd = design.price.usd_per_h
-    prices = [price(design.candidate, int(n), shelf) for n in replicas]
-    low, high = (p.usd_per_h if p is not None else usd for p in prices)
+    fewest, most = price(design.candidate, int(replicas[0]), shelf), price(design.candidate, rentable(design, replicas, shelf), shelf)
+    low, high = (p.usd_per_h if p is not None else usd for p in (fewest, most))
     return {"usd_per_hour": (min(low, usd), max(high, usd))}
+
+
+def rentable(design: Design, replicas: Interval, shelf: Shelf) -> int:
+    """Return the upper end of an interval of replicas, or the most below it that quotas and other bounds let one rent."""
+    return last(design.replicas, int(replicas[1]), lambda n: price(design.candidate, n, shelf) is not None)
+
+
+def last(holds: int, most: int, does: Callable[[int], bool]) -> int:
+    """Return the last number up to `most` for which something is so, where it is for `holds` and all up to that last one."""
+    if most <= holds or does(most):
+        return max(holds, most)
+    fails = most
+    while fails - holds > 1:
+        middle = (holds + fails) // 2
+        holds, fails = (middle, fails) if does(middle) else (holds, middle)
+    return holds
+
+
+def beyond(design: Design, replicas: Interval, shelf: Shelf) -> Iterator[str]:
+    """Yield that the upper end of the replicas is more than may be rented, and so the upper end of the cost is that of fewer."""
+    most = 0 if design.price is None else rentable(design, replicas, shelf)
+    if design.price is None or most >= replicas[1]:
+        return
+    try:
+        order(design.candidate, int(replicas[1]), shelf)
+    except Infeasible as error:
+        yield f"up to {replicas[1]:g} may be needed: {error}; the upper end of the cost is that of {most} replicas"

@@ -203,13 +203,13 @@ def _assemble(request: Request, found: Search, design: Design, trial: Trial) -> 
         devices_per_replica=candidate.devices,
         usd_per_hour=usd,
         usd_per_month=None if usd is None else pricing.usd_per_month(usd),
-        usd_per_million_tokens=None if usd is None else _usd_per_million(usd, design),
+        usd_per_million_tokens=None if usd is None else _usd_per_million(usd, design, request),
         utilisation=design.replica.utilisation(design.each_per_s),
         binding_constraint=_binding(request, design, predicted),
         headroom=_headroom(request, design, predicted, analytic),
         provenance=_provenance(design),
         predicted=predicted,
-        intervals=_with_cost_per_token(spread.intervals, design),
+        intervals=_with_cost_per_token(spread.intervals, design, request),
         analytic=analytic,
         alternatives=tuple(words.alternatives(request, found, design)),
         frontier=frontier.of(request, found, design, predicted),
@@ -220,7 +220,11 @@ def _assemble(request: Request, found: Search, design: Design, trial: Trial) -> 
         kv_tokens_per_replica=candidate.kv_tokens,
         assumptions=tuple(words.assumptions(request, design)),
         prices=() if design.price is None else tuple(lot.offer for lot in design.price.lots),
-        notes=tuple(words.notes(request, found, design, trial, spread)),
+        notes=(
+            *words.notes(request, found, design, trial, spread),
+            *intervals.beyond(design, spread.intervals["replicas"], request.shelf),
+        ),
+        day_mean_per_s=request.day_mean_per_s,
     )
 
 
@@ -266,15 +270,17 @@ def fleet_item(design: Design, stage: str = "llm") -> FleetItem:
     )
 
 
-def _usd_per_million(usd: float, design: Design) -> float:
-    """Return the price of a million output tokens at the average load, idle time paid for."""
-    return pricing.usd_per_million_tokens(usd, design.rate_per_s * design.replica.demand.mean_output)
+def _usd_per_million(usd: float, design: Design, request: Request) -> float:
+    """Return the price of a million output tokens at the average load of the day, idle time paid for."""
+    return pricing.usd_per_million_tokens(usd, request.usual_share * design.rate_per_s * design.replica.demand.mean_output)
 
 
-def _with_cost_per_token(found: dict[str, tuple[float, float]], design: Design) -> dict[str, tuple[float, float]]:
+def _with_cost_per_token(
+    found: dict[str, tuple[float, float]], design: Design, request: Request
+) -> dict[str, tuple[float, float]]:  # fmt: skip
     if "usd_per_hour" not in found:
         return found
-    low, high = (_usd_per_million(usd, design) for usd in found["usd_per_hour"])
+    low, high = (_usd_per_million(usd, design, request) for usd in found["usd_per_hour"])
     month = tuple(pricing.usd_per_month(usd) for usd in found["usd_per_hour"])
     return {**found, "usd_per_month": (month[0], month[1]), "usd_per_million_tokens": (low, high)}
 

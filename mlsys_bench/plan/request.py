@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from mlsys_bench import latency, models, slo, workload
 from mlsys_bench.errors import BadInput, did_you_mean, unknown
+from mlsys_bench.plan import course
 from mlsys_bench.pricing import TERMS, Market, Shelf, published
 from mlsys_bench.types import SLO, LatencyProfile, Workload
 from mlsys_bench.workload import Schedule
@@ -73,6 +74,17 @@ class Request:
         spares = self.spares
         rented = spares.rented if spares else None
         return Shelf(market=self.market or published(), term=self.term, rented=rented, zones=self.zones, mix=self.rent)
+
+    @property
+    def day_mean_per_s(self) -> float | None:
+        """Requests per second on average over the course whose busiest time is planned for; None where they are the same all day."""
+        return None if self.day is None else course.of(self.day).mean_per_s
+
+    @property
+    def usual_share(self) -> float:
+        """That mean as a share of the rate planned for; 1 where it is the same all day."""
+        mean_per_s = self.day_mean_per_s
+        return 1.0 if mean_per_s is None else mean_per_s / self.workload.rate_per_s
 
     @property
     def rent(self) -> Rent | None:

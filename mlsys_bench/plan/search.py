@@ -23,7 +23,7 @@ from mlsys_bench.plan.latencies import Latencies
 from mlsys_bench.plan.request import Request
 from mlsys_bench.plan.sizing import Design
 from mlsys_bench.pricing import Fleet
-from mlsys_bench.types import Limit
+from mlsys_bench.types import SLO, Limit
 
 SURELY = 1.25  # times a limit: what even a request alone exceeds so far is missed without further question
 TUNED = 4  # candidates whose engine settings are searched
@@ -56,6 +56,7 @@ class Search:
     passed_over: tuple[Bound, ...]
     misfits: tuple[Misfit, ...]
     unconfirmed: tuple[Design, ...] = ()  # kept by theory, missed by simulation at every number of replicas tried
+    limits: SLO = ()  # what was asked for
 
 
 def bounds(request: Request, fitting: Sequence[Candidate], traffic: Demand) -> tuple[list[Bound], list[Misfit]]:
@@ -114,6 +115,7 @@ def search(request: Request, found: Sequence[Bound], misfits: Sequence[Misfit], 
         missed=tuple(miss for i, miss in missed.items() if i not in designs),
         passed_over=tuple(passed_over.values()),
         misfits=tuple(misfits),
+        limits=request.slo,
     )
 
 

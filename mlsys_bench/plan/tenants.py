@@ -50,6 +50,25 @@ def resolved(limits: SLO, names: Sequence[str]) -> SLO:
     return (*(x for _, own in found for x in own), *(x for x in limits if x.metric == "availability"))
 
 
+def overridden(given: SLO, base: SLO, names: Sequence[str]) -> SLO:
+    """Return a scenario's limits with those given in place of them: a tenant that is not named keeps its own, or those of all.
+
+    Limits of all take the place of those of all.  Raises BadInput where every tenant of `names` has its own: they would bind nobody.
+    """
+    own = tuple(x for x in base if x.tenant is not None and x.tenant not in {y.tenant for y in given})
+    for_all = [x for x in given if x.tenant is None and x.metric != "availability"]
+    bound = {x.tenant for x in (*given, *own)}
+    if names and for_all and bound.issuperset(names):
+        raise BadInput(
+            f"SLO {slo.show(tuple(for_all))}: every tenant has limits of its own ({', '.join(names)}), so it would bind nobody; say whose "
+            f"it is, e.g. {names[0]}:{slo.show_limit(for_all[0])}"
+        )
+    if for_all or not names:
+        return (*given, *own)
+    replaced = {slo.key(x) for x in given}
+    return (*given, *(x for x in base if x.tenant is None and slo.key(x) not in replaced), *own)
+
+
 def names_of(request: Request) -> Names:
     """Return the tenants of a request: of its traffic, or of its trace."""
     if request.trace is not None:

@@ -118,15 +118,31 @@ def nothing_fits(request: Request, misfits: Sequence[Misfit]) -> str:
 
 def nothing_meets(search: Search) -> str:
     """Return which limit no candidate keeps, by how much the nearest misses it, and what would help."""
-    bound, excess, limit = min(search.missed, key=lambda m: m[1])
+    least = min(excess for _, excess, _ in search.missed)
+    alike = [miss for miss in search.missed if miss[1] == least]  # such as several of which no request at all is good
+    bound, excess, limit = min(alike, key=lambda miss: sizing.worst(miss[0].alone, slo.latencies(search.limits))[0])
     latencies = bound.alone
-    cure = "allow more failures" if limit.metric == "goodput" else f"allow {units.show_s(limit.limit * excess * 1.05)}"
-    by = f"{100 * (excess - 1):.0f} % over" if limit.metric != "goodput" else f"{excess:.1f} times the failures allowed"
-    limits = (limit,)
+    if limit.metric == "goodput":
+        cause, cure = _failing(latencies, limit, search.limits)
+        by = f"{excess:.1f} times the failures allowed{cause}"
+    else:
+        cure, by = f"allow {units.show_s(limit.limit * excess * 1.05)}", f"{100 * (excess - 1):.0f} % over"
     return (
         f"no candidate keeps {slo.show_limit(limit)} at any replica count: the nearest, {bound.candidate.name}, has "
-        f"{_exceeds(latencies, limit, limits)} when idle ({by}); {cure}, or name a faster device or precision"
+        f"{_exceeds(latencies, limit, search.limits)} when idle ({by}); {cure}, or name a faster device or precision"
     )
+
+
+def _failing(latencies: Latencies, goodput: Limit, limits: SLO) -> tuple[str, str]:
+    """Return which latency limit requests fail by, as the goodput counts them one by one, and what would help."""
+    own = [x for x in slo.latencies(limits) if x.tenant == goodput.tenant and x.metric != "itl"]
+    if not own:
+        return "", "allow more failures"
+    seen = latencies.of_tenant(goodput.tenant)
+    first = min(own, key=lambda each: seen.goodput((each,)))
+    kept = f"{units.show_share(seen.goodput((first,)))} within the {units.show_s(first.limit)} of {slo.key(first)}"
+    needed_s = seen.value(first.metric, f"p{100 * goodput.limit:g}")
+    return f": {kept}", "allow more failures" if needed_s is None else f"allow {units.show_s(1.05 * needed_s)} there, or more failures"
 
 
 def nothing_confirmed(request: Request, search: Search) -> str:

@@ -13,12 +13,12 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from mlsys_bench.predict import figures
+from mlsys_bench.predict import figures, floor
 from mlsys_bench.predict.experiment import Experiment, Prediction
 from mlsys_bench.types import Provenance
 
 Array = npt.NDArray[np.float64]
-FURTHER = ("tpot_mean_s", "itl_mean_s", "tpot_p50_s", "itl_p50_s")  # names of the time per further token, in order of preference
+FURTHER = floor.FURTHER
 FIRST = ("ttft_mean_s", "ttft_p50_s")
 Z90 = 1.645
 _SHARES = (0.25, 0.2, 0.3)  # of the variance: client and engine, model, layout; the rest is the row's own
@@ -120,8 +120,12 @@ def _medians(rows: Sequence[Experiment]) -> list[float]:
 def complete(
     e: Experiment, known: Ratios, further: tuple[float, float], first: tuple[float, float], provenance: Provenance, median: float = 0.0
 ) -> Prediction:
-    """Return all figures of an experiment: from the log and its sd of the time per token and of TTFT, whose median lies e^median off."""
-    tpot, ttft = math.exp(further[0]), math.exp(first[0])
+    """Return all figures of an experiment: from the log and its sd of the time per token and of TTFT, whose median lies e^median off.
+
+    No time per token is below `floor`, whatever was learned.
+    """
+    least = floor.least_s(e)
+    tpot, ttft = max(math.exp(further[0]), least), math.exp(first[0])
     all_figures: dict[str, tuple[float, float, float]] = {}
     for name in _DEFAULTS:
         base = _base(name, e, tpot, ttft, median)
@@ -130,7 +134,7 @@ def complete(
         centre, spread = ratio(e, name, known)
         by_first = ttft / base if name.startswith("e2e") else 1.0 if name.startswith("ttft") else 0.0
         own = math.hypot(by_first * first[1], (1 - by_first) * further[1], spread)
-        middle = base * math.exp(centre)
+        middle = max(base * math.exp(centre), least if name.startswith(("tpot", "itl")) else 0.0)
         all_figures[name] = (middle, middle * math.exp(-Z90 * own), middle * math.exp(Z90 * own))
     for name in all_figures:
         if name.startswith("e2e") and (first_token := all_figures.get(f"ttft{name[3:]}")):

@@ -27,7 +27,7 @@ def saving_usd_per_month(baseline: Plan, plan: Plan) -> float | None:
     old, new = usd_per_request(baseline), usd_per_request(plan)
     if old is None or new is None:
         return None
-    return usd_per_month((old - new) * plan.workload.rate_per_s * SECONDS_PER_H)
+    return usd_per_month((old - new) * plan.mean_per_s * SECONDS_PER_H)
 
 
 def incomparable(baseline: Plan, plan: Plan) -> tuple[str, ...]:
@@ -50,9 +50,9 @@ def incomparable(baseline: Plan, plan: Plan) -> tuple[str, ...]:
 
 def usd_per_request(plan: Plan) -> float | None:
     """Return what a request of a plan costs, idle time included; None where the fleet has no price."""
-    if plan.usd_per_hour is None or not plan.workload.rate_per_s > 0:
+    if plan.usd_per_hour is None or not plan.mean_per_s > 0:
         return None
-    return plan.usd_per_hour / (plan.workload.rate_per_s * SECONDS_PER_H)
+    return plan.usd_per_hour / (plan.mean_per_s * SECONDS_PER_H)
 
 
 def _change(old: float | None, new: float | None) -> float | None:

@@ -10,9 +10,10 @@ HiGHS.  What is committed is paid in any case, so it costs nothing more to use a
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from mlsys_bench.errors import BadInput, Infeasible
@@ -21,6 +22,7 @@ from mlsys_bench.types import Offer
 
 _WITHIN = {"region": 2, "provider": 1, "anywhere": 0}  # how much of (provider, region) the instances of a fleet share
 TIE = 1e-9  # dollars an hour a device counts for among equal prices: far below what the prices can differ by
+Hold = Callable[[Sequence[Offer], Market], "Counter[Offer] | None"]  # the cheapest order of some offers that holds what is asked for
 _IN_FULL = 4096  # replicas: what is beyond them is bought in bulk; more than two sorts of instances multiplied
 
 
@@ -105,10 +107,14 @@ def pack(
     if len(zones) > 1 and (market.reservations or market.quotas):
         raise BadInput("commitments and quotas say nothing of zones; plan without --zones, or with prices that have neither")
     places = Counter(zones or (replicas,))  # zones that hold as many are alike
-    counts = (_in_zones(group, devices_per_replica, places, term, market) for group in groups(usable, within))
+
+    def hold(group: Sequence[Offer], sold: Market) -> Counter[Offer] | None:
+        return _in_zones(group, devices_per_replica, places, term, sold)
+
+    counts = (hold(group, market) for group in groups(usable, within))
     fleets = [fleet_of(found, devices_per_replica, replicas, market, device_id) for found in counts if found is not None]
     if not fleets:
-        raise Infeasible(too_few(usable, device_id, devices_per_replica, replicas, term, market))
+        raise Infeasible(too_few(usable, device_id, devices_per_replica, replicas, term, market, within, hold))
     return min(fleets, key=lambda f: (f.new_usd_per_h, f.devices, f.instances, str(f)))
 
 
@@ -131,12 +137,17 @@ def spread(replicas: int, zones: int) -> tuple[int, ...]:
 
 def groups(offers: Sequence[Offer], within: str) -> Iterator[list[Offer]]:
     """Yield the offers that one fleet may mix."""
-    if within not in _WITHIN:
-        raise BadInput(f"a fleet spreads within a {' or '.join(_WITHIN)}, not within {within!r}")
     by: dict[tuple[str, ...], list[Offer]] = {}
     for offer in offers:
-        by.setdefault((offer.provider, offer.region)[: _WITHIN[within]], []).append(offer)
+        by.setdefault(place(offer, within), []).append(offer)
     yield from by.values()
+
+
+def place(offer: Offer, within: str) -> tuple[str, ...]:
+    """Return what the offers that one fleet may mix have in common: provider and region, provider, or nothing."""
+    if within not in _WITHIN:
+        raise BadInput(f"a fleet spreads within a {' or '.join(_WITHIN)}, not within {within!r}")
+    return (offer.provider, offer.region)[: _WITHIN[within]]
 
 
 def _in_zones(group: Sequence[Offer], size: int, places: Counter[int], term: str, market: Market) -> Counter[Offer] | None:
@@ -246,12 +257,59 @@ def _exact(dollars: Iterable[float]) -> float:
     return round(math.fsum(dollars), 6)
 
 
-def too_few(usable: Sequence[Offer], device_id: str, size: int, replicas: int, term: str, market: Market) -> str:
-    """Return which bound leaves too few replicas, and how many it allows."""
-    binding = [str(quota) for quota in market.quotas if any(quota.covers(o) for o in usable)]
-    binding += [f"{_buyable(o, market)} more {o.instance}" for o in usable if o.term == term and _buyable(o, market) is not None]
-    bounds = "; ".join(binding)
-    return (
-        f"{replicas} replicas of {size} {device_id} are more than may be rented ({bounds}); "
-        f"raise the quota to {replicas * size} or more devices, or let the fleet spread over regions"
+# ---------------------------------------------------------------- what is in the way
+
+
+def too_few(usable: Sequence[Offer], device_id: str, size: int, replicas: int, term: str, market: Market, within: str, hold: Hold) -> str:
+    """Return which bounds leave too few replicas, and to what they would have to be raised.
+
+    Bounds are lifted, quotas first, until the replicas fit on the fewest devices; those that this exceeds are the ones in the way.
+    """
+    counted = _by_devices(market)
+    free = dataclasses.replace(
+        counted, reservations={o: dataclasses.replace(held, at_most=None) for o, held in counted.reservations.items()}
+    )  # fmt: skip
+    for lifted in (dataclasses.replace(counted, quotas=()), free, dataclasses.replace(free, quotas=())):
+        offers = [_priced_by_devices(o) for o in usable]
+        found = [counts for group in groups(offers, within) if (counts := hold(group, lifted)) is not None]
+        if found:
+            break
+    wanted = f"{replicas} replicas of {size} {device_id}"
+    if not found:
+        return f"{wanted} are more than is committed, and none is sold {term}; name another term"
+    least = min(found, key=_devices)
+    over = list(_exceeded(least, counted, len({q for q in market.quotas if any(q.covers(o) for o in usable)}) > 1))
+    if not over:  # sizes that are bought for apart: the fewest devices would do, the cheapest of each size do not
+        return f"{wanted} are more than may be rented; raise the quotas and at_most of their instances"
+    places = {(o.provider, o.region) for o in usable}
+    apart = ", or let the fleet spread over regions" if len(places) > 1 and hold(list(usable), market) is not None else ""
+    return f"{wanted} are more than may be rented ({'; '.join(b for b, _ in over)}); raise {' and '.join(c for _, c in over)}{apart}"
+
+
+def _exceeded(counts: Counter[Offer], market: Market, several: bool) -> Iterator[tuple[str, str]]:
+    """Yield each bound that so many instances exceed, and what to raise to what; a quota is named where there are several."""
+    for quota in market.quotas:
+        needed = sum(o.devices * n for o, n in counts.items() if quota.covers(o))
+        if needed > quota.devices:
+            yield str(quota), f"the quota{f' of {quota}' if several else ''} to {needed} or more devices"
+    for offer, n in counts.items():
+        held = market.reservations.get(offer)
+        if held is not None and held.at_most is not None and n > held.at_most:
+            yield f"at most {held.at_most} {offer.provider} {offer.instance} {offer.term}", f"at_most of {offer.instance} to {n} or more"
+
+
+def _devices(counts: Counter[Offer]) -> int:
+    return sum(o.devices * n for o, n in counts.items())
+
+
+def _by_devices(market: Market) -> Market:
+    """Return a market on which the cheapest order is the one of the fewest devices; what is committed still goes first."""
+    return dataclasses.replace(
+        market,
+        offers=tuple(_priced_by_devices(o) for o in market.offers),
+        reservations={_priced_by_devices(o): held for o, held in market.reservations.items()},
     )
+
+
+def _priced_by_devices(offer: Offer) -> Offer:
+    return dataclasses.replace(offer, usd_per_h=float(offer.devices))

@@ -42,10 +42,14 @@ def pack_together(
     if not any(o.devices >= largest for o in usable):
         return None
     used = sum(size * n for place in places for size, n in place.items())
-    counts = (_group(group, places, term, market) for group in packing.groups(usable, within))
+
+    def hold(group: Sequence[Offer], sold: Market) -> Counter[Offer] | None:
+        return _group(group, places, term, sold)
+
+    counts = (hold(group, market) for group in packing.groups(usable, within))
     fleets = [packing.fleet_of(found, 1, used, market, device_id) for found in counts if found is not None]
     if not fleets:
-        raise Infeasible(packing.too_few(usable, device_id, 1, used, term, market))
+        raise Infeasible(packing.too_few(usable, device_id, 1, used, term, market, within, hold))
     return min(fleets, key=lambda f: (f.new_usd_per_h, f.devices, f.instances, str(f)))
 
 

@@ -79,7 +79,9 @@ def lead(record: FleetPlan) -> str:
     """Return the answer in one sentence."""
     if record.is_whole:
         when = "The busiest hour takes" if len(record.hours) > 1 else "It takes"
-        return f"All {len(record.served)} scenarios are served in full. {when} {pool(_used(record.hours[record.busiest]))}."
+        n = len(record.served)
+        who = "The scenario is" if n == 1 else f"All {n} scenarios are"
+        return f"{who} served in full. {when} {pool(_used(record.hours[record.busiest]))}."
     cut = [each for each in record.served if each.share < 1]
     told = ", ".join(f"{each.name} to {percent(100 * each.share)}" for each in cut)
     when = " in the worst hour" if len(record.hours) > 1 else ""

@@ -256,7 +256,11 @@ def _frontier(p: Plan) -> Table | None:
     """Return cost against latency: what faster answers would cost."""
     rows = tuple(
         (
-            Cell(f"{point.replicas} x {point.gpu}" + (f" x{point.devices_per_replica}" if point.devices_per_replica > 1 else "")),
+            Cell(
+                f"{point.replicas} x {point.gpu}" + (f" x{point.devices_per_replica}" if point.devices_per_replica > 1 else ""),
+                "",
+                f"{point.replicas - point.spare} + {point.spare} to spare" if point.spare else "",
+            ),
             Cell(point.precision),
             Cell(units.show_usd(point.usd_per_hour)),
             Cell(time(point.latency_s)),
@@ -267,8 +271,9 @@ def _frontier(p: Plan) -> Table | None:
         return None
     name = latencies.name(p.frontier[0].figure)
     columns = (Column("fleet"), Column("precision"), Column("$/h", right=True), Column(name, right=True))
+    away = " with its spares away" if any(point.spare for point in p.frontier) else ""
     return Table(
-        title=f"What a shorter {name} costs: theory, scaled to the simulation of the plan", columns=columns, rows=rows, detail=True
+        title=f"What a shorter {name} costs: theory, scaled to the simulation of the plan{away}", columns=columns, rows=rows, detail=True
     )
 
 

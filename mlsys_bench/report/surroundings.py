@@ -94,19 +94,22 @@ def share(value: float) -> str:
 
 def _scaled(found: Autoscaled) -> Section:
     static, followed = found.use("static"), found.use("followed")
-    saved = 100 * (1 - followed.replica_h / static.replica_h)
+    is_good = followed.violation_min == 0 and followed.replica_h < static.replica_h
+    best = followed if is_good else found.use("scheduled")
+    saved = 100 * (1 - best.replica_h / static.replica_h)
+    steep = f"goes from nothing to {units.show_rate(found.from_nothing_per_s)}"
+    grows = steep if found.from_nothing_per_s else f"grows by {100 * (found.growth - 1):.0f} %"
     facts = (
         Fact("Rule", f"{found.rule.metric} of {digits(found.rule.target)} a replica", _rule(found), found.provenance.value),
-        Fact("Lead", units.show_s(found.lead_s), f"a look and a cold start; the rate grows by {100 * (found.growth - 1):.0f} % within it"),
+        Fact("Lead", units.show_s(found.lead_s), f"a look and a cold start; the rate {grows} within it"),
         Fact("Cascade", "yes" if found.cascades else "no", "starting replicas count as there", "", "bad" if found.cascades else "good"),
     )
     return Section(
         kind="around",
         title="Autoscaling",
-        lead=f"By the rule {followed.replica_h:,.0f} replica-hours a period in place of {static.replica_h:,.0f} ({-saved:+.0f} %), "
-        f"limits broken for {followed.violation_min:.3g} min.",
+        lead=_lead(found, best, saved),
         tag=found.provenance.value,
-        tone="good" if followed.violation_min == 0 and saved > 0 else "unsure",
+        tone="good" if is_good else "unsure",
         facts=facts,
         tables=(_uses(found.uses), _hours(found)),
         notes=(("Autoscaling", found.notes),) if found.notes else (),
@@ -117,6 +120,22 @@ def _rule(found: Autoscaled) -> str:
     rule = found.rule
     every = units.show_s(rule.interval_s)
     return f"{100 * found.threshold:.0f} % of what it carries; {rule.least} to {rule.most} replicas, a look every {every}"
+
+
+def _lead(found: Autoscaled, best: Use, saved: float) -> str:
+    """Return the answer in one sentence: the rule where it keeps the limits and saves, else the schedule where that saves."""
+    static, broken_min = found.use("static"), found.use("followed").violation_min
+    why = f"breaks limits for {broken_min:.3g} min" if broken_min else "saves nothing"
+    if saved <= 0:
+        return f"No schedule runs fewer than the {_hours_of(static)} replica-hours a period of the static fleet; a rule {why}."
+    says = f"{_hours_of(best)} replica-hours a period in place of {_hours_of(static)} ({-saved:+.0f} %)"
+    if best.way == "followed":
+        return f"By the rule {says}, limits broken for 0 min."
+    return f"By the schedule {says}; a rule that follows the load {why}."
+
+
+def _hours_of(use: Use) -> str:
+    return f"{use.replica_h:,.0f}" if use.replica_h >= 10 else digits(use.replica_h)
 
 
 def _uses(uses: Sequence[Use]) -> Table:

@@ -10,6 +10,7 @@ Requests of `priority: 1` go before those of 2, and so on; 1 where it is left ou
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from mlsys_bench import slo, units, workload
@@ -66,11 +67,18 @@ def _shares(given: dict[str, dict[str, Any]], rate_per_s: float, here: str) -> d
         if ("share" in each) == ("rate" in each):
             raise ScenarioError(f"{here}.{name}: needs a share or a rate{', not both' if 'share' in each else ''}, e.g. share: 30%")
     if all("share" in each for each in given.values()):
-        return {name: units.fraction(each["share"], f"{here}.{name}.share") for name, each in given.items()}
+        return {name: _above_zero(units.fraction, each["share"], f"{here}.{name}.share") for name, each in given.items()}
     if any("share" in each for each in given.values()):
         raise ScenarioError(f"{here}: some give a share and some a rate; give all of them the same")
-    rates = {name: units.per_s(each["rate"], f"{here}.{name}.rate") for name, each in given.items()}
+    rates = {name: _above_zero(units.per_s, each["rate"], f"{here}.{name}.rate") for name, each in given.items()}
     total = sum(rates.values())
     if abs(total / rate_per_s - 1) > CLOSE:
         raise ScenarioError(f"{here}: rates add up to {units.show_rate(total)}, traffic.rate says {units.show_rate(rate_per_s)}")
     return {name: rate / total for name, rate in rates.items()}
+
+
+def _above_zero(read: Callable[[Any, str], float], given: object, where: str) -> float:
+    value = read(given, where)
+    if not value > 0:
+        raise ScenarioError(f"{where}: {given} must be above zero; leave out a tenant that sends nothing")
+    return value

@@ -188,11 +188,13 @@ def _missed(bursts: Sequence[Bursts], rate_per_s: float, seen: Sequence[Dispersi
 
 
 def _block_bootstrap(squares: Floats, expected: Floats) -> tuple[float, float]:
+    """Return the interval of sum(squares) / sum(expected); draws of blocks in which nothing was expected say nothing, and are left out."""
     length = max(1, round(len(squares) ** (1 / 3)))
     blocks = len(squares) // length
     tops = squares[: blocks * length].reshape(blocks, length).sum(axis=1)
     bottoms = expected[: blocks * length].reshape(blocks, length).sum(axis=1)
     rng = np.random.default_rng(0)
-    drawn = np.array([tops[at].sum() / bottoms[at].sum() for at in (rng.integers(0, blocks, blocks) for _ in range(_RESAMPLES))])
+    sums = [(tops[at].sum(), bottoms[at].sum()) for at in (rng.integers(0, blocks, blocks) for _ in range(_RESAMPLES))]
+    drawn = [top / bottom for top, bottom in sums if bottom > 0] or [squares.sum() / expected.sum()]
     low, high = np.quantile(drawn, [(1 - _LEVEL) / 2, (1 + _LEVEL) / 2])
     return float(low), float(high)

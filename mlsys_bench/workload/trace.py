@@ -1,9 +1,9 @@
 """Traffic read from a trace: one request per row of a CSV, of JSON lines, or of our own requests file.
 
-Known by their columns: Azure (TIMESTAMP, ContextTokens, GeneratedTokens), Mooncake (timestamp in ms, input_length, output_length, hash_ids
-of 512-token blocks), Qwen-Bailian (chat_id, parent_chat_id, hash_ids of 16-token blocks), BurstGPT (Timestamp, Request tokens, Response
-tokens) and the requests of a load test or a simulation.  Of any other the columns are named.  Rows are read one by one into arrays: a
-million requests take their arrays and no more.
+Known by their columns: Azure (TIMESTAMP, ContextTokens, GeneratedTokens), Mooncake (timestamp in ms, input_length, output_length, mostly
+with hash_ids of 512-token blocks), Qwen-Bailian (chat_id, parent_chat_id, hash_ids of 16-token blocks), BurstGPT (Timestamp, Request
+tokens, Response tokens) and the requests of a load test or a simulation.  Of any other the columns are named.  Rows are read one by one
+into arrays: a million requests take their arrays and no more.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ def read(path: Path, *, columns: dict[str, str] | None = None, time_unit: str | 
     with opened(path) as table:
         names = _names(path, table.columns, columns)
         scale = _time_scale(path, names["time"], table.columns, time_unit)
-        rows = _Rows(path=path, names=names)
+        rows = _Rows(path=path, names=names, like_mooncake=_like_mooncake(names))
         for line, values in table.rows(list(names.values())):
             rows.add(line, values)
     return _trace(rows, rows.guessed_scale() if scale is None else scale, block_tokens, has_options=columns is not None)
@@ -127,7 +127,7 @@ def _names(path: Path, columns: Sequence[str], asked: dict[str, str] | None) -> 
 
 
 def _time_scale(path: Path, column: str, columns: Sequence[str], unit: str | None) -> float | None:
-    """Return the seconds of one unit of the time column, as an option, the end of its name or Mooncake's format says; else None."""
+    """Return the seconds of one unit of the time column, as an option, the end of its name or Mooncake's hashes say; else None."""
     if unit is not None:
         if unit not in TIME_UNITS:
             raise BadInput(f"{path}: times in {unit!r}; write s, ms, us or ns{did_you_mean(unit, TIME_UNITS)}")
@@ -139,6 +139,11 @@ def _time_scale(path: Path, column: str, columns: Sequence[str], unit: str | Non
     return 1e-3 if is_mooncake else None
 
 
+def _like_mooncake(names: dict[str, str]) -> bool:
+    """Say whether columns are called as in Mooncake's traces, which are often passed on without their hashes."""
+    return [names[what].lower() for what in NEEDED] == ["timestamp", "input_length", "output_length"] and "parent" not in names
+
+
 # ---------------------------------------------------------------- rows
 
 
@@ -148,6 +153,7 @@ class _Rows:
 
     path: Path
     names: dict[str, str]
+    like_mooncake: bool = False
     time: array.array[float] = field(default_factory=lambda: array.array("d"))
     prompt: array.array[int] = field(default_factory=lambda: array.array("q"))
     output: array.array[int] = field(default_factory=lambda: array.array("q"))
@@ -160,18 +166,25 @@ class _Rows:
     begun: int = 0  # sessions
     tenants: dict[str, int] = field(default_factory=dict)
     has_dates: bool = False
+    has_numbers: bool = False
     without_tokens: int = 0
     retries: int = 0
     epoch: str | None = None  # the unit of its times, where they turned out to count from 1970 in it
+    counts_ms: bool = False  # its times were taken for milliseconds by the names of its columns
 
     def guessed_scale(self) -> float:
-        """Return the seconds of one unit of the times: 1, or less where that makes them Unix times of this century."""
+        """Return the seconds of one unit of the times: 1, or less where that makes them Unix times of this century, or of Mooncake.
+
+        Its milliseconds are whole numbers; what has fractions, is a date or counts seconds from 1970 on is not of it.
+        """
         first = next((t for t in self.time if not math.isnan(t)), 0.0)
         for name, scale in TIME_UNITS.items():
             if not self.has_dates and name != "s" and EPOCH_S[0] <= first * scale <= EPOCH_S[1]:
                 self.epoch = name
                 return scale
-        return 1.0
+        whole = not self.has_dates and first < EPOCH_S[0] and all(t == math.floor(t) for t in self.time if not math.isnan(t))
+        self.counts_ms = self.like_mooncake and whole
+        return 1e-3 if self.counts_ms else 1.0
 
     def add(self, line: int, values: Sequence[Any]) -> None:
         """Take one row in.  A retry is no arrival, a request without tokens (it failed) has no length: both are counted and left out."""
@@ -193,19 +206,38 @@ class _Rows:
         if "session" in row:
             self._add_session(row["session"], row.get("parent"))
         if "gap" in row:
-            self.gap.append(0.0 if row["gap"] in _NONE else self._time(line, row["gap"]))
+            self.gap.append(0.0 if row["gap"] in _NONE else self._gap(line, row["gap"]))
         if "tenant" in row and row["tenant"] is not None:
             self.tenant.append(self.tenants.setdefault(str(row["tenant"]), len(self.tenants)))
 
     def _time(self, line: int, given: object) -> float:
         try:
             value = float(given)  # type: ignore[arg-type]
+            is_date = False
         except (TypeError, ValueError):
             value = _iso_s(str(given))
-            self.has_dates = True
+            is_date = True
+        column = self.names["time"]
         if not math.isfinite(value):
-            column = self.names["time"]
             raise BadInput(f"{self.path}: line {line}: {column} is {given!r}; write seconds or a date like 2023-11-16 18:15:46.68")
+        if self.has_numbers if is_date else self.has_dates:
+            kinds = ("a date", "numbers") if is_date else ("a number", "dates")
+            raise BadInput(
+                f"{self.path}: line {line}: {column} is {given!r}, {kinds[0]}, and above it stand {kinds[1]}; write one of the two"
+            )
+        self.has_dates, self.has_numbers = is_date, not is_date
+        return value
+
+    def _gap(self, line: int, given: object) -> float:
+        """Return the seconds between an answer and the next request of its session."""
+        try:
+            value = float(given)  # type: ignore[arg-type]
+        except (TypeError, ValueError):
+            value = math.nan
+        if not 0 <= value < math.inf:
+            raise BadInput(
+                f"{self.path}: line {line}: {self.names['gap']} is {given!r}; write the seconds waited after the answer, from 0 up"
+            )
         return value
 
     def _tokens(self, line: int, what: str, given: object) -> int:
@@ -348,6 +380,8 @@ def _notes(rows: _Rows, plan: Schedule) -> tuple[str, ...]:
         notes.append(f"{units.count(rows.without_tokens, 'request')} without prompt or output tokens (failed) left out, also of the rate")
     if rows.retries:
         notes.append(f"{rows.retries:,} retries are left out: they are no arrivals of their own")
+    if rows.counts_ms:
+        notes.append(f"{rows.names['time']} was taken to count ms, as in Mooncake's traces, whose columns these are")
     if rows.epoch:
         notes.append(f"{rows.names['time']} was taken to count {rows.epoch} from 1970 on")
     grid_s = 0.0 if plan.gap_s is not None else resolution_s(plan.scheduled_s)

@@ -33,11 +33,16 @@ Made = tuple[Plan, Design, Trial]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Looked:
-    """What a look at pairs found: the confirmed one, or else the best by theory, or else only what any costs at least."""
+    """What a look at pairs found: the confirmed one, or else the best by theory, or else only what any costs at least.
+
+    `missed` pairs that could be cheaper keep no limit by theory, and `beyond` are more than may be rented in one place.
+    """
 
     confirmed: tuple[Pair, Trial] | None = None
     sized: Pair | None = None
-    least_usd_per_h: float | None = None
+    least_usd_per_h: float | None = None  # new money: what is committed is paid in any case
+    missed: int = 0
+    beyond: int = 0
 
 
 def weighed(request: Request, bounds: Sequence[Bound], traffic: Demand, whole: Callable[[], Made]) -> Made:
@@ -62,7 +67,7 @@ def weighed(request: Request, bounds: Sequence[Bound], traffic: Demand, whole: C
         pair, seen = found.confirmed
         others = (_of_whole(made, pair), *(_against(other, pair) for other in made.alternatives))
         return answer.plan(request, pair, seen, others, ()), pair.decode, seen
-    return _beside(made, found, request), design, trial
+    return _beside(made, design, found, request), design, trial
 
 
 def look(request: Request, bounds: Sequence[Bound], traffic: Demand, below: Rank | None) -> Looked:
@@ -70,10 +75,16 @@ def look(request: Request, bounds: Sequence[Bound], traffic: Demand, below: Rank
     every = pairs.promising(request, bounds, None)
     least = every[0].key[1] if every and not every[0].key[0] else None
     sized: list[Pair] = []
+    missed = beyond = 0
     for promising in [x for x in every if below is None or x.key < below][:SIZED]:
         if sized and min(map(Pair.sort_key, sized)) <= promising.key:
             break
-        if (pair := pairs.sized(request, promising, traffic)) is not None and _affordable(pair, request):
+        pair = pairs.sized(request, promising, traffic)
+        if pair is None:
+            missed += 1
+        elif not _affordable(pair, request):
+            beyond += 1
+        else:
             sized.append(pair)
     sized.sort(key=Pair.sort_key)
     best: tuple[Pair, Trial] | None = None
@@ -85,7 +96,7 @@ def look(request: Request, bounds: Sequence[Bound], traffic: Demand, below: Rank
             judged = confirm.confirmed(pair, request)
             if judged is not None and _affordable(judged[0], request) and (most is None or judged[0].sort_key() < most):
                 best = judged
-    return Looked(confirmed=best, sized=sized[0] if sized else None, least_usd_per_h=least)
+    return Looked(confirmed=best, sized=sized[0] if sized else None, least_usd_per_h=least, missed=missed, beyond=beyond)
 
 
 def _affordable(pair: Pair, request: Request) -> bool:
@@ -144,12 +155,30 @@ def _offered(made: Plan, pair: Pair, seen: Trial, request: Request) -> Plan:
     return dataclasses.replace(made, alternatives=(other, *made.alternatives), notes=(*made.notes, note))
 
 
-def _beside(made: Plan, found: Looked, request: Request) -> Plan:
+def _beside(made: Plan, design: Design, found: Looked, request: Request) -> Plan:
     """Return the plan of whole replicas with what two pools would have been."""
     if found.sized is not None:
-        why = answer.dearer(found.sized.usd_per_h, made.usd_per_hour)
-        return dataclasses.replace(made, alternatives=(*made.alternatives, answer.alternative(found.sized, None, request, why)))
+        other = answer.alternative(found.sized, None, request, _beaten(found.sized, design))
+        return dataclasses.replace(made, alternatives=(*made.alternatives, other))
     if found.least_usd_per_h is None:
         return made
-    note = f"prefill and decode on pools of their own cost {units.show_usd(found.least_usd_per_h)}/h at least: no cheaper"
-    return dataclasses.replace(made, notes=(*made.notes, note))
+    return dataclasses.replace(made, notes=(*made.notes, _none_cheaper(found, found.least_usd_per_h, request)))
+
+
+def _beaten(pair: Pair, design: Design) -> str:
+    """Return why a pair that was worked out by theory is not the plan; what is committed counts for nothing."""
+    (unpriced, usd, *_), (unknown, than, *_) = pair.sort_key(), design.sort_key()
+    if unpriced or unknown:
+        return answer.dearer(None, None)
+    return "cheaper by theory, not in simulation" if usd < than - CHEAPER else answer.dearer(usd, than)
+
+
+def _none_cheaper(found: Looked, least_usd_per_h: float, request: Request) -> str:
+    """Return why no pair was worked out: none can be cheaper, or those that could keep no limit, or are more than may be rented."""
+    new = " of new money" if any(held.committed for held in request.shelf.market.reservations.values()) else ""
+    usd, pools = f"{units.show_usd(least_usd_per_h)}/h{new}", "prefill and decode on pools of their own"
+    if not (found.missed or found.beyond):
+        return f"{pools} cost {usd} at least: no cheaper"
+    kept = ["keeps the limits by theory"] if found.missed else []
+    rented = ["may be rented in one region"] if found.beyond else []
+    return f"{pools} cost {usd} at least, but no pair that was looked at {' and '.join(kept + rented)}"

@@ -57,7 +57,7 @@ def plan(request: Request, pair: Pair, trial: Trial, alternatives: tuple[Alterna
         kv_tokens_per_replica=decode.kv_tokens,
         assumptions=tuple(_assumptions(request, pair)),
         prices=tuple(dict.fromkeys(lot.offer for lot in lots)),
-        notes=(*_notes(request, pair, trial), *notes),
+        notes=(*_notes(request, pair, trial), *_beyond(request, pair, found), *notes),
         apart=_apart(pair, (pools[0], pools[1])),
     )  # fmt: skip
 
@@ -158,7 +158,10 @@ def _assumptions(request: Request, pair: Pair) -> Iterator[str]:
     yield f"{pair.link}; those leaving one replica follow each other"
     yield f"each replica has its own queue, both pools routed {request.routing}; the first token reaches the client with the cache"
     yield from words.lucks(request)
-    yield "each pool is rented on its own; cost per million tokens: output tokens at the average load, idle time and idle devices paid for"
+    yield (
+        "each pool is rented on its own, both in one region; cost per million tokens: output tokens at the average load, "
+        "idle time and idle devices paid for"
+    )
     if request.workload.source is None and request.workload.provenance is Provenance.ASSUMED:
         yield "the traffic is assumed: rate, arrivals and lengths as given"
 
@@ -176,6 +179,17 @@ def _notes(request: Request, pair: Pair, trial: Trial) -> Iterator[str]:
         yield f"{100 * (1 - share):.2g} % of the requests exceed the {most:,} tokens that both pools hold: refused, not planned for"
     if trial.preempted > 0.01:
         yield f"{100 * trial.preempted:.0f} % of simulated requests lost their cache to others: the decode pool's memory is tight"
+
+
+def _beyond(request: Request, pair: Pair, found: dict[str, Interval]) -> Iterator[str]:
+    """Yield that the upper ends of the pools are more than may be rented in one place."""
+    if pair.usd_per_h is None:
+        return
+    pools = [found["prefill_replicas"], found["decode_replicas"]]
+    most = spread.rentable(pair, pools, request.shelf)
+    if most != tuple(int(high) for _, high in pools):
+        needed = f"up to {pools[0][1]:g} + {pools[1][1]:g} replicas may be needed"
+        yield f"{needed}, more than may be rented in one region: the upper end of the cost is that of {most[0]} + {most[1]}"
 
 
 def alternative(pair: Pair, trial: Trial | None, request: Request, why_not: str) -> Alternative:

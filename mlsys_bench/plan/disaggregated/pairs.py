@@ -28,7 +28,7 @@ from mlsys_bench.plan.latencies import Latencies
 from mlsys_bench.plan.request import Request
 from mlsys_bench.plan.search import SURELY, WORTHWHILE, Bound
 from mlsys_bench.plan.sizing import Design, Rank
-from mlsys_bench.pricing import Fleet, Market, Shelf
+from mlsys_bench.pricing import Fleet, Market, Shelf, packing
 from mlsys_bench.types import SLO, Limit
 
 _MORE = 16  # replicas added to a pool for limits on both, at most
@@ -75,7 +75,7 @@ class Pair:
 
     def resized(self, prefill: int, decode: int, shelf: Shelf) -> Pair:
         """Return the pair with other numbers of replicas."""
-        first, second = sizing.resized(self.prefill, prefill, shelf), sizing.resized(self.decode, decode, shelf)
+        first, second = dataclasses.replace(self.prefill, replicas=prefill), dataclasses.replace(self.decode, replicas=decode)
         return bought(dataclasses.replace(self, prefill=first, decode=second), shelf)
 
 
@@ -300,14 +300,32 @@ def _fewest_decoding(pair: Pair, limits: SLO, most: int) -> int | None:
 
 
 def bought(pair: Pair, shelf: Shelf) -> Pair:
-    """Return the pair as two node pools that share commitments and quotas: the cheaper order of the two goes first.
+    """Return the pair as two node pools in one place, where the cache goes from one to the other; unpriced where no place holds both.
 
-    Without commitments or quotas each pool has been priced on its own already.
+    Where the cheapest offers of each pool are in one region anyway, these it is; else every region is tried for both.
     """
-    if not (shelf.market.reservations or shelf.market.quotas):
-        return pair
-    found = [_in_order(pair, shelf, prefill_first) for prefill_first in (True, False)]
-    return min(found, key=Pair.sort_key)
+    found = _in_market(pair, shelf)
+    if found.usd_per_h is None and not (shelf.market.reservations or shelf.market.quotas):
+        return found  # a device that nobody prices
+    if found.usd_per_h is not None and len(_places(found, shelf)) == 1:
+        return found
+    offers = packing.groups(shelf.market.of(pair.decode.candidate.gpu), shelf.within)
+    here = [dataclasses.replace(shelf, market=dataclasses.replace(shelf.market, offers=tuple(group))) for group in offers]
+    return min((_in_market(pair, place) for place in here), key=Pair.sort_key, default=found)
+
+
+def _places(pair: Pair, shelf: Shelf) -> set[tuple[str, ...]]:
+    """Return where the instances of both pools stand."""
+    fleets = [pool.price for pool in (pair.prefill, pair.decode) if pool.price is not None]
+    return {packing.place(lot.offer, shelf.within) for fleet in fleets for lot in fleet.lots}
+
+
+def _in_market(pair: Pair, shelf: Shelf) -> Pair:
+    """Return the pair at the least price of each pool; where they share commitments or quotas, the cheaper order of the two goes first."""
+    if shelf.market.reservations or shelf.market.quotas:
+        return min((_in_order(pair, shelf, prefill_first) for prefill_first in (True, False)), key=Pair.sort_key)
+    first, second = (sizing.resized(pool, pool.replicas, shelf) for pool in (pair.prefill, pair.decode))
+    return dataclasses.replace(pair, prefill=first, decode=second)
 
 
 def _in_order(pair: Pair, shelf: Shelf, prefill_first: bool) -> Pair:

@@ -7,7 +7,7 @@ engine on one device, so a draw moves both profiles alike.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,7 +16,7 @@ from mlsys_bench import stats
 from mlsys_bench.plan import sizing
 from mlsys_bench.plan.disaggregated.pairs import Pair, Pools, of_decode, of_prefill, station
 from mlsys_bench.plan.disaggregated.stations import ROUGH, Decode, Prefill
-from mlsys_bench.plan.intervals import DRAWS, TAILS
+from mlsys_bench.plan.intervals import DRAWS, TAILS, last
 from mlsys_bench.plan.request import Request
 from mlsys_bench.plan.trial import Trial
 from mlsys_bench.pricing import Shelf
@@ -89,8 +89,22 @@ def _costs(pair: Pair, pools: list[Interval], shelf: Shelf) -> dict[str, Interva
     usd = pair.usd_per_h
     if usd is None:
         return {}
-    low, high = (pair.resized(int(pools[0][i]), int(pools[1][i]), shelf).usd_per_h for i in (0, 1))
+    low = pair.resized(int(pools[0][0]), int(pools[1][0]), shelf).usd_per_h
+    prefill, decode = rentable(pair, pools, shelf)
+    high = pair.resized(prefill, decode, shelf).usd_per_h
     return {"usd_per_hour": (min(usd if low is None else low, usd), max(usd if high is None else high, usd))}
+
+
+def rentable(pair: Pair, pools: Sequence[Interval], shelf: Shelf) -> tuple[int, int]:
+    """Return the upper ends of both pools, or the most on the way there from the plan that bounds let one rent in one place."""
+    at = (pair.prefill.replicas, pair.decode.replicas)
+    more = [int(high) - n for (_, high), n in zip(pools, at, strict=True)]
+    steps = max(*more, 1)
+
+    def pair_of(step: int) -> tuple[int, int]:
+        return at[0] + more[0] * step // steps, at[1] + more[1] * step // steps
+
+    return pair_of(last(0, steps, lambda step: pair.resized(*pair_of(step), shelf).usd_per_h is not None))
 
 
 def _figure(key: str, value: float, central: _Draw, draws: list[_Draw], simulated: float, analytic: float | None) -> Interval:

@@ -74,10 +74,10 @@ def _trigger(of: Release) -> Document:
 
 
 def _bounds(of: Release) -> tuple[int, int]:
-    """Return the fewest and the most replicas.  Without a rule the plan's own: it holds the peak."""
-    if of.scaled is None:
-        return 1, of.replicas
-    return max(1, of.scaled.rule.least), max(of.scaled.rule.most, of.replicas)
+    """Return the fewest and the most replicas.  Without a rule the plan's own: it holds the peak.  An availability is of all, all day."""
+    rule = of.scaled.rule if of.scaled else None
+    least = of.replicas if of.secured else max(1, rule.least) if rule else 1
+    return least, max(rule.most, of.replicas) if rule else of.replicas
 
 
 def _behavior(of: Release) -> Document:

@@ -19,7 +19,8 @@ Document = dict[str, Any]
 def documents(of: Release) -> list[Document]:
     """Return the InferenceService, in the mode that makes plain Deployments: replicas of GPUs do not start on demand."""
     one_node(of)
-    least, most = (of.scaled.rule.least, max(of.scaled.rule.most, of.replicas)) if of.scaled else (of.replicas, of.replicas)
+    least = of.scaled.rule.least if of.scaled and not of.secured else of.replicas  # an availability is of all replicas, all day
+    most = max(of.scaled.rule.most, of.replicas) if of.scaled else of.replicas
     placed = {
         key: value for key, value in kubernetes.pod(of).items() if key in ("nodeSelector", "tolerations", "topologySpreadConstraints")
     }

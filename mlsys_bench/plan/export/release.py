@@ -86,6 +86,8 @@ class Release:
         plan, item = self.plan, self.plan.fleet[0]
         yield f"mlsys plan: {self.replicas} x {plan.model} {item.precision} on {item.gpu}, {plan.workload.rate_per_s:g}/s within {plan.slo}"
         yield f"provenance of the figures: {plan.provenance}; a replica is expected to start in {units.show_s(self.start_s)}"
+        if self.secured and self.scaled:
+            yield f"an availability counts against the peak all day, so {self.replicas} replicas stay; without one they follow the load"
         yield from command.notes(plan, self.deployment)
 
 

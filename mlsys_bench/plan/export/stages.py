@@ -52,9 +52,9 @@ class StageRelease:
 
     @property
     def least(self) -> int:
-        """The fewest replicas of a day; of steady traffic all."""
+        """The fewest replicas of a day; all of steady traffic, or where an availability is promised, which is of all replicas all day."""
         scaled = self.fleet.scaled
-        return self.stage.replicas if scaled is None else max(1, min(scaled.replicas[self.stage.stage]))
+        return self.stage.replicas if scaled is None or self.fleet.secured else max(1, min(scaled.replicas[self.stage.stage]))
 
     @property
     def most(self) -> int:

@@ -71,12 +71,16 @@ def surrounded(plan: Plan, asked: Problem, made: Allocation, day: Workload, *, g
     """Return the plan with its hours, and its months where a growth is given."""
     fleets = Fleets(asked=small(asked), made=_corrected(asked, made), spared=_spared(plan, asked))
     course = courses.of(day)
-    steady = course.peak_per_s <= course.mean_per_s * (1 + 1e-9)
-    told = ("autoscaling: the traffic is the same all day, so a fleet that follows it is the static one",) if steady and asks else ()
+    follows = course.varies
+    told = ["autoscaling: the traffic is the same all day, so a fleet that follows it is the static one"] if asks and not follows else []
+    brief = autoscale.too_brief(course, max(spares.start_of(work).total_s for work in asked.works.values()))
+    if follows and brief:
+        follows = False
+        told.append(brief)
     fleet = plan.stage_fleet
     assert fleet is not None
     found = dataclasses.replace(
-        fleet, scaled=None if steady else scaled(fleets, course), outlook=None if grows is None else outlook(fleets, grows, plan.headroom)
+        fleet, scaled=scaled(fleets, course) if follows else None, outlook=None if grows is None else outlook(fleets, grows, plan.headroom)
     )
     return dataclasses.replace(plan, stage_fleet=found, notes=(*plan.notes, *told))
 

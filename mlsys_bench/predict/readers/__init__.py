@@ -12,15 +12,18 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from mlsys_bench import hardware, models, record
+from mlsys_bench import hardware, models, record, units
 from mlsys_bench.errors import BadInput, RecordError, UnknownName
+from mlsys_bench.predict import floor
 from mlsys_bench.predict.experiment import Experiment
 from mlsys_bench.predict.readers import aiperf, guidellm, inference_perf, loadtests, trtllm, vllm
-from mlsys_bench.predict.readers.parts import Run, at
+from mlsys_bench.predict.readers.parts import UNTOLD, Run, at
 from mlsys_bench.types import LoadTest
 
 _TOOLS = (trtllm, guidellm, inference_perf, vllm, aiperf)
 KNOWN = (vllm.NAME, aiperf.NAME, guidellm.NAME, inference_perf.NAME, trtllm.NAME, loadtests.NAME)
+_MOST = 1e7  # tokens, requests in flight, requests per second or seconds: what is beyond is a slip of the pen
+_COUNTS = ("tp", "pp", "ep", "max_seqs", "max_step_tokens")
 _MOST_FAILED = 0.01  # more failures than that: what was measured is not what users asked for
 _CATCH_UP = 1.25  # an open-loop test that takes this much longer than its sending and its last answer: the queue grew
 
@@ -82,16 +85,22 @@ def _of(document: Any, path: Path) -> tuple[str, list[Run]]:
         return loadtests.NAME, [loadtests.run(value, path)]
     for tool in _TOOLS:
         if tool.knows(document):
-            return tool.NAME, _parse(tool, document, path)
+            return tool.NAME, runs_of(tool, document, str(path))
     raise BadInput(f"{path}: is no result of a tool known here ({', '.join(KNOWN)}), nor a bench record")
 
 
-def _parse(tool: Any, document: Any, path: Path) -> list[Run]:
+def runs_of(tool: Any, document: Any, where: str) -> list[Run]:
+    """Return the runs that a reader finds in a document, without those in which nothing was answered.
+
+    Raises BadInput for a document that cannot be read, and for a number that no run has.
+    """
     try:
-        found: list[Run] = tool.runs(document, str(path))
-    except (KeyError, TypeError, ValueError) as error:
-        raise BadInput(f"{path}: looks like {tool.NAME} but cannot be read: {error!r}; was the file cut or edited?") from error
-    return found
+        found: list[Run] = tool.runs(document, where)
+    except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
+        raise BadInput(f"{where}: looks like {tool.NAME} but cannot be read: {error!r}; was the file cut or edited?") from error
+    for i, run in enumerate(found):
+        _check(run, where if len(found) == 1 else f"{where}[{i}]")
+    return [run for run in found if run.requests != 0]
 
 
 def _documents(text: str, path: Path) -> list[Any]:
@@ -109,6 +118,31 @@ def _documents(text: str, path: Path) -> list[Any]:
     return whole if isinstance(whole, list) and whole and all(isinstance(item, dict) for item in whole) else [whole]
 
 
+def _check(run: Run, where: str) -> None:
+    """Raise BadInput for a number that no run has: it would be believed, or simulated for hours."""
+    if min(run.requests or 0, run.failed) < 0:
+        raise BadInput(f"{where}: {run.requests} requests answered and {run.failed} failed; neither can be below 0")
+    if run.requests == 0:
+        return
+    sizes = {
+        "prompt tokens": run.prompt_tokens.mean,
+        "output tokens": run.output_tokens.mean,
+        "requests in flight": run.concurrency,
+        "requests per second": run.rate_per_s,
+        "seconds long": run.duration_s,
+    }
+    for what, value in sizes.items():
+        if value is not None and not 0 < value <= _MOST:
+            raise BadInput(f"{where}: {value:g} {what}; a run has more than 0 and at most {_MOST:,.0f}")
+    for name, value in run.measured.items():
+        if not 0 <= value <= floor.LONGEST_S:
+            raise BadInput(f"{where}: {name.removesuffix('_s')} is {units.show_s(value)}; no time is below 0, and none here above a day")
+    for name in _COUNTS:
+        value = run.design.get(name)
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or not 0 < value <= _MOST):
+            raise BadInput(f"{where}: {name} is {value!r}; it must be a whole number of at least 1")
+
+
 def _reading(run: Run, tool: str, where: str, path: Path, design: Design) -> Reading:
     system = {**run.design, **{k: v for k, v in dataclasses.asdict(design).items() if v is not None}}
     run = _steady(run)
@@ -120,20 +154,23 @@ def _reading(run: Run, tool: str, where: str, path: Path, design: Design) -> Rea
         rate_per_s=run.rate_per_s,
         arrivals=run.arrivals,
         concurrency=run.concurrency,
+        requests=run.sent if run.concurrency is not None else None,
         measured=dict(run.measured),
         **{**system, "model": _model(system.get("model"), where), "device": _device(system.get("device"), where)},
     )
-    return Reading(experiment=experiment, tool=tool, where=where, requests=run.requests, failed=run.failed, notes=run.notes)
+    return Reading(experiment=experiment, tool=tool, where=where, requests=run.requests or 0, failed=run.failed, notes=run.notes)
 
 
 def _steady(run: Run) -> Run:
     """Return the run, without its latencies where it was no steady state: they would say how long the test ran, not how fast it was."""
-    share = run.failed / (run.requests + run.failed) if run.requests + run.failed else 0.0
+    share = run.failed / (run.requests + run.failed) if run.requests else 0.0
     if share > _MOST_FAILED:
         note = f"{100 * share:.0f} % of its requests failed: its latencies are of the lucky ones and are left out"
     elif _fell_behind(run):
-        done = run.requests / (run.duration_s or 1.0)
+        done = (run.requests or 0) / (run.duration_s or 1.0)
         note = f"{done:.3g}/s were answered of {run.rate_per_s:g}/s sent: the queue grew to the end; its latencies are left out"
+    elif run.rate_per_s is None and run.concurrency is None:
+        note = UNTOLD
     else:
         return run
     return dataclasses.replace(run, measured={}, notes=(*run.notes, note))
@@ -142,7 +179,7 @@ def _steady(run: Run) -> Run:
 def _fell_behind(run: Run) -> bool:
     """Say whether an open-loop test took longer than its sending and one answer: what had piled up was worked off after the last send."""
     ttft, e2e, tpot = (run.measured.get(f"{metric}_mean_s") for metric in ("ttft", "e2e", "tpot"))
-    if run.rate_per_s is None or run.duration_s is None or ttft is None or (e2e is None and tpot is None):
+    if run.rate_per_s is None or run.duration_s is None or run.requests is None or ttft is None or (e2e is None and tpot is None):
         return False
     decode_s = e2e - ttft if e2e is not None else (tpot or 0.0) * (run.output_tokens.mean - 1)
     return run.duration_s > _CATCH_UP * (run.requests / run.rate_per_s + decode_s)

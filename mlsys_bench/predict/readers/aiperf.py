@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from mlsys_bench.errors import BadInput
-from mlsys_bench.predict.readers.parts import STATS, Run, at, first, lengths, number
+from mlsys_bench.predict.readers.parts import STATS, Run, at, first, lengths, number, under_cap, whole, whole_or_none
 
 NAME = "AIPerf"
 _SCALE = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "sec": 1.0, "seconds": 1.0}
@@ -58,7 +58,11 @@ def runs(document: Mapping[str, Any], where: str) -> list[Run]:
     """Return the one run of an export."""
     if document.get("is_complete") is False:
         raise BadInput(f"{where}: AIPerf says the run is not complete: {document.get('incomplete_reason')}; run it again")
-    rate, arrivals, concurrency = _load(document)
+    measured = _measured(document, where)
+    answered = whole_or_none(first(at(document, "request_count", "avg"), at(document, "request_latency", "count")), "request_count")
+    rate, arrivals, cap = _load(document)
+    in_flight = (number(at(document, "request_throughput", "avg")) or 0.0) * measured.get("e2e_mean_s", 0.0)
+    rate, concurrency, capped = under_cap(rate, cap, in_flight)
     notes = ("AIPerf was cancelled: figures of a part of the run",) if document.get("was_cancelled") else ()
     return [
         Run(
@@ -67,12 +71,12 @@ def runs(document: Mapping[str, Any], where: str) -> list[Run]:
             rate_per_s=rate,
             arrivals=arrivals,
             concurrency=concurrency,
-            measured=_measured(document, where),
-            requests=int(first(number(at(document, "request_count", "avg")), number(at(document, "request_latency", "count")), 0)),
-            failed=int(first(number(at(document, "error_request_count", "avg")), 0)),
+            measured=measured,
+            requests=answered,
+            failed=whole(first(at(document, "error_request_count", "avg"), 0), "error_request_count"),
             duration_s=_duration_s(document),
             design=_design(document),
-            notes=notes,
+            notes=(*notes, *capped),
         )
     ]
 
@@ -96,7 +100,7 @@ def _lengths(document: Mapping[str, Any], metric: str) -> Any:
 
 
 def _load(document: Mapping[str, Any]) -> tuple[float | None, str, int | None]:
-    """Return rate, arrivals and concurrency as the input configuration gives them."""
+    """Return rate, arrivals and the most requests in flight as the input configuration gives them."""
     config = document.get("input_config") or {}
     phases = config.get("phases") or ([config["profiling"]] if isinstance(config.get("profiling"), Mapping) else [])
     phase = next((p for p in phases if p.get("name") == "profiling"), phases[-1] if phases else {})
@@ -108,7 +112,7 @@ def _load(document: Mapping[str, Any]) -> tuple[float | None, str, int | None]:
         law = f"gamma:{shape**-0.5:.6g}"
     concurrency = first(phase.get("concurrency"), loadgen.get("concurrency"), stimulus.get("concurrency"), config.get("concurrency"))
     arrivals = law if law.startswith("gamma:") else _LAWS.get(law, "poisson")
-    return rate, arrivals, None if rate is not None or concurrency is None else int(concurrency)
+    return rate, arrivals, whole_or_none(concurrency, "concurrency")
 
 
 def _design(document: Mapping[str, Any]) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from mlsys_bench.errors import BadInput
-from mlsys_bench.predict.readers.parts import STATS, Run, at, first, lengths, number
+from mlsys_bench.predict.readers.parts import STATS, Run, at, first, lengths, number, under_cap, whole, whole_or_none
 
 NAME = "guidellm"
 _METRICS = {"time_to_first_token_ms": ("ttft", 1e-3), "inter_token_latency_ms": ("tpot", 1e-3), "request_latency": ("e2e", 1.0)}
@@ -23,16 +23,16 @@ def knows(document: Any) -> bool:
 
 
 def runs(document: Mapping[str, Any], where: str) -> list[Run]:
-    """Return the runs of a report, in its order; those in which nothing was answered are left out."""
-    found = [_run(document, benchmark, where) for benchmark in document["benchmarks"]]
-    return [run for run in found if run.requests]
+    """Return the runs of a report, in its order."""
+    return [_run(document, benchmark, where) for benchmark in document["benchmarks"]]
 
 
 def _run(document: Mapping[str, Any], benchmark: Mapping[str, Any], where: str) -> Run:
     metrics = benchmark["metrics"]
     totals = first(metrics.get("request_totals"), at(benchmark, "scheduler_metrics", "requests_made"), benchmark.get("request_totals"), {})
-    done = number(totals.get("successful"))
-    rate, arrivals, concurrency = _load(benchmark, where)
+    done = first(totals.get("successful"), at(metrics, "request_latency", "successful", "count"), 0)
+    rate, arrivals, cap = _load(benchmark, where)
+    rate, concurrency, notes = under_cap(rate, cap, number(at(metrics, "request_concurrency", "successful", "mean")) or 0.0)
     return Run(
         prompt_tokens=_lengths(metrics, "prompt_token_count"),
         output_tokens=_lengths(metrics, "output_token_count"),
@@ -40,27 +40,30 @@ def _run(document: Mapping[str, Any], benchmark: Mapping[str, Any], where: str) 
         arrivals=arrivals,
         concurrency=concurrency,
         measured=_measured(metrics),
-        requests=int(first(done, number(at(metrics, "request_latency", "successful", "count")), 0)),
-        failed=int(number(totals.get("errored")) or 0),
+        requests=whole(done, "successful requests"),
+        failed=whole(first(totals.get("errored"), 0), "errored requests"),
         duration_s=number(benchmark.get("duration")),
         design=_design(document, benchmark),
+        notes=notes,
     )
 
 
 def _load(benchmark: Mapping[str, Any], where: str) -> tuple[float | None, str, int | None]:
-    """Return rate, arrivals and concurrency of one strategy."""
+    """Return rate, arrivals and the most requests in flight of one strategy.
+
+    `throughput` without `max_concurrency` has neither: how many were in flight is a setting of guidellm that the file does not hold.
+    """
     strategy = first(*(at(benchmark, *path) for path in (("config", "strategy"), ("args", "strategy"), ("scheduler", "strategy"))))
     kind = at(strategy, "type_")
     match kind:
         case "synchronous":
             return None, "poisson", 1
         case "concurrent":
-            return None, "poisson", int(strategy["streams"])
+            return None, "poisson", whole(strategy["streams"], "streams")
         case "throughput":
-            cap = strategy.get("max_concurrency")
-            return None, "poisson", int(cap) if cap else None
+            return None, "poisson", whole_or_none(strategy.get("max_concurrency"), "max_concurrency")
         case "constant" | "poisson":
-            return float(strategy["rate"]), kind, None
+            return float(strategy["rate"]), kind, whole_or_none(strategy.get("max_concurrency"), "max_concurrency")
         case _:
             raise BadInput(f"{where}: a guidellm strategy of type {kind!r}; known: synchronous, concurrent, throughput, constant, poisson")
 

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from mlsys_bench.errors import BadInput
-from mlsys_bench.predict.readers.parts import STATS, Run, at, lengths_from_tails, number
+from mlsys_bench.predict.readers.parts import STATS, Run, at, first, lengths_from_tails, number, whole, whole_or_none
 
 NAME = "inference-perf"
 _METRICS = {"time_to_first_token": "ttft", "request_latency": "e2e"}
@@ -39,10 +39,10 @@ def runs(document: Mapping[str, Any], where: str) -> list[Run]:
             output_tokens=_lengths(done, "output_len"),
             rate_per_s=None if concurrency is not None else rate,
             arrivals="poisson",
-            concurrency=None if concurrency is None else int(concurrency),
+            concurrency=whole_or_none(concurrency, "concurrency"),
             measured=measured,
-            requests=int(done["count"]),
-            failed=int(number(at(document, "failures", "count")) or 0),
+            requests=whole(done["count"], "successes.count"),
+            failed=whole(first(at(document, "failures", "count"), 0), "failures.count"),
             duration_s=_duration_s(done),
             notes=notes,
         )

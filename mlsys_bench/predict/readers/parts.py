@@ -16,6 +16,8 @@ STATS = ("p50", "p90", "p95", "p99")
 _CONSTANT_CV = 0.01  # lengths that vary by less are called constant
 _TEN_TO_NINETY = 2.563  # standard deviations between the 10th and the 90th percentile of a normal law
 _ITL_APART = 0.15  # beyond this a tool's gaps are between chunks, not tokens
+_ALL_SEATS = 0.9  # of the allowed concurrency in use: the cap, not the rate, sets the load
+UNTOLD = "the file does not say under which load; its latencies are left out"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,8 +29,9 @@ class Run:
     rate_per_s: float | None = None
     arrivals: str = "poisson"
     concurrency: int | None = None
+    sent: int | None = None  # requests in all, where that is known of a closed loop: it starts from an empty system
     measured: Mapping[str, float]
-    requests: int
+    requests: int | None  # answered; None where the file does not say
     failed: int = 0
     duration_s: float | None = None  # from the first send to the last answer
     design: Mapping[str, Any] = field(default_factory=dict)
@@ -50,6 +53,32 @@ def number(value: Any) -> float | None:
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         return None
     return float(value)
+
+
+def whole(value: Any, what: str) -> int:
+    """Return a whole number as JSON has it.  Raises ValueError for anything else: a text, a fraction, infinity."""
+    found = number(value)
+    if found is None or found != int(found):
+        raise ValueError(f"{what} is {value!r}, no whole number")
+    return int(found)
+
+
+def whole_or_none(value: Any, what: str) -> int | None:
+    """Return the same, None where there is nothing."""
+    return None if value is None else whole(value, what)
+
+
+def under_cap(rate_per_s: float | None, cap: int | None, in_flight: float) -> tuple[float | None, int | None, tuple[str, ...]]:
+    """Return rate and users of a run with a rate and a cap on requests in flight: one of the two was the load, and the notes say why."""
+    if rate_per_s is not None and rate_per_s <= 0:
+        raise ValueError(f"the rate is {rate_per_s:g}/s")
+    if cap is not None and cap < 1:
+        raise ValueError(f"the cap is {cap} requests in flight")
+    if rate_per_s is None or cap is None:
+        return rate_per_s, cap, ()
+    if in_flight < _ALL_SEATS * cap:
+        return rate_per_s, None, ()
+    return None, cap, (f"{cap} requests were in flight nearly all the time: the cap, not {rate_per_s:g}/s, was the load",)
 
 
 def first(*values: Any) -> Any:

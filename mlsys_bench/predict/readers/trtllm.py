@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from mlsys_bench.errors import BadInput
-from mlsys_bench.predict.readers.parts import STATS, Run, at, first, lengths, number
+from mlsys_bench.predict.readers.parts import STATS, Run, at, first, lengths, number, whole
 
 NAME = "trtllm-bench"
 _PRECISION = {"FP8": "fp8", "NVFP4": "fp4", "W4A16_AWQ": "int4", "W4A16": "int4", "W8A8_SQ_PER_CHANNEL": "int8", "INT8": "int8"}
@@ -37,7 +37,7 @@ def runs(document: Mapping[str, Any], where: str) -> list[Run]:
             output_tokens=lengths(float(asked["avg_output_length"])),
             concurrency=max(1, round(in_flight)),
             measured=measured,
-            requests=int(asked["num_requests"]),
+            requests=whole(asked["num_requests"], "num_requests"),
             design=_design(document),
             notes=notes,
         )

@@ -3,6 +3,9 @@
 Field names as in vllm/benchmarks/serve.py: `mean_ttft_ms`, `median_tpot_ms`, `p99_itl_ms`, `p99_e2el_ms` (sglang: `mean_e2e_latency_ms`),
 `request_rate` ("inf" for none), `max_concurrency`, `burstiness`, `total_input_tokens`, `completed`, `failed`; with `--save-detailed` also
 `input_lens`, `output_lens`, `ttfts` and `itls` per request, in seconds.  `--append-result` puts one object on each line.
+
+Without a rate all requests are sent at once: a closed loop of as many users as the cap lets in, or as there are requests.  Drafted
+tokens: vLLM's `spec_decode_...` fields, sglang's `accept_length`.
 """
 
 from __future__ import annotations
@@ -12,7 +15,18 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from mlsys_bench.predict.readers.parts import Run, figures, first, lengths, lengths_of, number, without_chunk_gaps
+from mlsys_bench.predict.readers.parts import (
+    Run,
+    figures,
+    first,
+    lengths,
+    lengths_of,
+    number,
+    under_cap,
+    whole,
+    whole_or_none,
+    without_chunk_gaps,
+)
 
 NAME = "vllm bench serve"
 _FIGURE = re.compile(r"(mean|median|p\d+(?:\.\d+)?)_(ttft|tpot|itl|e2el|e2e_latency)_ms")
@@ -22,7 +36,11 @@ _ENGINES = {
     **dict.fromkeys(("sglang", "sglang-oai", "sglang-native"), "sglang"),
     "tensorrt-llm": "trtllm",
 }
-_ALL_SEATS = 0.9  # of the allowed concurrency in use: the cap, not the rate, sets the load
+_METADATA = {  # keys that people give with --metadata, as texts
+    "tp": ("tensor_parallel_size", "tp_size", "tp"), "pp": ("pipeline_parallel_size", "pp_size", "pp"),
+    "device": ("gpu", "gpu_name", "gpu_type"),
+}  # fmt: skip
+_DRAFTED = ("spec_decode_acceptance_length", "spec_decode_acceptance_rate", "spec_decode_num_drafts")
 
 
 def knows(document: Any) -> bool:
@@ -32,28 +50,45 @@ def knows(document: Any) -> bool:
 
 def runs(document: Mapping[str, Any], where: str) -> list[Run]:
     """Return the one run of the object."""
+    completed = whole(document["completed"], "completed")
+    failed = first(whole_or_none(document.get("failed"), "failed"), max(0, _sent(document, completed) - completed))
+    if not completed:
+        return [Run(prompt_tokens=lengths(1.0), output_tokens=lengths(1.0), measured={}, requests=0, failed=failed)]
     measured, prompts, outputs = _detailed(document) or _summary(document)
     measured, notes = without_chunk_gaps(measured)
-    completed = int(document["completed"])
-    rate, cap = number(document.get("request_rate")), document.get("max_concurrency")
-    if rate is not None and cap and _in_flight(document, measured) >= _ALL_SEATS * cap:
-        notes = (*notes, f"{cap} requests were in flight nearly all the time: the cap, not {rate:g}/s, was the load")
-        rate = None
+    cap = whole_or_none(document.get("max_concurrency"), "max_concurrency")
+    rate, users, capped = under_cap(_rate(document["request_rate"]), cap, _in_flight(document, measured))
+    sent = completed + failed
     return [
         Run(
             prompt_tokens=prompts,
             output_tokens=outputs,
             rate_per_s=rate,
             arrivals=_arrivals(number(document.get("burstiness"))),
-            concurrency=None if rate is not None or not cap else int(cap),
+            concurrency=None if rate is not None else min(users or sent, sent),
+            sent=sent,
             measured=measured,
             requests=completed,
-            failed=int(first(document.get("failed"), max(0, int(document.get("num_prompts") or completed) - completed))),
+            failed=failed,
             duration_s=number(document.get("duration")),
             design=_design(document),
-            notes=notes,
+            notes=(*notes, *capped),
         )
     ]
+
+
+def _rate(value: Any) -> float | None:
+    """Return the rate asked for, None where all requests were sent at once.  Raises ValueError for what is no rate."""
+    if value == math.inf or str(value) == "inf":
+        return None
+    if number(value) is None:
+        raise ValueError(f"request_rate is {value!r}, no rate")
+    return number(value)
+
+
+def _sent(document: Mapping[str, Any], completed: int) -> int:
+    asked = document.get("num_prompts")
+    return whole(asked, "num_prompts") if asked else completed
 
 
 def _detailed(document: Mapping[str, Any]) -> tuple[dict[str, float], Any, Any] | None:
@@ -100,5 +135,18 @@ def _arrivals(burstiness: float | None) -> str:
 
 def _design(document: Mapping[str, Any]) -> dict[str, Any]:
     backend = str(first(document.get("backend"), document.get("endpoint_type"), ""))
-    found = {"model": first(document.get("model_id"), document.get("model")), "engine": _ENGINES.get(backend)}
-    return {name: value for name, value in found.items() if value}
+    found = {"model": first(document.get("model_id"), document.get("model")), "engine": _ENGINES.get(backend), **_metadata(document)}
+    drafted = any(number(document.get(name)) is not None for name in _DRAFTED) or (number(document.get("accept_length")) or 0.0) > 1
+    return {name: value for name, value in found.items() if value not in (None, "")} | ({"speculative": "drafts"} if drafted else {})
+
+
+def _metadata(document: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what `--metadata KEY=VALUE` says of the system.  Raises ValueError where two keys differ."""
+    found: dict[str, Any] = {}
+    for name, keys in _METADATA.items():
+        said = {str(document[key]) for key in keys if document.get(key) not in (None, "")}
+        if len(said) > 1:
+            raise ValueError(f"{' and '.join(keys)} are {' and '.join(sorted(said))}")
+        for value in said:
+            found[name] = value if name == "device" else int(value)
+    return found

@@ -14,11 +14,12 @@ from pathlib import Path
 
 from mlsys_bench import hardware, models, record, units
 from mlsys_bench.errors import BadInput
+from mlsys_bench.predict import floor
 from mlsys_bench.predict.experiment import Experiment, Prediction
 from mlsys_bench.predict.figures import precision_of
 from mlsys_bench.predict.tables import blis, closed_loop, inferencex, mlperf
 from mlsys_bench.predict.tables.mixture import mixed
-from mlsys_bench.predict.tables.rows import Cells, Column, Figure, Format, Row, Unclear
+from mlsys_bench.predict.tables.rows import Cells, Column, Figure, Format, Row, Unclear, counted
 
 FORMATS = (blis.MEASURED, blis.RAW, closed_loop.FORMAT, inferencex.FORMAT, mlperf.FORMAT)
 
@@ -74,8 +75,13 @@ def experiments(table: Table) -> tuple[Experiment, ...]:
 def calibration(table: Table) -> tuple[Experiment, ...]:
     """Return the experiments to learn from: those with a result of their own, each once.
 
-    So not the parts of a summary, and not a summary that only repeats its one stage.
+    So not the parts of a summary, and not a summary that only repeats its one stage.  Raises BadInput for what no such system can have
+    shown: a prediction would believe it.
     """
+    for row in table.rows:
+        for problem in filter(None, (floor.problem(experiment) for experiment, _ in row.parts)):
+            causes = "are the units of the columns, the GPU, the model, the precision and the parallelism right?"
+            raise BadInput(f"{table.path}: line {row.line}: {problem}: {causes}")
     measured = [experiment for experiment in experiments(table) if experiment.measured]
     return tuple({str((question(e), sorted(e.measured.items()))): e for e in reversed(measured)}.values())[::-1]
 
@@ -120,6 +126,7 @@ def _row(path: Path, found: Format, columns: Sequence[str], number: int, fields:
         row = found.read(cells, path.stem)
         for experiment, _ in row.parts:
             _check_fits(experiment)
+            _check_count(cells.get(found.device), experiment)
         return row
     except Unclear as problem:
         return Row(line=number, cells=dict(cells.text), problem=str(problem))
@@ -136,3 +143,10 @@ def _check_fits(e: Experiment) -> None:
         raise Unclear(
             f"{size} of weights do not fit {devices} x {device.id} of {room}: is the parallelism missing, or another precision meant?"
         )
+
+
+def _check_count(name: str, e: Experiment) -> None:
+    """Raise Unclear where a device's name says how many there are, and the parallelism says otherwise."""
+    count, _ = counted(name)
+    if count is not None and count != e.gpus:
+        raise Unclear(f"{name} are {count} GPUs, and the parallelism of the row takes {e.gpus}; which is it?")

@@ -21,7 +21,20 @@ import re
 from dataclasses import replace
 
 from mlsys_bench.predict.experiment import Experiment
-from mlsys_bench.predict.tables.rows import MOST, Cells, Column, Format, Row, Unclear, device_id, figures_of, model_id, precision_id
+from mlsys_bench.predict.tables.rows import (
+    MOST,
+    Cells,
+    Column,
+    Format,
+    Row,
+    Unclear,
+    device_id,
+    engine_id,
+    engine_version,
+    figures_of,
+    model_id,
+    precision_id,
+)
 from mlsys_bench.types import Lengths
 
 _LATENCIES = {f"{metric}_{stat}_ms": Column(f"{metric}_{stat}_s") for metric in ("e2e", "ttft", "itl") for stat in ("mean", "p90", "p99")}
@@ -45,8 +58,8 @@ def read(cells: Cells, source: str) -> Row:
         group="",
         model=model_id(cells.get("model")),
         device=device_id(cells.get("gpu")),
-        engine=_engine(cells),
-        engine_version=cells.get("engine").partition("-")[2],
+        engine=engine_id(cells.get("engine"), "vllm"),
+        engine_version=engine_version(cells.get("engine")),
         precision=precision_id(cells.get("precision"), "fp16"),
         tp=cells.whole("tp", 1),
         replicas=cells.whole("dp", 1),
@@ -87,8 +100,8 @@ def read_raw(cells: Cells, source: str) -> Row:
         group="",
         model=model_id(cells.get("model")),
         device=device_id(cells.get("gpu")),
-        engine=_engine(cells),
-        engine_version=cells.get("engine").partition("-")[2],
+        engine=engine_id(cells.get("engine"), "vllm"),
+        engine_version=engine_version(cells.get("engine")),
         precision="fp16",
         tp=cells.whole("tp", 1),
         max_seqs=cells.whole("max_num_seqs", 128),
@@ -127,10 +140,6 @@ def _sessions(text: str) -> int:
 def _is_first(cells: Cells) -> bool:
     """Say whether a row is of a first stage, or a summary of a single one."""
     return cells.get("stage").removeprefix("stage_") in ("0", "summary")
-
-
-def _engine(cells: Cells) -> str:
-    return cells.get("engine").partition("-")[0] or "vllm"
 
 
 def _group(stage: Experiment, workload: str) -> str:

@@ -24,7 +24,7 @@ from mlsys_bench import models
 from mlsys_bench.predict.experiment import Experiment
 from mlsys_bench.predict.tables import layouts, recipes
 from mlsys_bench.predict.tables.inferencex import REQUESTS_PER_USER, drawn
-from mlsys_bench.predict.tables.rows import Cells, Column, Format, Row, device_id, figures_of, model_id, precision_id
+from mlsys_bench.predict.tables.rows import Cells, Column, Format, Row, device_id, engine_id, figures_of, model_id, precision_id
 from mlsys_bench.types import Lengths
 
 _RESULTS = {"ttft_ms": Column("ttft_mean_s"), "tpot_ms": Column("tpot_mean_s")}
@@ -43,7 +43,7 @@ def read(cells: Cells, source: str) -> Row:
         group="",
         model=model,
         device=device_id(cells.get("system")),
-        engine=cells.get("backend") or "vllm",
+        engine=engine_id(cells.get("backend"), "vllm"),
         engine_version=cells.get("backend_version"),
         precision=precision_id(cells.get("precision"), "bf16"),
         pp=cells.whole("pp", 1),
@@ -103,4 +103,6 @@ def _regrouped(row: Row, group: str) -> Row:
     return dataclasses.replace(row, parts=parts)
 
 
-FORMAT = Format(name="closed loop", tells=("isl", "osl", "moe_ep_size", "concurrency", "backend"), results=_RESULTS, read=read)
+FORMAT = Format(
+    name="closed loop", tells=("isl", "osl", "moe_ep_size", "concurrency", "backend"), results=_RESULTS, read=read, device="system"
+)

@@ -30,7 +30,7 @@ from collections.abc import Sequence
 
 from mlsys_bench.predict.experiment import Experiment
 from mlsys_bench.predict.tables import layouts, recipes
-from mlsys_bench.predict.tables.rows import Cells, Column, Figure, Format, Row, device_id, figures_of, model_id, precision_id
+from mlsys_bench.predict.tables.rows import Cells, Column, Figure, Format, Row, device_id, engine_id, figures_of, model_id, precision_id
 from mlsys_bench.types import Lengths
 
 REQUESTS_PER_USER = 10
@@ -50,7 +50,6 @@ _CONFIGURATION = (
     "gpu", "framework", "precision", "spec", "prefill_tp", "prefill_ep", "decode_tp", "decode_ep", "decode_dpa", "prefill_workers",
     "decode_workers", "n_prefill_gpu", "n_decode_gpu", "isl", "osl",
 )  # fmt: skip
-_ENGINES = {"trt": "trtllm", "sglang": "sglang", "vllm": "vllm", "atom": "atom"}
 
 
 def drawn(nominal_tokens: float) -> Lengths:
@@ -64,13 +63,12 @@ def read(cells: Cells, source: str) -> Row:
     """Return a row of inferencex_measured.csv."""
     measured = cells.measured(_RESULTS)
     concurrency = cells.whole("conc")
-    framework = cells.get("framework")
     experiment = Experiment(
         key=f"{source}:{cells.line}",
         group="",
         model=model_id(cells.get("model")),
         device=device_id(cells.get("gpu")),
-        engine=_ENGINES.get(framework.rpartition("-")[2], framework),
+        engine=engine_id(cells.get("framework")),
         engine_version=_version(cells.get("image")),
         precision=precision_id(cells.get("precision"), "bf16"),
         prompt_tokens=drawn(cells.positive("isl")),

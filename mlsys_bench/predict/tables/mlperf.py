@@ -161,4 +161,7 @@ def _rows(name: str) -> tuple[dict[str, str], ...]:
         return tuple(csv.DictReader(file))
 
 
-FORMAT = Format(name="mlperf", tells=("scenario", "accelerator", "acc_per_node", "submitter"), results=_RESULTS, read=read, derive=derive)
+FORMAT = Format(
+    name="mlperf", tells=("scenario", "accelerator", "acc_per_node", "submitter"), results=_RESULTS, read=read, derive=derive,
+    device="accelerator",
+)  # fmt: skip

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
@@ -13,6 +14,22 @@ from mlsys_bench.predict.experiment import Experiment
 Figure = tuple[float, float, float]  # point, low, high
 MS = 1000.0
 MOST = 1e7  # of tokens, requests in flight, GPUs or requests per second: what is beyond is a slip of the pen
+_NOTHING = ("", "n/a", "na", "nan", "-", "--", "none", "null")  # as spreadsheets and data frames write an empty cell
+_THOUSANDS = re.compile(r"\d{1,3}(,\d{3})+")
+_ENGINES = {
+    "vllm": "vllm", "sglang": "sglang", "sgl": "sglang", "atom": "atom", "mlsys": "mlsys",
+    **dict.fromkeys(("trtllm", "trt", "tensorrtllm", "tensorrt"), "trtllm"),
+}  # fmt: skip
+_ROUTED = re.compile(r"^(dynamo|mori)[-_ ]")  # what stands before the engine and spreads requests over its workers
+_VERSION = re.compile(r"[-_ :]*v?(\d[\w.+-]*)$")
+_PRECISIONS = {
+    **dict.fromkeys(("bfloat16", "bfloat"), "bf16"), **dict.fromkeys(("float16", "half"), "fp16"),
+    **dict.fromkeys(("float32", "float"), "fp32"), **dict.fromkeys(("float8", "fp8_e4m3", "fp8_block"), "fp8"),
+    **dict.fromkeys(("int8_wo", "w8a16"), "int8"), **dict.fromkeys(("int4_wo", "w4a16", "w4a16_awq", "awq"), "int4"),
+    **dict.fromkeys(("nvfp4", "mxfp4"), "fp4"),
+}  # fmt: skip
+_SEVERAL = {"auto": "is whatever the checkpoint holds", "gptq": "does not say of how many bits"}
+_COUNTED = re.compile(r"(?:(\d{1,3})\s*x\s*)?(.+?)(?:(?:\s+x\s*|x)(\d{1,2}))?", re.IGNORECASE)  # RTX 4090 and RTX4090 are no 4090 RTs
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,10 +76,14 @@ class Cells:
         return self.text.get(column, "").strip()
 
     def number(self, column: str) -> float | None:
-        """Return a number, None where the cell is empty."""
+        """Return a number, None where the cell is empty or says that there is none.  Raises Unclear for a comma that groups no digits."""
         text = self.get(column)
-        if not text:
+        if text.lower() in _NOTHING:
             return None
+        if "," in text:
+            if not _THOUSANDS.fullmatch(text):
+                raise Unclear(f"{column} is {text!r}; write it with a decimal point and without commas")
+            text = text.replace(",", "")
         try:
             value = float(text)
         except ValueError:
@@ -96,11 +117,17 @@ class Cells:
 
     def measured(self, columns: Mapping[str, Column]) -> dict[str, float]:
         """Return the results the row gives, by column; a result of 0 is none.  Raises BadInput for one below 0."""
-        found = {column: self.number(column) for column in columns}
+        found = {column: self._result(column) for column in columns}
         below = [column for column, value in found.items() if value is not None and value < 0]
         if below:
             raise BadInput(f"line {self.line}, column {below[0]}: {self.get(below[0])!r} is below 0; no time and no rate is")
         return {column: value for column, value in found.items() if value}
+
+    def _result(self, column: str) -> float | None:
+        """Return a measured number.  Raises Unclear for one with a comma: 1,024 ms are a second to some, a millisecond to others."""
+        if "," in self.get(column):
+            raise Unclear(f"{column} is {self.get(column)!r}; write it with a decimal point and without commas")
+        return self.number(column)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -115,6 +142,7 @@ class Format:
     results: Mapping[str, Column]
     read: Callable[[Cells, str], Row]
     derive: Callable[[Experiment, dict[str, Figure]], dict[str, Figure]] = lambda experiment, figures: figures
+    device: str = "gpu"  # the column that names the device
 
 
 def figures_of(measured: Mapping[str, float], columns: Mapping[str, Column]) -> dict[str, float]:
@@ -124,9 +152,31 @@ def figures_of(measured: Mapping[str, float], columns: Mapping[str, Column]) -> 
 
 def precision_id(name: str, default: str) -> str:
     """Return the precision a cell names, the default where it is empty.  Raises Unclear for one nobody knows."""
-    if name and name.lower() not in models.PRECISIONS:
-        raise Unclear(f"unknown precision {name!r}{did_you_mean(name, models.PRECISIONS)}")
-    return name.lower() or default
+    plain = name.lower()
+    plain = _PRECISIONS.get(plain.replace("-", "_").removeprefix("torch."), plain)
+    if plain in _SEVERAL:
+        raise Unclear(f"precision {name!r} {_SEVERAL[plain]}; name the format of the weights, such as bf16, fp8 or int4")
+    if plain and plain not in models.PRECISIONS:
+        raise Unclear(f"unknown precision {name!r}{did_you_mean(plain, models.PRECISIONS)}")
+    return plain or default
+
+
+def engine_id(name: str, default: str = "") -> str:
+    """Return the engine a cell names, however it spells it and with or without its version; the default where it is empty.
+
+    Raises Unclear for one nobody knows: its times are those of no other.
+    """
+    plain = _ROUTED.sub("", _VERSION.sub("", name.lower()))
+    found = _ENGINES.get(re.sub(r"[-_ ]", "", plain)) if name else default
+    if not found:
+        raise Unclear(f"unknown engine {name!r}{did_you_mean(plain, sorted(set(_ENGINES.values())))}" if name else "names no engine")
+    return found
+
+
+def engine_version(name: str) -> str:
+    """Return the version after an engine's name: '0.15.1' of 'vllm-0.15.1', empty where there is none."""
+    found = _VERSION.search(name)
+    return found[1] if found else ""
 
 
 def model_id(name: str) -> str:
@@ -138,8 +188,16 @@ def model_id(name: str) -> str:
 
 
 def device_id(name: str) -> str:
-    """Return the catalogue id of a device's name.  Raises Unclear for a device nobody knows."""
+    """Return the catalogue id of a device's name, with or without how many: 'H100', '8xH100'.  Raises Unclear for one nobody knows."""
     try:
-        return hardware.find(name).id
+        return hardware.find(counted(name)[1]).id
     except UnknownName as error:
         raise Unclear(str(error)) from error
+
+
+def counted(name: str) -> tuple[int | None, str]:
+    """Return how many devices a name says there are, None where it does not, and the name of one: '8xH100' and 'H100x8'."""
+    found = _COUNTED.fullmatch(name.strip())
+    before, rest, after = found.groups() if found else (None, name, None)
+    count = before or after
+    return (int(count), rest) if count else (None, name)
