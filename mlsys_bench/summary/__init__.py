@@ -63,6 +63,7 @@ FORMULAS = {
     "output_tokens_per_s": "tokens that arrived inside the window / its length, whenever their request was sent",
     "goodput_per_s": "requests scheduled in the window that were answered and kept every latency limit of the SLO themselves / its length; "
     "an ITL limit holds for that statistic of the request's own gaps",
+    "slo_met": "a percentile is held against that of all requests, those that failed last; a mean against that of the answered",
     "intervals": "90 %: Student for means, order statistics for percentiles, both of as many independent samples as the series is worth "
     "(batch means: requests that share a queue resemble each other); Wilson of as many for goodput; bootstrap over blocks of "
     "neighbouring requests for ITL",
