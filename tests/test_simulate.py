@@ -19,30 +19,12 @@ from mlsys_bench.batching import Limits, StepFeatures
 from mlsys_bench.errors import BadInput
 from mlsys_bench.queueing.mmc import mmc
 from mlsys_bench.simulate import Simulation
-from mlsys_bench.types import LatencyProfile, Layout, Lengths, Provenance, RequestRecord, Validity, Workload
+from mlsys_bench.types import Lengths, RequestRecord, Validity, Workload
 from mlsys_bench.workload import Schedule
+from tests.simulated import linear, profile, requests
 
 ROOMY = Limits(max_seqs=8, max_step_tokens=64, block_tokens=4, blocks=1000, max_context=400)
 SURE = 0.999  # level of the intervals that a theory must fall into
-
-
-def linear(f: StepFeatures) -> float:
-    """10 ms a step, 1 ms a prompt token, 2 ms a decode."""
-    return 0.010 + 0.001 * f.prefill_tokens + 0.002 * f.decode_seqs
-
-
-def profile(**constants: float) -> LatencyProfile:
-    """Return a profile whose clock every caller replaces; only its constants are read."""
-    return LatencyProfile(
-        form="step", layout=Layout(model="nano", precision="fp32", device="cpu"), stage=None, terms=(), coefficients=(), covariance=(),
-        constants=constants, residual_log_sd=0.0, valid={}, provenance=Provenance.ASSUMED,
-    )  # fmt: skip
-
-
-def requests(*rows: tuple[float, int, int]) -> Schedule:
-    """Return a schedule of (scheduled_s, prompt tokens, output tokens)."""
-    at_s, prompts, outputs = zip(*rows, strict=True)
-    return Schedule(scheduled_s=np.array(at_s, dtype=float), prompt_tokens=np.array(prompts), output_tokens=np.array(outputs))
 
 
 def play(*rows: tuple[float, int, int], limits: Limits = ROOMY, **options: object) -> tuple[RequestRecord, ...]:

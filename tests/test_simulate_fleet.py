@@ -17,36 +17,18 @@ from mlsys_bench.batching import Limits, Policy, StepFeatures
 from mlsys_bench.errors import BadInput, UnknownName
 from mlsys_bench.simulate import Autoscaling, Conditions, Disaggregation, Failures, Retries, Simulation, core, fleet, routing
 from mlsys_bench.simulate.traffic import Scheduled
-from mlsys_bench.types import LatencyProfile, Layout, Lengths, Provenance, RequestRecord
+from mlsys_bench.types import Lengths, RequestRecord
 from mlsys_bench.workload import Schedule
+from tests.simulated import linear, profile, requests
 
 ROOMY = Limits(max_seqs=8, max_step_tokens=64, block_tokens=4, blocks=1000, max_context=400)
 LONE = Limits(max_seqs=1, max_step_tokens=10**6, block_tokens=10**6, blocks=1, max_context=10**6)
 SURE = 0.999  # level of the intervals that a theory must fall into
 
 
-def linear(f: StepFeatures) -> float:
-    """10 ms a step, 1 ms a prompt token, 2 ms a decode."""
-    return 0.010 + 0.001 * f.prefill_tokens + 0.002 * f.decode_seqs
-
-
 def prefill_only(f: StepFeatures) -> float:
     """1 ms a prompt token."""
     return 0.001 * f.prefill_tokens
-
-
-def profile(**constants: float) -> LatencyProfile:
-    """Return a profile whose clock every caller replaces; only its constants are read."""
-    return LatencyProfile(
-        form="step", layout=Layout(model="nano", precision="fp32", device="cpu"), stage=None, terms=(), coefficients=(), covariance=(),
-        constants=constants, residual_log_sd=0.0, valid={}, provenance=Provenance.ASSUMED,
-    )  # fmt: skip
-
-
-def requests(*rows: tuple[float, int, int], **more: Any) -> Schedule:
-    """Return a schedule of (scheduled_s, prompt tokens, output tokens)."""
-    at_s, prompts, outputs = zip(*rows, strict=True)
-    return Schedule(scheduled_s=np.array(at_s, dtype=float), prompt_tokens=np.array(prompts), output_tokens=np.array(outputs), **more)
 
 
 def play(

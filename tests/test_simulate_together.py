@@ -11,33 +11,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mlsys_bench import simulate
-from mlsys_bench.batching import Limits, Policy, StepFeatures
+from mlsys_bench.batching import Limits, Policy
 from mlsys_bench.latency import ways
 from mlsys_bench.simulate import Conditions, Failures, Retries, Simulation, outcome
-from mlsys_bench.types import LatencyProfile, Layout, Provenance
 from mlsys_bench.workload import Schedule, prefix
+from tests.simulated import linear, profile, requests
 
 ROOMY = Limits(max_seqs=8, max_step_tokens=4096, block_tokens=16, blocks=1000, max_context=4000)
 PATIENT = Conditions(timeout_s=1e9)  # patience without end goes event by event
-
-
-def linear(f: StepFeatures) -> float:
-    """10 ms a step, 1 ms a prompt token, 2 ms a decode."""
-    return 0.010 + 0.001 * f.prefill_tokens + 0.002 * f.decode_seqs
-
-
-def profile(**constants: float) -> LatencyProfile:
-    """Return a profile whose clock every caller replaces; only its constants are read."""
-    return LatencyProfile(
-        form="step", layout=Layout(model="nano", precision="fp32", device="cpu"), stage=None, terms=(), coefficients=(), covariance=(),
-        constants=constants, residual_log_sd=0.0, valid={}, provenance=Provenance.ASSUMED,
-    )  # fmt: skip
-
-
-def requests(*rows: tuple[float, int, int], **more: Any) -> Schedule:
-    """Return a schedule of (scheduled_s, prompt tokens, output tokens)."""
-    at_s, prompts, outputs = zip(*rows, strict=True)
-    return Schedule(scheduled_s=np.array(at_s, dtype=float), prompt_tokens=np.array(prompts), output_tokens=np.array(outputs), **more)
 
 
 def run(schedule: Schedule, limits: Limits = ROOMY, **more: Any) -> Simulation:
