@@ -32,7 +32,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mlsys_bench import summary, units
-from mlsys_bench.summary import columns
+from mlsys_bench.summary import columns, promises
 from mlsys_bench.summary.intervals import LEAST_IN_SERIES, effective
 from mlsys_bench.timelines import Steadiness
 from mlsys_bench.types import RequestRecord, Validity
@@ -161,10 +161,8 @@ _NO_FAILURES = ("ok", "cancelled")  # inside the window only those are cancelled
 
 def _failures(inside: summary.Columns) -> list[Finding]:
     counts = dict(zip(columns.OUTCOMES, np.bincount(inside.outcome, minlength=len(columns.OUTCOMES)).tolist(), strict=True))
-    failed = {name: n for name, n in sorted(counts.items(), key=lambda pair: -pair[1]) if n and name not in _NO_FAILURES}
-    share = sum(failed.values()) / len(inside) if len(inside) else 0.0
-    kinds = ", ".join(f"{count} {outcome}" for outcome, count in failed.items())
-    return _over(share, FAILED_SHARE, f"{units.show_share(share)} of the requests failed ({kinds}): latencies are of the others")
+    share, said = promises.failures({name: n for name, n in counts.items() if n and name not in _NO_FAILURES}, len(inside))
+    return _over(share, FAILED_SHARE, said)
 
 
 def _lengths(what: str, counts: Floats, asked: float, why: str) -> list[Finding]:

@@ -19,10 +19,11 @@ import numpy as np
 import numpy.typing as npt
 
 from mlsys_bench import slo as limits_of
-from mlsys_bench import stats, summary, units
+from mlsys_bench import stats, summary
 from mlsys_bench.simulate import kernel
 from mlsys_bench.simulate.simulation import Simulation
 from mlsys_bench.simulate.study import throughput_tokens_per_s
+from mlsys_bench.summary import promises
 from mlsys_bench.types import SLO, FleetUse, LatencySummary, LoadTest, RequestRecord, TenantUse, Validity
 
 Floats = npt.NDArray[np.float64]
@@ -235,11 +236,8 @@ def _validity(simulations: Sequence[Simulation], reasons: Sequence[str], stopped
 def _failures(outcomes: Sequence[str]) -> list[str]:
     """Return that requests failed, as a load test says it, where latencies of the others say too little."""
     failed = Counter(outcome for outcome in outcomes if outcome not in ("ok", "cancelled", "unfinished"))
-    share = failed.total() / len(outcomes) if outcomes else 0.0
-    if share <= FAILED_SHARE:
-        return []
-    kinds = ", ".join(f"{count:,} {outcome}" for outcome, count in failed.most_common())
-    return [f"{units.show_share(share)} of the requests failed ({kinds}): latencies are of the others"]
+    share, said = promises.failures(failed, len(outcomes))
+    return [said] if share > FAILED_SHARE else []
 
 
 def is_growing(simulation: Simulation) -> bool:

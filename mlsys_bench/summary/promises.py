@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 import numpy.typing as npt
 
 from mlsys_bench import slo as limits
-from mlsys_bench import stats
+from mlsys_bench import stats, units
 from mlsys_bench.summary.columns import OUTCOMES, Columns
 from mlsys_bench.summary.requests import share_of
 from mlsys_bench.types import SLO, Limit
@@ -59,6 +61,13 @@ def failed_share(inside: Columns) -> float:
     ok, other = int(inside.ok.sum()), [OUTCOMES.index(name) for name in ("ok", "cancelled", "unfinished")]
     failed = int((~np.isin(inside.outcome, other)).sum())
     return failed / (ok + failed) if failed else 0.0
+
+
+def failures(failed: Mapping[str, int], requests: int) -> tuple[float, str]:
+    """Return the share of requests that failed, by how many each way, and the sentence that says so."""
+    share = sum(failed.values()) / requests if requests else 0.0
+    kinds = ", ".join(f"{count:,} {outcome}" for outcome, count in sorted(failed.items(), key=lambda pair: -pair[1]))
+    return share, f"{units.show_share(share)} of the requests failed ({kinds}): latencies are of the others"
 
 
 def _concerns(run: Columns, limit: Limit) -> Bools:
