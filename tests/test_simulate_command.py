@@ -204,6 +204,10 @@ def test_the_summary_and_every_request_are_written(tmp_path: Path) -> None:
         ({"qps": 2.0, "autoscale": "max=3,cold-start=10s"}, "name one of in_flight"),
         ({"qps": 2.0, "autoscale": "in_flight=3,kv=50%,max=3,cold-start=10s"}, "name one of in_flight"),
         ({"qps": 2.0, "autoscale": "in_flight=3,max=3,cold-start=10"}, "has no unit"),
+        (
+            {"qps": 2.0, "autoscale": "in_flight=3,min=2,max=3,cold-start=10s"},
+            "begins with the 1 of --replicas, less than its min; add --replicas 2",
+        ),
         ({"qps": 2.0, "disaggregate": "prefill=1,link=50GB"}, "write it like 50GB/s"),
         ({"qps": 2.0, "disaggregate": "prefill=1,link=50GB/s", "failures": "mtbf=1h,repair=1s"}, "one at a time"),
         ({"qps": 2.0, "timeout": "0s"}, "above zero"),

@@ -135,6 +135,16 @@ def test_drafts_are_accepted_as_often_as_asked() -> None:
     assert (tracks.tokens.sum() - 30) / decodes == pytest.approx(1 + a + a**2 + a**3, rel=0.02)
 
 
+def test_which_drafts_are_right_depends_on_the_seed_and_the_replica_and_nothing_else() -> None:
+    twice = requests((0.0, 10, 200), (0.0, 10, 200))
+    how = {"clock": linear, "policy": Policy(drafts=3, acceptance=0.7)}
+    ends = [core.play(twice, ROOMY, replicas=2, routing="round_robin", seed=s, **how).last_s.tolist() for s in (0, 0, 1, 2)]  # type: ignore[arg-type]
+    assert ends[0] == ends[1]
+    assert len({s for pair in ends for s in pair}) == 6  # two replicas, three seeds
+    lone = requests((0.0, 10, 200))
+    assert len({core.circulate(lone, ROOMY, users=1, seed=s, **how).last_s[0] for s in range(3)}) == 3  # type: ignore[arg-type]
+
+
 # ---------------------------------------------------------------- prefix blocks
 
 

@@ -122,7 +122,7 @@ def complete(
 ) -> Prediction:
     """Return all figures of an experiment: from the log and its sd of the time per token and of TTFT, whose median lies e^median off.
 
-    No time per token is below `floor`, whatever was learned.
+    No time per token, nor the low end of its interval, is below `floor`, whatever was learned.
     """
     least = floor.least_s(e)
     tpot, ttft = max(math.exp(further[0]), least), math.exp(first[0])
@@ -134,8 +134,9 @@ def complete(
         centre, spread = ratio(e, name, known)
         by_first = ttft / base if name.startswith("e2e") else 1.0 if name.startswith("ttft") else 0.0
         own = math.hypot(by_first * first[1], (1 - by_first) * further[1], spread)
-        middle = max(base * math.exp(centre), least if name.startswith(("tpot", "itl")) else 0.0)
-        all_figures[name] = (middle, middle * math.exp(-Z90 * own), middle * math.exp(Z90 * own))
+        bound = least if name.startswith(("tpot", "itl")) else 0.0
+        middle = max(base * math.exp(centre), bound)
+        all_figures[name] = (middle, max(middle * math.exp(-Z90 * own), bound), middle * math.exp(Z90 * own))
     for name in all_figures:
         if name.startswith("e2e") and (first_token := all_figures.get(f"ttft{name[3:]}")):
             all_figures[name] = tuple(map(max, all_figures[name], first_token))  # type: ignore[assignment]  # three of each

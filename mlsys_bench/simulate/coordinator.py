@@ -303,7 +303,8 @@ class Coordinator:
     def _launch(self, pool: Pool, slot: int, at_s: float, ready_s: float) -> Member:
         schedule = self.requests.schedule
         prefix_tokens = schedule.prefix_block_tokens if schedule.prefix_offsets is not None else 0
-        engine = Replica(pool.limits, pool.clock, pool.policy, prefix_tokens=prefix_tokens, luck=len(pool.everyone) + 1)
+        number = len(pool.everyone)
+        engine = Replica(pool.limits, pool.clock, pool.policy, prefix_tokens=prefix_tokens, seed=self.seed, number=number)
         member = Member(pool.name, slot, engine, prefix_tokens, launched_s=at_s, ready_s=ready_s)
         pool.everyone.append(member)
         pool.starting.append(member)

@@ -165,7 +165,7 @@ def play(
         raise BadInput("a schedule must be in order of time")
     way = _way(profile, clock, compiled, int(schedule.output_tokens.sum()))
     limits, policy = _typed(limits, policy)
-    fleet = _Fleet(schedule, limits, policy, replicas, way.lists, schedule.scheduled_s + delay_s, gaps_from_s, keep_tokens, begun)
+    fleet = _Fleet(schedule, limits, policy, replicas, way.lists, schedule.scheduled_s + delay_s, gaps_from_s, keep_tokens, begun, seed)
     drawn, other = _draw(routing, len(schedule.scheduled_s), replicas, seed)
     places, taken = NO_LIMIT if queue_limit is None else queue_limit, way.ints(other)
     way.run(
@@ -183,6 +183,7 @@ def circulate(
     profile: LatencyProfile | None = None,
     clock: Clock | None = None,
     policy: Policy = VLLM,
+    seed: int = 0,
     pause_s: float = 0.0,
     stop_s: float = math.inf,
     gaps_from_s: float = 0.0,
@@ -198,7 +199,7 @@ def circulate(
     way = _way(profile, clock, compiled, int(schedule.output_tokens.sum()))
     limits, policy = _typed(limits, policy)
     arrived_s = np.where(np.arange(len(schedule.scheduled_s)) < users, schedule.scheduled_s, 0.0)
-    fleet = _Fleet(schedule, limits, policy, 1, way.lists, arrived_s, gaps_from_s, keep_tokens)
+    fleet = _Fleet(schedule, limits, policy, 1, way.lists, arrived_s, gaps_from_s, keep_tokens, seed=seed)
     turns = way.ints(np.zeros(len(arrived_s), dtype=np.int64))
     way.run(
         fleet.stations,
@@ -216,6 +217,11 @@ def circulate(
         float(stop_s),
     )
     return fleet.tracks(stop_s)
+
+
+def luck(seed: int, replica: int) -> int:
+    """Return where a replica's draws of accepted drafts begin: another place for each seed and replica."""
+    return 1 + int(np.random.SeedSequence([seed, replica]).generate_state(1)[0]) % (kernel.MODULUS - 1)
 
 
 # ---------------------------------------------------------------- compiled or plain
@@ -315,6 +321,7 @@ class _Fleet:
         gaps_from_s: float,
         keep: bool,
         begun: bool = False,
+        seed: int = 0,
     ) -> None:
         check_limits(limits)
         check_policy(policy)
@@ -337,7 +344,7 @@ class _Fleet:
         books = np.zeros((kernel.BOOKS, n))
         books[kernel.ARRIVED], books[kernel.STARTED] = arrived_s, -1.0
         for r, a in enumerate(made):
-            a.counts[kernel.STRIDE], a.counts[LUCK] = 1, r + 1
+            a.counts[kernel.STRIDE], a.counts[LUCK] = 1, luck(seed, r)
         self.shared = kernel.Station(
             a=made[0]._replace(
                 rows=self.given(rows), hashes=self.given(np.stack([numbers, np.zeros_like(numbers)])),

@@ -114,7 +114,7 @@ def closed(
     inside = [first <= i < last for i in range(n)]
     around = conditions or Conditions()
     if around.plain and replicas == 1 and not think_s and not ramp_s and concurrency > 0:
-        found = _circle(schedule, profile, limits, clock, policy, concurrency, inside)
+        found = _circle(schedule, profile, limits, clock, policy, concurrency, inside, seed)
     else:
         found = play(
             Users(schedule, concurrency, think_s, seed), profile, limits, clock, policy=policy, replicas=replicas, routing=routing,
@@ -194,15 +194,22 @@ def _plain(
 
 
 def _circle(
-    schedule: Schedule, profile: LatencyProfile, limits: Limits, clock: Clock | None, policy: Policy, users: int, counted: list[bool]
+    schedule: Schedule,
+    profile: LatencyProfile,
+    limits: Limits,
+    clock: Clock | None,
+    policy: Policy,
+    users: int,
+    counted: list[bool],
+    seed: int,
 ) -> Simulation:
     """Return a closed loop on one replica whose users do not think."""
     outside = _of_closed_loops(profile)
     there_s, back_s = outside.there_s, outside.back_s
     started = dataclasses.replace(schedule, scheduled_s=np.nan_to_num(schedule.scheduled_s) + there_s)
     tracks = core.circulate(
-        started, limits, users=users, profile=None if clock else profile, clock=clock, policy=policy, pause_s=there_s + back_s,
-        keep_tokens=_keeps(schedule),
+        started, limits, users=users, profile=None if clock else profile, clock=clock, policy=policy, seed=seed,
+        pause_s=there_s + back_s, keep_tokens=_keeps(schedule),
     )  # fmt: skip
     return of_tracks(tracks, schedule, limits, (tracks.arrived_s - there_s).tolist(), counted, [back_s] * len(schedule), 1)
 

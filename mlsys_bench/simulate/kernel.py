@@ -58,7 +58,7 @@ LEAST_S = 1e-6
 BINS = 6144  # to 26,000 s
 NEVER, IN_SYSTEM, ANSWERED, CANCELLED, REFUSED, FULL = 0, 1, 200, 499, 400, 429  # fates of requests
 RANDOM, LEAST_LOADED, POWER_OF_TWO = range(3)
-_MULTIPLIER, _MODULUS = 48271, 2147483647  # MINSTD: Park, Miller and Stockmeyer (1993)
+_MULTIPLIER, MODULUS = 48271, 2147483647  # MINSTD: Park, Miller and Stockmeyer (1993)
 
 
 class Station(NamedTuple):
@@ -240,8 +240,8 @@ def _accepted(counts: Any, policy: Policy, drafts: int) -> int:
     """Draw how many drafts are right: the first ones, up to the first that is wrong."""
     right = 0
     while right < drafts:
-        counts[LUCK] = counts[LUCK] * _MULTIPLIER % _MODULUS
-        if counts[LUCK] >= policy.acceptance * _MODULUS:
+        counts[LUCK] = counts[LUCK] * _MULTIPLIER % MODULUS
+        if counts[LUCK] >= policy.acceptance * MODULUS:
             break
         right += 1
     return right

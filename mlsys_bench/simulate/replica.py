@@ -31,7 +31,7 @@ from mlsys_bench.batching.arrays import (
 )
 from mlsys_bench.errors import BadInput
 from mlsys_bench.simulate import kernel
-from mlsys_bench.simulate.core import AHEAD, VLLM, Clock, Timeline, clocks, lengthen, short_lines, timeline, told_by
+from mlsys_bench.simulate.core import AHEAD, VLLM, Clock, Timeline, clocks, lengthen, luck, short_lines, timeline, told_by
 
 __all__ = ["Clock", "Job", "Replica", "Timeline"]
 
@@ -65,8 +65,10 @@ class Replica:
     What a step computes is settled when it begins: in between, requests only arrive, and they wait for the next one.
     """
 
-    def __init__(self, limits: Limits, clock: Clock, policy: Policy = VLLM, *, prefix_tokens: int = 0, luck: int = 1) -> None:
-        """Start idle at time 0.  `prefix_tokens`: of the blocks whose hashes requests bring; `luck` seeds the acceptance of drafts."""
+    def __init__(
+        self, limits: Limits, clock: Clock, policy: Policy = VLLM, *, prefix_tokens: int = 0, seed: int = 0, number: int = 0
+    ) -> None:
+        """Start idle at time 0.  `prefix_tokens`: of the blocks whose hashes requests bring; drafts' luck is by `seed` and `number`."""
         check_limits(limits)
         check_policy(policy)
         self.limits, self.clock, self.policy = limits, clock, policy
@@ -81,7 +83,7 @@ class Replica:
             needs=[0] * min(limits.block_tokens, AHEAD), ends_s=[0.0] * AHEAD, gaps=[0] * kernel.BINS,
             lines=short_lines(), books=[[] for _ in range(kernel.BOOKS)], done=[0] * limits.max_seqs, token_s=[],
         )  # fmt: skip
-        self._s.a.counts[kernel.STRIDE], self._s.a.counts[LUCK] = 1, luck
+        self._s.a.counts[kernel.STRIDE], self._s.a.counts[LUCK] = 1, luck(seed, number)
 
     @property
     def in_system(self) -> int:
