@@ -72,6 +72,15 @@ def test_results_of_another_tool_become_a_step_profile(tmp_path: Path) -> None:
     latency.check(found.profile)
 
 
+def test_measurements_near_one_load_are_said_to_leave_others_open(tmp_path: Path) -> None:
+    notes = []
+    for rates in ((2.0,), (2.0, 3.0), (2.0, 8.0)):
+        path = tmp_path / "vllm.json"
+        path.write_text("\n".join(json.dumps(vllm(rate)) for rate in rates))
+        notes.append("all near one load" in (fitting.fit([path], Design(device="H100")).profile.note or ""))
+    assert notes == [True, True, False]
+
+
 def test_times_beyond_what_such_hardware_takes_are_questioned(tmp_path: Path) -> None:
     path = tmp_path / "vllm.json"
     path.write_text(json.dumps(vllm(2.0) | {"mean_tpot_ms": 9200.0, "median_tpot_ms": 9200.0, "mean_ttft_ms": 40_000.0}))

@@ -14,6 +14,7 @@ from mlsys_bench.errors import BadInput
 from mlsys_bench.latency import service
 from mlsys_bench.loadlimits import LoadSweep
 from mlsys_bench.predict import beside, floor, opaque, readers
+from mlsys_bench.predict.experiment import Experiment
 from mlsys_bench.predict.readers import Design, loadtests
 from mlsys_bench.types import Bench, LatencyProfile, Layout, LoadTest
 from mlsys_bench.units import count
@@ -25,6 +26,7 @@ NOTHING = (
 
 
 _IMPLAUSIBLE = 5.0  # times off in the median: engines do not differ so much on the same GPUs
+_APART = 2.0  # between the least and the highest load measured, below which one says nothing of the other
 _CAUSES = "are --gpu, --model, --precision and the units of the file right?"
 _OPTIONS = {"device": "gpu"}  # options that are not called what they set
 
@@ -172,6 +174,14 @@ def _check(reading: readers.Reading) -> None:
         raise BadInput(f"{reading.where}: {problem}: {_CAUSES} Speculative decoding cannot be fitted so: measure without it")
 
 
+def _near_one_load(measured: Sequence[Experiment]) -> list[str]:
+    """Return what measurements that are all near one load leave open: what a step takes beside its bytes, or how fast these are read."""
+    loads = [e.concurrency or e.rate_per_s or 0.0 for e in measured]
+    if len({e.concurrency is None for e in measured}) > 1 or max(loads) >= _APART * min(loads):
+        return []
+    return ["all near one load: times at others are less sure; add a run with four times the load, or a quarter of it"]
+
+
 def _results(files: Sequence[Path], design: Design) -> Fitted:
     found = readers.read(files, design)
     layouts = {reading.experiment.layout for reading in found}
@@ -192,5 +202,5 @@ def _results(files: Sequence[Path], design: Design) -> Fitted:
         warned.insert(
             0, f"measured times are {math.exp(off):,.0f} times off what other engines take for this model on such GPUs: {_CAUSES}"
         )
-    said = "; ".join([f"learned from {count(len(measured), 'load level')}", *warned, *([profile.note] if profile.note else [])])
+    said = "; ".join([f"learned from {count(len(measured), 'load level')}", *_near_one_load(measured), *warned, *([profile.note] if profile.note else [])])
     return Fitted(profile=dataclasses.replace(profile, note=said), checks=beside.readings(found, predict.predict(measured, knowledge)))
