@@ -202,5 +202,6 @@ def _results(files: Sequence[Path], design: Design) -> Fitted:
         warned.insert(
             0, f"measured times are {math.exp(off):,.0f} times off what other engines take for this model on such GPUs: {_CAUSES}"
         )
-    said = "; ".join([f"learned from {count(len(measured), 'load level')}", *_near_one_load(measured), *warned, *([profile.note] if profile.note else [])])
+    learned = [f"learned from {count(len(measured), 'load level')}", *_near_one_load(measured)]
+    said = "; ".join([*learned, *warned, *([profile.note] if profile.note else [])])
     return Fitted(profile=dataclasses.replace(profile, note=said), checks=beside.readings(found, predict.predict(measured, knowledge)))
