@@ -72,6 +72,13 @@ def test_results_of_another_tool_become_a_step_profile(tmp_path: Path) -> None:
     latency.check(found.profile)
 
 
+def test_a_model_that_is_published_in_fewer_bits_was_served_so_where_nobody_says_otherwise(tmp_path: Path) -> None:
+    path = tmp_path / "vllm.json"
+    path.write_text(json.dumps(vllm(2.0) | {"model_id": "openai/gpt-oss-20b"}))
+    told = [fitting.fit([path], Design(device="H100", precision=p)).profile.layout.precision for p in (None, "bf16")]
+    assert told == ["fp4", "bf16"]
+
+
 def test_measurements_near_one_load_are_said_to_leave_others_open(tmp_path: Path) -> None:
     notes = []
     for rates in ((2.0,), (2.0, 3.0), (2.0, 8.0)):

@@ -138,6 +138,13 @@ def test_a_stage_of_blis_names_its_engine_and_version(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("model", "meant"), [("Qwen/Qwen3-32B", "bf16"), ("deepseek-ai/DeepSeek-R1", "fp8"), ("openai/gpt-oss-120b", "fp4")]
+)
+def test_no_precision_is_that_of_the_checkpoint(tmp_path: Path, model: str, meant: str) -> None:
+    assert one(tmp_path, CLOSED + f"{model},b200_sxm,vllm,0.12,,agg,1024,128,8,1,1,8,1,8,154,18\n").precision == meant
+
+
+@pytest.mark.parametrize(
     ("spelled", "meant"),
     [
         ("bfloat16", "bf16"), ("float16", "fp16"), ("half", "fp16"), ("NVFP4", "fp4"), ("mxfp4", "fp4"), ("w4a16", "int4"), ("awq", "int4"),

@@ -146,6 +146,7 @@ def _check(run: Run, where: str) -> None:
 def _reading(run: Run, tool: str, where: str, path: Path, design: Design) -> Reading:
     system = {**run.design, **{k: v for k, v in dataclasses.asdict(design).items() if v is not None}}
     run = _steady(run)
+    model = _model(system.get("model"), where)
     experiment = Experiment(
         key=where,
         group=str(path),
@@ -156,7 +157,7 @@ def _reading(run: Run, tool: str, where: str, path: Path, design: Design) -> Rea
         concurrency=run.concurrency,
         requests=run.sent if run.concurrency is not None else None,
         measured=dict(run.measured),
-        **{**system, "model": _model(system.get("model"), where), "device": _device(system.get("device"), where)},
+        **{"precision": models.find(model).native_precision, **system, "model": model, "device": _device(system.get("device"), where)},
     )
     return Reading(experiment=experiment, tool=tool, where=where, requests=run.requests or 0, failed=run.failed, notes=run.notes)
 

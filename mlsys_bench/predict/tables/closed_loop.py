@@ -6,7 +6,7 @@ What the columns mean:
   medians.  `concurrency` is that of the whole system.
 - Rows with lengths out of (1024 | 8192) x (1024 | 8192) come from InferenceX, whose client draws lengths evenly between 0.8 and 1.0 of
   the nominal ones and sends 10 requests per user, all users at once: see `inferencex`.  The others have fixed lengths.
-- An empty precision is 16 bit: 25 ms per token at TP 1 on an H100 is 64 GB of Qwen3-32B.
+- An empty precision is the checkpoint's own: 16 bit of Qwen3-32B, for 25 ms per token at TP 1 on an H100 is 64 GB.
 - Parallelism: see `layouts`.
 - Speculative decoding is not marked, but occurs: repeats of one DeepSeek key differ by a factor of up to 2 in TPOT, and the fast ones
   are rows that InferenceX marks `mtp`.  Nothing in the inputs tells them; they are predicted as plain decoding.
@@ -45,7 +45,7 @@ def read(cells: Cells, source: str) -> Row:
         device=device_id(cells.get("system")),
         engine=engine_id(cells.get("backend"), "vllm"),
         engine_version=cells.get("backend_version"),
-        precision=precision_id(cells.get("precision"), "bf16"),
+        precision=precision_id(cells.get("precision"), model),
         pp=cells.whole("pp", 1),
         prompt_tokens=drawn(prompt) if by_inferencex else Lengths(mean=prompt),
         output_tokens=drawn(output) if by_inferencex else Lengths(mean=output),

@@ -150,15 +150,21 @@ def figures_of(measured: Mapping[str, float], columns: Mapping[str, Column]) -> 
     return {columns[column].figure: value / columns[column].per_unit for column, value in measured.items()}
 
 
-def precision_id(name: str, default: str) -> str:
-    """Return the precision a cell names, the default where it is empty.  Raises Unclear for one nobody knows."""
-    plain = name.lower()
-    plain = _PRECISIONS.get(plain.replace("-", "_").removeprefix("torch."), plain)
-    if plain in _SEVERAL:
-        raise Unclear(f"precision {name!r} {_SEVERAL[plain]}; name the format of the weights, such as bf16, fp8 or int4")
-    if plain and plain not in models.PRECISIONS:
-        raise Unclear(f"unknown precision {name!r}{did_you_mean(plain, models.PRECISIONS)}")
-    return plain or default
+def precision_id(name: str, model: str, plain: str = "bf16") -> str:
+    """Return the precision a cell names; where it is empty, that of the model's own checkpoint, `plain` standing for 16 bit.
+
+    Raises Unclear for one nobody knows.
+    """
+    if not name:
+        own = models.find(model).native_precision
+        return plain if own == "bf16" else own
+    found = name.lower()
+    found = _PRECISIONS.get(found.replace("-", "_").removeprefix("torch."), found)
+    if found in _SEVERAL:
+        raise Unclear(f"precision {name!r} {_SEVERAL[found]}; name the format of the weights, such as bf16, fp8 or int4")
+    if found not in models.PRECISIONS:
+        raise Unclear(f"unknown precision {name!r}{did_you_mean(found, models.PRECISIONS)}")
+    return found
 
 
 def engine_id(name: str, default: str = "") -> str:
