@@ -186,6 +186,20 @@ def test_an_aiperf_export_is_read_and_names_its_gpu(tmp_path: Path) -> None:
     assert e.measured["e2e_p99_s"] == pytest.approx(2.0)
 
 
+@pytest.mark.parametrize(("server", "tpot_s", "told"), [(61.0, 0.0092 * 100 / 60, True), (100.0, 0.0092, False)])
+def test_tokens_are_those_that_the_server_counted_not_those_of_aiperfs_tokenizer(
+    tmp_path: Path, server: float, tpot_s: float, told: bool
+) -> None:
+    """Its tokenizer finds 101 tokens in an answer; of 61, the same 0.92 s after the first are 15.3 ms each.  A prompt has its template."""
+    counted = {"usage_completion_tokens": {"unit": "tokens", "avg": server}, "usage_prompt_tokens": {"unit": "tokens", "avg": 530.0}}
+    (reading,) = read(tmp_path, aiperf(**counted), Design())
+    e = reading.experiment
+    assert (e.output_tokens.mean, e.prompt_tokens.mean) == (server, 530.0)
+    assert e.measured["tpot_mean_s"] == pytest.approx(tpot_s)
+    assert e.measured["e2e_mean_s"] == pytest.approx(1.0)
+    assert any("counts 101 tokens an answer, the server 61" in note for note in reading.notes) is told
+
+
 @pytest.mark.parametrize(
     ("config", "rate", "arrivals", "concurrency"),
     [

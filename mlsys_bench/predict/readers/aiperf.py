@@ -1,7 +1,8 @@
 """AIPerf's and GenAI-Perf's `profile_export_*.json` and `.csv`: metrics by name, each with `unit`, `avg`, `p50`, `std` …
 
 As in aiperf/common/models/export_models.py: every metric is a mapping with a unit; `inter_token_latency` there is
-(request latency - time to first token) / (output tokens - 1), one value a request: our TPOT.  The load stands in `input_config`:
+(request latency - time to first token) / (output tokens - 1), one value a request: our TPOT.  Trap: it counts tokens with a tokenizer of
+its own, without the chat template; the server's `usage_…` counts stand beside and are taken.  The load stands in `input_config`:
 `phases[…]` (0.13), `loadgen` (0.1 to 0.12) or `perf_analyzer.stimulus` (GenAI-Perf).
 """
 
@@ -28,6 +29,8 @@ _CSV_NAMES = {
     "error request count": "error_request_count",
     "request throughput": "request_throughput",
 }
+_PROMPT, _OUTPUT = ("usage_prompt_tokens", "input_sequence_length"), ("usage_completion_tokens", "output_sequence_length")
+_COUNTED_ALIKE = 0.02  # difference of two counts of an answer's tokens up to which they are one
 _LAWS = {"poisson": "poisson", "constant": "constant"}
 
 
@@ -58,7 +61,7 @@ def runs(document: Mapping[str, Any], where: str) -> list[Run]:
     """Return the one run of an export."""
     if document.get("is_complete") is False:
         raise BadInput(f"{where}: AIPerf says the run is not complete: {document.get('incomplete_reason')}; run it again")
-    measured = _measured(document, where)
+    measured, recounted = _recounted(_measured(document, where), document)
     answered = whole_or_none(first(at(document, "request_count", "avg"), at(document, "request_latency", "count")), "request_count")
     rate, arrivals, cap = _load(document)
     in_flight = (number(at(document, "request_throughput", "avg")) or 0.0) * measured.get("e2e_mean_s", 0.0)
@@ -66,8 +69,8 @@ def runs(document: Mapping[str, Any], where: str) -> list[Run]:
     notes = ("AIPerf was cancelled: figures of a part of the run",) if document.get("was_cancelled") else ()
     return [
         Run(
-            prompt_tokens=_lengths(document, "input_sequence_length"),
-            output_tokens=_lengths(document, "output_sequence_length"),
+            prompt_tokens=_lengths(document, _PROMPT),
+            output_tokens=_lengths(document, _OUTPUT),
             rate_per_s=rate,
             arrivals=arrivals,
             concurrency=concurrency,
@@ -76,7 +79,7 @@ def runs(document: Mapping[str, Any], where: str) -> list[Run]:
             failed=whole(first(at(document, "error_request_count", "avg"), 0), "error_request_count"),
             duration_s=_duration_s(document),
             design=_design(document),
-            notes=(*notes, *capped),
+            notes=(*notes, *recounted, *capped),
         )
     ]
 
@@ -95,7 +98,18 @@ def _measured(document: Mapping[str, Any], where: str) -> dict[str, float]:
     return found
 
 
-def _lengths(document: Mapping[str, Any], metric: str) -> Any:
+def _recounted(measured: dict[str, float], document: Mapping[str, Any]) -> tuple[dict[str, float], tuple[str, ...]]:
+    """Return the figures with TPOT by the tokens that the server counted, and what to say where AIPerf counted others."""
+    own, server = (number(at(document, name, "avg")) for name in reversed(_OUTPUT))
+    if own is None or server is None or min(own, server) <= 1 or abs(own / server - 1) <= _COUNTED_ALIKE:
+        return measured, ()
+    factor = (own - 1) / (server - 1)
+    note = f"AIPerf's tokenizer counts {own:.4g} tokens an answer, the server {server:.4g}: the times per token are by the server's count"
+    return {name: value * factor if name.startswith("tpot") else value for name, value in measured.items()}, (note,)
+
+
+def _lengths(document: Mapping[str, Any], metrics: tuple[str, str]) -> Any:
+    metric = next((name for name in metrics if at(document, name, "avg") is not None), metrics[-1])
     return lengths(float(at(document, metric, "avg") or 1.0), number(at(document, metric, "std")), number(at(document, metric, "max")))
 
 
