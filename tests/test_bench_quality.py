@@ -108,6 +108,41 @@ def test_speeds_stand_beside_what_their_precision_costs(tmp_path: Path, monkeypa
     assert [row.costs for row in rows] == ["+0.0300 bit/byte on the byte model"]
 
 
+def test_a_broken_file_of_costs_is_as_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is read when benchmarks have run for minutes, whose result must not be lost by it."""
+    monkeypatch.setenv("MLSYS_CACHE", str(tmp_path))
+    for text in ("{", "[]", '{"kind": "plan"}'):
+        (tmp_path / "byte-llama-losses.json").write_text(text)
+        assert quality.known() == {}
+    record.write(tmp_path / "byte-llama-losses.json", Bench(measurements=(loss("int8", (1.0, 2.0)),)), hardware.machine())
+    assert quality.known() == {}, "without fp32 there is nothing to compare with"
+
+
+@pytest.mark.parametrize(
+    ("options", "precisions", "is_kept"),
+    [
+        (Options(), ("fp32", "int8", "bf16"), True),
+        (Options(precisions=("int8",)), ("fp32", "int8"), False),
+        (Options(windows=2), ("fp32", "int8", "bf16"), False),
+        (Options(backend="torch"), ("fp32", "int8", "bf16"), False),
+        (Options(steps=3), ("fp32", "int8", "bf16"), False),
+    ],
+)
+def test_only_a_whole_comparison_is_shown_beside_speeds_from_then_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: Options, precisions: tuple[str, ...], is_kept: bool
+) -> None:
+    """Not one of two windows, which is noise, nor one that would make others' costs be forgotten."""
+    monkeypatch.setenv("MLSYS_CACHE", str(tmp_path))
+    before = Bench(measurements=(loss("fp32", (1.0, 2.0)), loss("bf16", (1.0, 2.0))))
+    record.write(tmp_path / "byte-llama-losses.json", before, hardware.machine())
+    after = tuple(loss(name, (1.0, 3.0)) for name in precisions)
+    monkeypatch.setattr(quality, "trained", lambda steps, told: None)
+    monkeypatch.setattr(quality, "_measured", lambda model, ways, options, told: after)
+    quality.run(options, told)  # type: ignore[arg-type]
+    assert ("int8" in quality.known()) is is_kept
+    assert "bf16" in quality.known()
+
+
 def test_it_is_in_the_list() -> None:
     assert "quality.loss" in {entry.name for entry in readings.CATALOGUE}
 

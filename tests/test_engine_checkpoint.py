@@ -16,6 +16,7 @@ from mlsys_bench import models
 from mlsys_bench.batching import Limits
 from mlsys_bench.engine import Engine, checkpoint, memory, schemes, spec, weights
 from mlsys_bench.engine.formats import Dense, Groups4, Logical
+from mlsys_bench.engine.native import library
 from mlsys_bench.engine.quant import Linear
 from mlsys_bench.errors import BadInput
 from tests import sample_checkpoints as sample
@@ -144,6 +145,23 @@ def test_compressed_tensors_are_taken_as_they_are(tmp_path: Path, kind: str, pre
     assert tokens_of(made, precision=precision, max_tokens=2)[0] == tokens_of(made, max_tokens=2)[0]
 
 
+def test_an_order_of_inputs_counts_whatever_the_config_says_of_it(tmp_path: Path) -> None:
+    """Files with `desc_act: false` have been made with an order all the same; in the wrong groups every weight would be another."""
+    packed, plain = sample.quantised(TENSORS, "gptq", group=32)
+    config = sample.config_of("gptq", 32)
+    config["quantization_config"] |= {"desc_act": False}
+    made = sample.write(tmp_path, config, packed)
+    assert tokens_of(made) == answer(Engine(models.find(str(made)), limits=LIMITS, state_dict=plain))
+
+
+@pytest.mark.skipif(library.load() is None, reason="no compiled kernels here")
+def test_a_backend_that_cannot_compute_an_order_is_not_silently_another(tmp_path: Path) -> None:
+    packed, _ = sample.quantised(TENSORS, "gptq", group=32)
+    made = sample.write(tmp_path, sample.config_of("gptq", 32), packed)
+    with pytest.raises(BadInput, match=r"native cannot compute .* in int4g32: .* order .*; use --backend torch"):
+        tokens_of(made, precision="int4g32", backend="native")
+
+
 def test_nothing_is_rounded_twice(four_bit: tuple[str, Path, dict[str, torch.Tensor]]) -> None:
     with pytest.raises(BadInput, match=r"is stored as int4g32; rounding it again to int8 would add errors: take --precision int4g32, bf16"):
         tokens_of(four_bit[1], precision="int8")
@@ -198,6 +216,31 @@ def test_missing_extra_and_misshapen_tensors_are_all_named(copy: Callable[..., P
     assert "model.layers.0.mlp.down_proj.weight is of type I32, not F32 or F16 or BF16" in said
     assert "without a place in this model: model.layers.0.self_attn.q_proj.bias" in said
     assert "\n" not in said
+
+
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        ({"rope_scaling": "yarn"}, "rope_scaling is 'yarn'; it must be an object"),
+        ({"text_config": 7}, "text_config is 7; it must be an object"),
+        ({"quantization_config": [1]}, r"quantization_config is \[1\]; it must be an object"),
+        ({"rope_parameters": {"full_attention": 7}}, "rope parameters 7; they must be an object"),
+        ({"layer_types": ["full_attention"]}, "layer_types names 1 layers, and there are 2"),
+        ({"quantization_config": {"quant_method": "gptq", "bits": 4, "group_size": "32"}}, "a group of '32' inputs"),
+        ({"quantization_config": {"quant_method": "compressed-tensors", "config_groups": [1]}}, "compressed-tensors None None bit"),
+        ({"quantization_config": {"quant_method": "compressed-tensors", "config_groups": {"a": 7}}}, "compressed-tensors None None bit"),
+    ],
+)
+def test_a_config_that_is_none_is_told_in_one_line(copy: Callable[..., Path], config: dict[str, Any], said: str) -> None:
+    with pytest.raises(BadInput, match=said) as raised:
+        checkpoint.open_folder(copy(config=config))
+    assert "\n" not in str(raised.value)
+
+
+def test_windows_that_begin_beyond_the_last_layer_are_none(copy: Callable[..., Path]) -> None:
+    """Qwen 2.5's smaller files have been made from those of more layers."""
+    sizes = {"model_type": "qwen2", "use_sliding_window": True, "sliding_window": 9, "max_window_layers": 28}
+    assert spec.of_config(copy(config=sizes)).windows == ()
 
 
 def test_many_missing_tensors_are_counted(copy: Callable[..., Path]) -> None:

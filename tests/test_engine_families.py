@@ -20,7 +20,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from mlsys_bench.batching import StepPlan
-from mlsys_bench.engine import checkpoint, runner
+from mlsys_bench.engine import checkpoint, runner, spec
 from mlsys_bench.engine import encoder as encoders
 from mlsys_bench.engine.encoder import Encoder
 from mlsys_bench.engine.kv import Blocks, KVCache
@@ -156,6 +156,26 @@ def test_a_decoder_inside_a_model_with_pictures_is_the_same(saved: Callable[[str
     assert torch.equal(inner, plain)
 
 
+def test_gemma_3_is_read_from_the_few_keys_that_it_is_published_with(tmp_path: Path) -> None:
+    """Its config.json of 4 B leaves heads, vocabulary and context to the defaults of its family."""
+    own = {"hidden_size": 2560, "intermediate_size": 10240, "model_type": "gemma3_text", "num_hidden_layers": 34, "sliding_window": 1024}
+    keys = {
+        "model_type": "gemma3",
+        "text_config": own | {"rope_scaling": {"factor": 8.0, "rope_type": "linear"}},
+        "torch_dtype": "bfloat16",
+    }
+    (tmp_path / "config.json").write_text(json.dumps(keys))
+    theirs = importlib.import_module("transformers").AutoConfig.from_pretrained(tmp_path).text_config
+    ours = spec.of_config(tmp_path)
+    a = ours.shape
+    assert (a.heads, a.kv_heads, a.head_dim) == (theirs.num_attention_heads, theirs.num_key_value_heads, theirs.head_dim)
+    assert (a.vocab, a.max_context) == (theirs.vocab_size, theirs.max_position_embeddings)
+    assert ours.windows == tuple(1024 if kind == "sliding_attention" else 0 for kind in theirs.layer_types)
+    assert (ours.scale, ours.norm_eps) == (theirs.query_pre_attn_scalar**-0.5, theirs.rms_norm_eps)
+    assert (ours.rope.factor, ours.rope.theta) == (8.0, theirs.rope_parameters["full_attention"]["rope_theta"])
+    assert a.params == pytest.approx(3.88e9, rel=1e-3)  # as published, without the tower of vision
+
+
 def test_the_kernels_in_c_agree_with_transformers(saved: Callable[[str], Saved]) -> None:
     """Every family that they compute, from the same folders: the same prompt in two chunks, then token by token."""
     if library.load() is None:
@@ -275,6 +295,42 @@ def test_an_encoder_pools_as_its_folder_says(encoder: Saved, tmp_path: Path) -> 
     (folder / "1_Pooling" / "config.json").write_text('{"pooling_mode_cls_token": true, "pooling_mode_mean_tokens": false}')
     texts = [text(0, 9)]
     assert torch.equal(Encoder(folder).embed(texts), Encoder(encoder[0]).embed(texts, pooling="cls"))
+
+
+@pytest.mark.parametrize(
+    ("pooling", "modules", "says"),
+    [
+        ({"pooling_mode_mean_tokens": False, "pooling_mode_max_tokens": True}, [], "max_tokens: only the mean"),
+        ({"pooling_mode_mean_tokens": False, "pooling_mode_lasttoken": True}, [], "lasttoken: only the mean"),
+        ({"pooling_mode_mean_tokens": True, "pooling_mode_cls_token": True}, [], "mean_tokens and cls_token: only"),
+        ({"pooling_mode": "weightedmean"}, [], "weightedmean: only"),
+        ({"pooling_mode": ["cls", "max"]}, [], "cls and max: only"),
+        ({"pooling_mode": 7}, [], "7: only"),
+        ({"pooling_mode_mean_tokens": True}, ["Transformer", "Pooling", "Dense"], "go through Dense"),
+    ],
+)
+def test_vectors_that_would_be_others_are_refused(
+    encoder: Saved, tmp_path: Path, pooling: dict[str, Any], modules: list[str], says: str
+) -> None:
+    folder = shutil.copytree(encoder[0], tmp_path / "other")
+    (folder / "1_Pooling").mkdir()
+    (folder / "1_Pooling" / "config.json").write_text(json.dumps({"word_embedding_dimension": 64, **pooling}))
+    (folder / "modules.json").write_text(
+        json.dumps([{"idx": i, "type": f"sentence_transformers.models.{m}"} for i, m in enumerate(modules)])
+    )
+    with pytest.raises(BadInput, match=says):
+        Encoder(folder)
+
+
+def test_an_encoder_s_norms_may_have_their_first_names(encoder: Saved, tmp_path: Path) -> None:
+    """As gamma and beta: bert-base-uncased has them so to this day."""
+    folder = shutil.copytree(encoder[0], tmp_path / "first")
+    tensors = load_file(folder / "model.safetensors")
+    first = {
+        name.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta"): t for name, t in tensors.items()
+    }
+    save_file({f"bert.{name}": tensor for name, tensor in first.items()}, folder / "model.safetensors")
+    assert torch.equal(Encoder(folder).embed([text(0, 9)]), Encoder(encoder[0]).embed([text(0, 9)]))
 
 
 def test_what_is_no_encoder_is_refused(saved: Callable[[str], Saved], encoder: Saved) -> None:

@@ -78,7 +78,8 @@ def test_a_machine_is_measured_once(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 def test_a_file_that_is_broken_or_of_another_make_is_measured_anew(tmp_path: Path) -> None:
     path = tmp_path / "timings.json"
     assert choices.read(path) is None
-    for text in ("{", '[{"format": "int8"}]', "[1]", "7"):
+    halved = '[{"format": "int8", "rows": 1, "native_s": "fast", "torch_s": 0}]'
+    for text in ("{", '[{"format": "int8"}]', "[1]", "7", "[]", halved):
         path.write_text(text)
         assert choices.read(path) is None
 

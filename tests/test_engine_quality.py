@@ -104,6 +104,14 @@ def test_who_interrupts_leaves_nothing_behind(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_cache_that_cannot_be_written_says_so_before_training(tmp_path: Path) -> None:
+    steps: list[int] = []
+    (tmp_path / "file").write_text("")
+    with pytest.raises(NotADirectoryError):
+        byte_model(SHORT, shape=SMALL, text=TEXT, folder=tmp_path / "file" / "cache", progress=lambda done, of, loss: steps.append(done))
+    assert steps == []
+
+
 def test_the_engine_computes_what_was_trained(model: ByteModel) -> None:
     """Two independent ways: the textbook's forward that gradients went through, and the engine's over paged KV."""
     seen = quality.windows(TEXT.held_out, 3)

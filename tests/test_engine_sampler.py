@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from mlsys_bench.engine.sampler import GREEDY, Sampling, distribution, draw, sample, sampling, uniforms
+from mlsys_bench.engine.sampling import PENALTIES
 from mlsys_bench.errors import BadInput
 
 LOGITS = torch.tensor([2.0, 1.0, 0.5, 0.0, -1.0, -4.0])
@@ -120,6 +121,31 @@ def test_the_distribution_is_what_plain_python_says(data: st.DataObject, asked: 
     p = distribution(batch, rows)
     for got, want in zip(p, wants, strict=True):
         assert got.tolist() == pytest.approx(want + [0.0] * (12 - len(want)), abs=1e-5)
+
+
+coldest_and_oddest = st.builds(
+    sampling,
+    temperature=st.sampled_from([0.0, 1e-300, 1e-5, 2.0]),
+    top_p=st.sampled_from([1e-300, 0.5, 1.0]),
+    top_k=st.sampled_from([0, 1, 3, 2**62]),
+    min_p=st.sampled_from([0.0, 1e-300, 1.0]),
+    repetition_penalty=st.sampled_from([PENALTIES[0], 1.0, PENALTIES[1]]),
+    presence_penalty=st.sampled_from([-2.0, 0.0, 2.0]),
+    logit_bias=st.dictionaries(st.integers(0, 4999), st.sampled_from([-100.0, 100.0]), max_size=2),
+    logprobs=st.sampled_from([None, 3]),
+)
+
+
+@given(st.lists(coldest_and_oddest, min_size=1, max_size=3), st.sampled_from([5, 300, 5000]), st.integers(0, 2**31))
+def test_whatever_may_be_asked_a_token_is_chosen_that_can_be(hows: list[Sampling], vocab: int, seed: int) -> None:
+    """A setting that leaves no probabilities would end the engine, and with it everybody's answers."""
+    random = np.random.default_rng(seed)
+    logits = torch.from_numpy(random.normal(0, 30, (len(hows), vocab)).astype(np.float32))
+    logits[:, random.integers(0, vocab, 2)] = -math.inf
+    rows = [Row(how, seed, random.integers(0, vocab, 20).tolist(), 10) for how in hows]
+    tokens = sample(logits, rows).tokens
+    assert all(logits[i, token] > -math.inf for i, token in enumerate(tokens))
+    assert distribution(logits, rows).sum(dim=1).tolist() == pytest.approx([1.0] * len(hows))
 
 
 @given(logits_of, st.floats(1e-3, 1.0), st.floats(0.1, 3.0), st.integers(0, 2**31))
@@ -311,7 +337,8 @@ def test_logprobs_are_of_the_models_own_distribution() -> None:
     "wrong",
     [
         {"temperature": -1.0}, {"temperature": float("nan")}, {"top_p": 0.0}, {"top_p": 1.5}, {"top_k": -2}, {"min_p": -0.1},
-        {"min_p": 1.1}, {"repetition_penalty": 0.0}, {"presence_penalty": float("inf")}, {"frequency_penalty": float("nan")},
+        {"min_p": 1.1}, {"repetition_penalty": 0.0}, {"repetition_penalty": 1e-300},
+        {"repetition_penalty": 1e300}, {"presence_penalty": float("inf")}, {"frequency_penalty": float("nan")},
         {"logprobs": -1}, {"logit_bias": {-1: 1.0}}, {"logit_bias": {1: float("nan")}}, {"stop": ("",)},
     ],
 )  # fmt: skip

@@ -19,10 +19,43 @@ from tokenizers import decoders, models, pre_tokenizers
 from mlsys_bench.engine import vocabulary
 from mlsys_bench.engine.tokenizer import BOS, EOS, PAD, VOCAB, ByteTokenizer, TokenIds, Tokenizer, open_tokenizer
 from mlsys_bench.errors import BadInput
+from mlsys_bench.serve import openai_api as api
 from tests.sample_tokenizers import byte_level, metaspace, sentencepiece
 
 tokenizer = ByteTokenizer()
 any_tokens = st.lists(st.integers(0, VOCAB - 1), max_size=60)
+
+
+def test_a_name_that_was_added_beyond_the_model_s_vocabulary_has_no_place_in_a_prompt(tmp_path: Path) -> None:
+    """Gemma 3 of 1 B has that of a picture there, CodeLlama of 34 B those for filling in.  Its text may not lie beyond."""
+    made = byte_level()
+    made.save(str(tmp_path / "tokenizer.json"))
+    text = made.get_vocab_size(with_added_tokens=False)
+    ours = open_tokenizer(tmp_path, text)
+    assert ours.vocab == ours.generated == text < made.get_vocab_size()
+    assert ours.decode(ours.encode("the fox")[1:]) == "the fox"
+    with pytest.raises(api.ApiError, match=f"is outside the vocabulary of {text}"):
+        api.parse_completion(b'{"model": "m", "prompt": "a <tool call>"}', model="m", context=64, tokenizer=ours)
+    with pytest.raises(BadInput, match=f"its tokenizer has {text} ids and its model {text - 1}"):
+        open_tokenizer(tmp_path, text - 1)
+
+
+@pytest.mark.parametrize("ends", ["</s>", [[2]], [1.5], {}])
+def test_an_end_that_is_no_id_is_refused(tmp_path: Path, ends: Any) -> None:
+    """As a text it would be taken for its characters, and no answer would end."""
+    (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": ends}))
+    with pytest.raises(BadInput, match="it must be an id or a list of ids"):
+        vocabulary.end_ids(tmp_path)
+
+
+def test_a_long_text_has_the_tokens_that_it_would_have_if_it_were_short() -> None:
+    """It is read in another way, one that lets streams go on meanwhile."""
+    made = byte_level()
+    ours = vocabulary.Vocabulary(made, ends=frozenset(), template=vocabulary.chat.Template("{{ messages[0].content }}"), where="here")
+    text = "the naïve fox\n" * 2000
+    assert len(text) > vocabulary._LONG
+    assert ours.encode(text) == made.encode(text).ids
+    assert ours.chat([{"role": "user", "content": text}]) == made.encode(text, add_special_tokens=False).ids
 
 
 # ---------------------------------------------------------------- bytes

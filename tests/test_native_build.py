@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -82,6 +83,52 @@ def test_without_a_compiler_there_is_a_reason_and_no_kernels(source: Path, monke
 def test_the_kernels_can_be_turned_off(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLSYS_NATIVE", "0")
     assert build.built() == build.Built(path=None, detail="turned off by MLSYS_NATIVE=0")
+
+
+@needs_compiler
+@pytest.mark.parametrize("kept", [0, 60, 500, -1])
+def test_a_library_that_was_cut_off_is_compiled_again(source: Path, kept: int) -> None:
+    """By a crash or a full disk: to read it would end the process, or leave it without kernels for good."""
+    path = build.built().path
+    assert path is not None
+    whole = path.read_bytes()
+    path.write_bytes(whole[:kept])
+    assert build.built().path == path
+    assert path.read_bytes() == whole
+
+
+@needs_compiler
+def test_a_library_that_the_system_does_not_load_is_done_without(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a volume that may not hold programs; here it is one of another processor."""
+    path = build.built().path
+    assert path is not None
+    if path.read_bytes()[:4] != b"\x7fELF":
+        pytest.skip("libraries here have another form")
+    path.write_bytes(path.read_bytes()[:18] + b"\xff" + path.read_bytes()[19:])
+    monkeypatch.setattr(library, "load", library.load.__wrapped__)
+    assert library.load() is None
+    assert "MLSYS_CACHE" in library.why_not()
+
+
+@pytest.mark.parametrize("content", ["no program\n", "#!/where/there/is/nothing\n"])
+def test_a_compiler_that_cannot_be_run_is_told_in_one_line(source: Path, monkeypatch: pytest.MonkeyPatch, content: str) -> None:
+    compiler = source / "compiler"
+    compiler.write_text(content)
+    compiler.chmod(0o755)
+    monkeypatch.setenv("CC", str(compiler))
+    found = build.built()
+    assert found.path is None
+    assert found.detail.startswith(f"{compiler} cannot be run: ")
+
+
+def test_a_user_without_a_home_is_told_where_kernels_may_go(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("MLSYS_CACHE", "XDG_CACHE_HOME", "HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(os, "getuid", lambda: 2**31 - 7)  # whom no system knows
+    with pytest.raises(BadInput, match="set MLSYS_CACHE"):
+        build.cache_folder()
+    if build.find_compiler() is not None:
+        assert "MLSYS_CACHE" in build.built().detail
 
 
 @needs_compiler

@@ -41,6 +41,8 @@ def test_texts_come_as_one_as_several_or_as_tokens() -> None:
         ({"input": ""}, "text 0 has 0 tokens"),
         ({"input": ["a", "x" * 9]}, "text 1 has 9 tokens; this model takes 1 to 8"),
         ({"input": [[320]]}, "token 320"),
+        ({"input": [104, "i"]}, "one list of tokens"),
+        ({"input": [[104], 105]}, "one list of tokens"),
         ({"input": 3}, "input"),
         ({}, "input: it is required"),
         ({"input": "hi", "encoding_format": "int8"}, "encoding_format"),

@@ -68,6 +68,7 @@ def test_a_prompt_is_a_text_or_one_text_or_tokens(prompt: Any) -> None:
         ({"stream": "yes"}, "stream"),
         ({"stream_options": {"include_usage": True}}, "stream_options"),
         ({"stream": True, "stream_options": {"include_usage": 1}}, "stream_options.include_usage"),
+        ({"stream": True, "stream_options": {"include_usag": True}}, "stream_options"),
         ({"n": 0}, "n"),
         ({"n": 129}, "n"),
         ({"n": True}, "n"),
@@ -78,7 +79,10 @@ def test_a_prompt_is_a_text_or_one_text_or_tokens(prompt: Any) -> None:
         ({"presence_penalty": 2.5}, "presence_penalty"),
         ({"frequency_penalty": -2.5}, "frequency_penalty"),
         ({"repetition_penalty": 0}, "repetition_penalty"),
+        ({"repetition_penalty": 1e-300}, "repetition_penalty"),
         ({"top_k": -2}, "top_k"),
+        ({"top_k": 2**64}, "top_k"),
+        ({"skip_special_tokens": False}, "skip_special_tokens"),
         ({"min_p": 1.5}, "min_p"),
         ({"logit_bias": {"5": 101}}, "logit_bias[...]"),
         ({"logit_bias": {"five": 1}}, "logit_bias"),
@@ -110,6 +114,8 @@ NO_MESSAGES: list[Any] = [
     [{"content": "hi"}],
     [{"role": "pirate", "content": "hi"}],
     [{"role": "user", "content": [{"type": "image"}]}],
+    [{"role": "user", "contnet": "hi"}],
+    [{"role": "user", "content": "hi"}, {"role": "assistant", "tool_calls": [{"id": "1", "type": "function"}]}],
 ]
 
 
@@ -118,6 +124,31 @@ def test_messages_that_are_none_are_refused(messages: Any) -> None:
     with pytest.raises(api.ApiError) as caught:
         chat(messages=messages)
     assert str(caught.value.body["error"]["param"]).startswith("messages")
+
+
+def test_an_answer_can_be_sent_back_as_the_client_has_it() -> None:
+    body = bodies(chat()).whole([Choice("so", [], "stop")])
+    said = openai.types.chat.ChatCompletion.model_validate(body).choices[0].message
+    asked = [{"role": "user", "content": "hi"}, said.model_dump(), {"role": "user", "content": "and"}]
+    assert bytes(chat(messages=asked).prompt).decode() == "user: hi\nassistant: so\nuser: and\nassistant:"
+
+
+def test_what_a_template_is_told_cannot_stand_for_the_messages() -> None:
+    assert chat(chat_template_kwargs={"self": []}) == chat()
+    with pytest.raises(api.ApiError, match="chat_template_kwargs") as caught:
+        chat(chat_template_kwargs={"messages": []})
+    assert caught.value.status == 400
+
+
+def test_usage_comes_with_every_event_where_it_is_asked_for() -> None:
+    call = chat(stream=True, n=2, stream_options={"include_usage": True, "continuous_usage_stats": True})
+    made = bodies(call)
+    events = (made.opening() + made.chunk(1, "é", TOKENS[1], None, 3)).decode().split("\n\n")[:-1]
+    assert [json.loads(e[6:])["usage"]["completion_tokens"] for e in events] == [0, 0, 3]
+    plain = chat(stream=True, stream_options={"include_usage": True})
+    assert json.loads(bodies(plain).chunk(0, "é", TOKENS[1], None, 3)[6:])["usage"] is None
+    assert json.loads(bodies(plain).usage_chunk(3)[6:])["usage"] == {"prompt_tokens": 19, "completion_tokens": 3, "total_tokens": 22}
+    assert "usage" not in json.loads(bodies(chat(stream=True)).chunk(0, "é", TOKENS[1], None, 3)[6:])
 
 
 def test_priority_is_a_whole_number_and_nothing_where_it_is_not_given() -> None:
@@ -211,6 +242,11 @@ def test_a_chat_goes_through_the_models_template_with_what_the_request_adds() ->
         assert tokenizer.decode(api.parse_chat(data, model=MODEL, context=64, tokenizer=tokenizer).prompt) == want
 
 
+def test_what_a_template_marks_for_trainers_is_text() -> None:
+    template = "{% for m in messages %}{% generation %}{{ m.content }}!{% endgeneration %}{% endfor %}"
+    assert chats.Template(template).render([{"role": "assistant", "content": "so"}]) == "so!"
+
+
 @pytest.mark.parametrize(
     ("template", "says"),
     [("{{ raise_exception('no user first') }}", "no user first"), ("{{ 1 / 0 }}", "division by zero"), ("", "no text")],
@@ -268,7 +304,7 @@ def test_an_event_of_a_stream_says_what_the_client_expects(text: str, reason: An
     call = chat(n=4, stream=True, logprobs=True, top_logprobs=2) if logprobs else chat(n=4, stream=True)
     if not is_chat:
         call = completion(n=4, stream=True, logprobs=logprobs)
-    data = bodies(call).chunk(index, text, TOKENS[1], reason)
+    data = bodies(call).chunk(index, text, TOKENS[1], reason, 1)
     assert data.startswith(b"data: {")
     assert data.endswith(b"}\n\n")
     body = json.loads(data[6:])

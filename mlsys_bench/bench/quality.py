@@ -5,6 +5,7 @@ All ways see the same windows, so that a difference is taken pair by pair and is
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import importlib.util
 import time
@@ -16,7 +17,7 @@ import numpy as np
 
 from mlsys_bench import hardware, record
 from mlsys_bench.engine.native.build import cache_folder
-from mlsys_bench.errors import BadInput, MeasurementFailed
+from mlsys_bench.errors import BadInput, MeasurementFailed, MlsysError
 from mlsys_bench.types import Bench, Launch, Measurement, Round, Scalar
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from mlsys_bench.engine.train import ByteModel
 
 NAME, UNIT = "quality.loss", "bit/byte"
+WINDOWS = 512
 DEFAULT_PRECISIONS = ("fp32", "bf16", "int8", "w8a8", "int4g32", "int4g64", "int4g128", "w4a8g32")
 Told = Callable[[str], Callable[[int, int], None]]  # (of what) -> (how many are done, of how many)
 
@@ -36,7 +38,7 @@ class Options:
     quantizers: tuple[str, ...] = ("rtn", "gptq")  # of those in 4 bit
     kvs: tuple[str, ...] = ("int8",)  # KV caches, each beside fp32 weights
     steps: int | None = None  # of training; None: the recipe's own
-    windows: int = 512
+    windows: int = WINDOWS
     backend: str = "auto"
     threads: int | None = None
 
@@ -62,21 +64,33 @@ def run(options: Options, told: Told) -> Bench:
     result = Bench(
         measurements=measured, stopped=f"stopped by hand after {len(measured) - lost} of {len(measured)} losses" if lost else None
     )
-    if options.steps is None and not lost:
-        record.write(_kept(), result, hardware.machine())
+    if not lost and _is_worth_keeping(options, result):
+        with contextlib.suppress(OSError):  # a cache that cannot be written is done without
+            record.write(_kept(), result, hardware.machine())
     return result
 
 
 def known() -> dict[str, float]:
     """Return what each precision, rounded to nearest, was found to cost on this machine: bit per byte above fp32.  {} before the first run.
 
-    It is shown beside speeds, which are worth nothing without it.
+    It is shown beside speeds, which are worth nothing without it; a file that is broken is as none.
     """
-    if not _kept().exists():
+    try:
+        return _costs(record.read(_kept(), Bench)) if _kept().exists() else {}
+    except (MlsysError, OSError, LookupError):
         return {}
+
+
+def _is_worth_keeping(options: Options, result: Bench) -> bool:
+    """Whether these costs may stand beside speeds: of the recipe's model, over windows enough, and none that is known is lost."""
+    is_whole = options.steps is None and options.windows >= WINDOWS and options.backend == "auto"
+    return is_whole and known().keys() <= _costs(result).keys()
+
+
+def _costs(result: Bench) -> dict[str, float]:
     means = {
         str(m.parameters["precision"]): float(np.mean(m.launches[0].rounds[0].values))
-        for m in record.read(_kept(), Bench).measurements
+        for m in result.measurements
         if m.parameters["quantizer"] == "rtn" and m.parameters["kv"] == "auto"
     }
     return {precision: loss - means["fp32"] for precision, loss in means.items()}

@@ -71,7 +71,10 @@ def load(
         loaded = weights.from_state_dict(decoder, state_dict, precision=precision, device=where, pack=pack, quantise=quantise)
     else:
         loaded = weights.random(decoder, precision=precision, device=where, seed=seed, pack=pack)
-    if chosen == "native" and misfit(decoder, loaded) is None:
+    why = misfit(decoder, loaded) if chosen == "native" else None
+    if why is not None and backend == "native":
+        raise BadInput(f"backend native cannot compute {shape.id} in {precision}: {why}; use --backend torch")
+    if chosen == "native" and why is None:
         return _native(decoder, loaded, limits, kept, many)
     if chosen == "triton":
         may = None if tokenizer is None else allowed(tokenizer, shape.vocab, where)

@@ -17,13 +17,13 @@ class Template:
     def __init__(self, source: str, names: Mapping[str, str] | None = None) -> None:
         self._source, self._names = source, dict(names or {})
 
-    def render(self, messages: Sequence[Mapping[str, Any]], **settings: Any) -> str:
+    def render(self, messages: Sequence[Mapping[str, Any]], /, **settings: Any) -> str:
         """Return the text, open for the assistant's answer.  Raises BadInput with what the template, or its author, has to say."""
         import jinja2
 
         given = {"add_generation_prompt": True, "tools": None, "documents": None, **self._names, **settings}
         try:
-            return str(self._template.render(messages=[dict(m) for m in messages], **given))
+            return str(self._template.render({**given, "messages": [dict(m) for m in messages]}))
         except (jinja2.TemplateError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError) as error:
             raise BadInput(f"the model's chat template does not take these messages: {error}") from None
 
@@ -39,9 +39,20 @@ def _environment() -> Any:
 
     A template is a program that came with the weights: it may neither reach Python's insides nor change what it is given.
     """
+    from jinja2.ext import Extension
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"])
+    class Generation(Extension):
+        """`{% generation %}` marks for trainers what the assistant says; the text is what stands in it."""
+
+        tags = {"generation"}  # noqa: RUF012 (as Jinja declares it)
+
+        def parse(self, parser: Any) -> Any:
+            next(parser.stream)
+            return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
+    extensions = ["jinja2.ext.loopcontrols", Generation]
+    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=extensions)
     environment.filters["tojson"] = _to_json
     environment.globals["raise_exception"] = _refuse
     environment.globals["strftime_now"] = lambda form: datetime.datetime.now().astimezone().strftime(form)

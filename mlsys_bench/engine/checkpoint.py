@@ -111,7 +111,8 @@ class Reader:
         if scheme.method == "awq":
             return Matrix(logical=packed.awq(parts["qweight"], parts["qzeros"], parts["scales"]))
         if scheme.method == "gptq":
-            g_idx = parts.get("g_idx")
+            named = f"{at}.g_idx"  # counts wherever it is: what `desc_act` says of it is not always so
+            g_idx = self.stored_tensor(named) if named in self._from.entries else None
             logical, order = packed.gptq(parts["qweight"], parts["qzeros"], parts["scales"], g_idx, is_v2=scheme.is_v2, name=at)
             return Matrix(logical=logical, order=order)
         if scheme.method == "fp8":

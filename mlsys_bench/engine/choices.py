@@ -45,7 +45,8 @@ def file() -> Path:
 def read(path: Path) -> tuple[Timing, ...] | None:
     """Return the timings of a file, None where there is none, or one of another make."""
     try:
-        return tuple(Timing(**entry) for entry in json.loads(path.read_text()))
+        found = tuple(Timing(**entry) for entry in json.loads(path.read_text()))
+        return found if found and all(t.native_s > 0.0 and t.torch_s > 0.0 for t in found) else None
     except (OSError, ValueError, TypeError):
         return None
 

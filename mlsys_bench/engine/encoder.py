@@ -28,6 +28,8 @@ Pooling = Literal["mean", "cls"]
 STEP_TOKENS = 4096  # computed together at most, but for a longer sequence: activations of more would only leave the caches
 _WORTH_TOKENS = 64  # of padding cost as much as one more group of attention (see groups.py)
 _GELUS = {"gelu": "none", "gelu_new": "tanh", "gelu_pytorch_tanh": "tanh"}
+_POOLINGS: dict[str, Pooling] = {"mean_tokens": "mean", "mean": "mean", "cls_token": "cls", "cls": "cls"}  # as sentence-transformers says
+_MODULES = ("Transformer", "Pooling", "Normalize")  # of sentence-transformers; others would make other vectors of what is computed here
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -223,6 +225,8 @@ class _Files:
     def tensor(self, name: str, *size: int) -> Tensor:
         """Return a tensor.  Raises BadInput where it is missing or of another shape."""
         stored = self._prefix + name
+        first = stored.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta")  # as BERT was published
+        stored = first if stored not in self._entries and first in self._entries else stored
         entry: Entry | None = self._entries.get(stored)
         if entry is None:
             raise BadInput(f"{self._folder}: the checkpoint has no tensor {stored}")
@@ -257,17 +261,34 @@ def shape_of(folder: Path) -> Shape:
 
 
 def own_pooling(folder: Path) -> Pooling:
-    """Return how sentence-transformers says this folder's vectors are pooled; the mean where it says nothing."""
-    return "cls" if (_json(folder / "1_Pooling" / "config.json") or {}).get("pooling_mode_cls_token") else "mean"
+    """Return how sentence-transformers says this folder's vectors are made; the mean of all tokens where it says nothing.
+
+    Raises BadInput for a way that is not computed: the largest or the last hidden state, several ways together, a layer after them.
+    """
+    modules = _parsed(folder / "modules.json") or []
+    kinds = [str(m.get("type", "")).rpartition(".")[2] for m in modules if isinstance(m, dict)] if isinstance(modules, list) else []
+    if odd := [kind for kind in kinds if kind not in _MODULES]:
+        raise BadInput(f"{folder / 'modules.json'}: its vectors go through {odd[0]}, which is not computed here; {', '.join(_MODULES)} are")
+    where = folder / "1_Pooling" / "config.json"
+    keys = _json(where) or {}
+    asked = [name.removeprefix("pooling_mode_") for name, is_on in keys.items() if name.startswith("pooling_mode_") and is_on is True]
+    own = keys.get("pooling_mode") or []
+    asked += map(str, own if isinstance(own, list) else [own])
+    if len(asked) > 1 or any(name not in _POOLINGS for name in asked):
+        raise BadInput(f"{where}: {' and '.join(asked)}: only the mean of all tokens or the first one's state is computed here")
+    return _POOLINGS[asked[0]] if asked else "mean"
 
 
 def _json(file: Path) -> dict[str, Any] | None:
-    if not file.exists():
-        return None
-    try:
-        keys = json.loads(file.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise BadInput(f"{file}: not JSON: {error}") from error
-    if not isinstance(keys, dict):
+    keys = _parsed(file)
+    if keys is not None and not isinstance(keys, dict):
         raise BadInput(f"{file}: holds no object")
     return keys
+
+
+def _parsed(file: Path) -> Any:
+    """Return what a file of JSON holds, None where there is none."""
+    try:
+        return json.loads(file.read_text(encoding="utf-8")) if file.exists() else None
+    except (ValueError, RecursionError) as error:
+        raise BadInput(f"{file}: not JSON: {error}") from error

@@ -10,6 +10,7 @@ from typing import NamedTuple
 from mlsys_bench.errors import BadInput
 
 SEEDS = 2**64
+PENALTIES = (1e-3, 1e3)  # of repetition: beyond them logits would leave fp32, and no probabilities would be left
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,13 +79,13 @@ def sampling(
     stop: tuple[str, ...] = (),
 ) -> Sampling:
     """Return checked settings.  Raises BadInput, naming the first that means nothing.  `top_k` -1 is all, as 0 is."""
-    bias = tuple(sorted((logit_bias or {}).items()))
+    bias, (low, high) = tuple(sorted((logit_bias or {}).items())), PENALTIES
     for name, value, is_right, rule in (
         ("temperature", temperature, 0.0 <= temperature < math.inf, "is 0 (the likeliest token) or a positive number"),
         ("top_p", top_p, 0.0 < top_p <= 1.0, "is a share above 0 and at most 1"),
         ("top_k", top_k, top_k >= -1, "is a number of tokens, or 0 for all of them"),
         ("min_p", min_p, 0.0 <= min_p <= 1.0, "is a share from 0 to 1"),
-        ("repetition_penalty", repetition_penalty, 0.0 < repetition_penalty < math.inf, "is a positive factor, 1 for none"),
+        ("repetition_penalty", repetition_penalty, low <= repetition_penalty <= high, f"is a factor from {low:g} to {high:g}, 1 for none"),
         ("presence_penalty", presence_penalty, math.isfinite(presence_penalty), "is a finite number, 0 for none"),
         ("frequency_penalty", frequency_penalty, math.isfinite(frequency_penalty), "is a finite number, 0 for none"),
         ("logprobs", logprobs, logprobs is None or logprobs >= 0, "is a number of tokens, 0 for the chosen one alone"),

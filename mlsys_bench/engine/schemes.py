@@ -87,7 +87,8 @@ def _gptq(config: Mapping[str, Any]) -> Scheme | str:
 
 
 def _compressed(config: Mapping[str, Any]) -> Scheme | str:
-    groups = list((config.get("config_groups") or {}).values())
+    given = config.get("config_groups")
+    groups = [group for group in given.values() if isinstance(group, dict)] if isinstance(given, dict) else []
     kept = (groups[0].get("weights") or {}) if len(groups) == 1 else {}
     kind, bits, strategy, layout = kept.get("type"), kept.get("num_bits"), kept.get("strategy"), config.get("format")
     if kind == "float" and bits == 8 and strategy in ("channel", "tensor"):
@@ -97,6 +98,8 @@ def _compressed(config: Mapping[str, Any]) -> Scheme | str:
     return f"compressed-tensors {kind} {bits} bit, {strategy}, {layout}, {len(groups)} groups of layers"
 
 
-def _group(size: int | None) -> int:
-    """Return the inputs per scale; 0 for whole rows, which files write as -1 or null."""
+def _group(size: Any) -> int:
+    """Return the inputs per scale; 0 for whole rows, which files write as -1 or null.  Raises BadInput."""
+    if not isinstance(size, int | None):
+        raise BadInput(f"quantization_config: a group of {size!r} inputs; it must be a whole number, -1 for whole rows")
     return size if size and size > 0 else 0

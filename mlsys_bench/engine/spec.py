@@ -116,8 +116,10 @@ def _refuse(shape: Architecture, family: str, where: str) -> None:
 def _windows(keys: Mapping[str, Any], shape: Architecture, family: str, kinds: list[str]) -> tuple[int, ...]:
     size = int(keys.get("sliding_window") or 0)
     if family in ("qwen2", "qwen3", "qwen3_moe") and "layer_types" not in keys:
-        first = int(keys.get("max_window_layers") or 0) if keys.get("use_sliding_window") else shape.layers
+        first = min(int(keys.get("max_window_layers") or 0), shape.layers) if keys.get("use_sliding_window") else shape.layers
         kinds = ["full_attention"] * first + ["sliding_attention"] * (shape.layers - first)
+    if len(kinds) != shape.layers:
+        raise BadInput(f"{shape.id}: layer_types names {len(kinds)} layers, and there are {shape.layers}")
     windows = tuple(size if kind == "sliding_attention" else 0 for kind in kinds)
     return windows if any(windows) else ()
 
@@ -142,6 +144,8 @@ def _ropes(keys: Mapping[str, Any], shape: Architecture, family: str, where: str
     """Read transformers 5's `rope_parameters`, by kind of layer or for all, or the `rope_theta` and `rope_scaling` of before."""
 
     def rope(parameters: Mapping[str, Any], theta: float) -> Rope:
+        if not isinstance(parameters, Mapping):
+            raise BadInput(f"{where}: rope parameters {parameters!r}; they must be an object")
         share = float(keys.get("partial_rotary_factor") or 1.0)
         return of_parameters(parameters, head_dim=shape.head_dim, theta=theta, share=share, context=shape.max_context or 0, where=where)
 

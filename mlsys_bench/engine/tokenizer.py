@@ -46,7 +46,7 @@ class Tokenizer(Protocol):
     def encode(self, text: str) -> list[int]:
         """Return the tokens of a prompt.  Raises BadInput where there is no text."""
 
-    def chat(self, messages: Sequence[Mapping[str, Any]], **settings: Any) -> list[int]:
+    def chat(self, messages: Sequence[Mapping[str, Any]], /, **settings: Any) -> list[int]:
         """Return the tokens that the model continues with the assistant's answer.  Raises BadInput with what the template says."""
 
     def decode(self, tokens: Sequence[int]) -> str:
@@ -69,7 +69,7 @@ class ByteTokenizer:
         """Return the tokens of a text."""
         return [BOS] * bos + list(text.encode("utf-8"))
 
-    def chat(self, messages: Sequence[Mapping[str, Any]], **settings: Any) -> list[int]:
+    def chat(self, messages: Sequence[Mapping[str, Any]], /, **settings: Any) -> list[int]:
         """Return a chat as 'role: content' lines and an open 'assistant:'."""
         return self.encode(chat.PLAIN.render(messages, **settings))
 
@@ -116,7 +116,7 @@ class TokenIds:
         """Raise BadInput: nobody knows the tokens of a text."""
         raise BadInput(f"{self._where} has no tokenizer.json: give the prompt as a list of token ids, or put the file there")
 
-    def chat(self, messages: Sequence[Mapping[str, Any]], **settings: Any) -> list[int]:
+    def chat(self, messages: Sequence[Mapping[str, Any]], /, **settings: Any) -> list[int]:
         """Raise BadInput."""
         return self.encode("")
 

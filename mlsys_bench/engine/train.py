@@ -83,7 +83,9 @@ def byte_model(
     how, learnt, size = recipe or Recipe(), text or corpus(), shape or byte_shape()
     kept = cached(how, size, learnt, folder)
     if not kept.exists():
-        _save(kept, size, train(size, learnt.train, how, progress))
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=kept.parent, prefix="training-") as room:  # what cannot be written says so before minutes pass
+            _save(kept, Path(room) / kept.name, size, train(size, learnt.train, how, progress))
     return ByteModel(shape=size, tensors=load_file(kept / "model.safetensors"), corpus=learnt, recipe=how, folder=kept)
 
 
@@ -93,15 +95,12 @@ def cached(recipe: Recipe, shape: Architecture, text: Corpus, folder: Path | Non
     return (folder or cache_folder()) / f"byte-llama-{digest}"
 
 
-def _save(folder: Path, shape: Architecture, tensors: Mapping[str, Tensor]) -> None:
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix="training-") as room:
-        fresh = Path(room) / folder.name
-        fresh.mkdir()
-        save_file({name: tensor.detach().contiguous() for name, tensor in tensors.items()}, fresh / "model.safetensors")
-        (fresh / "config.json").write_text(json.dumps(_config(shape), indent=2) + "\n", encoding="utf-8")
-        if not folder.exists():  # another process may have been faster
-            fresh.rename(folder)
+def _save(folder: Path, fresh: Path, shape: Architecture, tensors: Mapping[str, Tensor]) -> None:
+    fresh.mkdir()
+    save_file({name: tensor.detach().contiguous() for name, tensor in tensors.items()}, fresh / "model.safetensors")
+    (fresh / "config.json").write_text(json.dumps(_config(shape), indent=2) + "\n", encoding="utf-8")
+    if not folder.exists():  # another process may have been faster
+        fresh.rename(folder)
 
 
 def _config(shape: Architecture) -> dict[str, object]:

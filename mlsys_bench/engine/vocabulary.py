@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 FILE = "tokenizer.json"
 _SETTINGS, _TEMPLATE = "tokenizer_config.json", "chat_template.jinja"
+_LONG = 1 << 14  # characters
 _BYTE = re.compile("<0x([0-9A-Fa-f]{2})>")
 
 
@@ -42,26 +43,37 @@ class Rules:
 class Vocabulary:
     """The tokenizer of a checkpoint."""
 
-    def __init__(self, tokenizer: tokenizers.Tokenizer, *, ends: frozenset[int], template: chat.Template | None, where: str) -> None:
+    def __init__(
+        self, tokenizer: tokenizers.Tokenizer, *, ends: frozenset[int], template: chat.Template | None, where: str, limit: int | None = None
+    ) -> None:
+        """Take a tokenizer.  limit: ids from here on have no place in the model; a prompt that has one is refused."""
         self._tokenizer, self._template, self._where = tokenizer, template, where
         self.ends = ends
         ids = tokenizer.get_vocab(with_added_tokens=True).values()
-        self.vocab = self.generated = max(ids, default=-1) + 1
-        self.silent = tuple(sorted(set(range(self.vocab)).difference(ids))) if len(ids) < self.vocab else ()
+        own = max(ids, default=-1) + 1
+        self.vocab = self.generated = own if limit is None else min(own, limit)
+        self.silent = tuple(sorted(set(range(self.vocab)).difference(ids)))
         self._special = frozenset(i for i, token in tokenizer.get_added_tokens_decoder().items() if token.special)
         self._rules = rules_of(json.loads(tokenizer.to_str())["decoder"])
         self._pieces: dict[int, bytes] = {}
 
     def encode(self, text: str) -> list[int]:
         """Return the tokens of a prompt, with those that the model wants around it (begin of text)."""
-        ids: list[int] = self._tokenizer.encode(text).ids
-        return ids
+        return self._ids(text)
 
-    def chat(self, messages: Sequence[Mapping[str, Any]], **settings: Any) -> list[int]:
+    def chat(self, messages: Sequence[Mapping[str, Any]], /, **settings: Any) -> list[int]:
         """Return the tokens of a chat by the model's own template, which writes special tokens itself."""
         if self._template is None:
             raise BadInput(f"{self._where} has no chat template: ask /v1/completions, or put a {_TEMPLATE} there")
-        ids: list[int] = self._tokenizer.encode(self._template.render(messages, **settings), add_special_tokens=False).ids
+        return self._ids(self._template.render(messages, **settings), adds_special=False)
+
+    def _ids(self, text: str, *, adds_special: bool = True) -> list[int]:
+        # the library holds the interpreter's lock while it reads one text, for seconds if it is long, and not while it reads several
+        if len(text) > _LONG:
+            found = self._tokenizer.encode_batch([text], add_special_tokens=adds_special)[0]
+        else:
+            found = self._tokenizer.encode(text, add_special_tokens=adds_special)
+        ids: list[int] = found.ids
         return ids
 
     def decode(self, tokens: Sequence[int]) -> str:
@@ -139,12 +151,12 @@ def read(directory: Path, vocab: int) -> Vocabulary:
     tokenizer.no_truncation()
     tokenizer.no_padding()
     settings = _json(directory / _SETTINGS)
-    found = Vocabulary(
-        tokenizer, ends=end_ids(directory, tokenizer), template=_template(directory, settings), where=str(directory)
+    text = max(tokenizer.get_vocab(with_added_tokens=False).values(), default=-1) + 1
+    if text > vocab:  # names that were added beyond may have no place: Gemma 3 of 1 B has that of a picture
+        raise BadInput(f"{directory}: its tokenizer has {text} ids and its model {vocab}: they do not belong together")
+    return Vocabulary(
+        tokenizer, ends=end_ids(directory, tokenizer), template=_template(directory, settings), where=str(directory), limit=vocab
     )  # fmt: skip
-    if found.vocab > vocab:
-        raise BadInput(f"{directory}: its tokenizer has {found.vocab} ids and its model {vocab}: they do not belong together")
-    return found
 
 
 def end_ids(directory: Path, tokenizer: tokenizers.Tokenizer | None = None) -> frozenset[int]:
@@ -154,7 +166,10 @@ def end_ids(directory: Path, tokenizer: tokenizers.Tokenizer | None = None) -> f
     """
     generation, config = (_json(directory / name).get("eos_token_id") for name in ("generation_config.json", "config.json"))
     asked = config if generation is None else generation
-    ends = {asked} if isinstance(asked, int) else set(asked or ())
+    ids = asked if isinstance(asked, list) else [] if asked is None else [asked]
+    if not all(isinstance(i, int) for i in ids):
+        raise BadInput(f"{directory}: eos_token_id is {asked!r}; it must be an id or a list of ids")
+    ends = set(ids)
     own = _name(_json(directory / _SETTINGS).get("eos_token"))
     token = tokenizer.token_to_id(own) if tokenizer is not None and own is not None else None
     return frozenset(ends if token is None else {*ends, token})
@@ -166,7 +181,7 @@ def _template(directory: Path, settings: Mapping[str, Any]) -> chat.Template | N
     if (directory / _TEMPLATE).exists():
         source = (directory / _TEMPLATE).read_text(encoding="utf-8")
     if isinstance(source, list):
-        source = next((s["template"] for s in source if s["name"] == "default"), None)
+        source = next((s.get("template") for s in source if isinstance(s, dict) and s.get("name") == "default"), None)
     names = {key: name for key, value in settings.items() if key.endswith("_token") and (name := _name(value)) is not None}
     return None if source is None else chat.Template(source, names)
 

@@ -81,12 +81,10 @@ def _extra(extra: tuple[str, str, str]) -> Ability:
 
 def _kernels() -> Ability:
     """Say whether the engine's C kernels are there, compiled now where they were not yet."""
-    found = build.built()
-    if found.path is None:
-        return Ability(
-            name="C kernels", works=False, detail=found.detail, cure="install gcc or clang; until then the engine computes with torch"
-        )
-    return Ability(name="C kernels", works=True, detail=f"{library.level()} by {found.detail}")
+    if library.load() is None:
+        first = "" if build.find_compiler() else "install gcc or clang; "
+        return Ability(name="C kernels", works=False, detail=library.why_not(), cure=f"{first}until then the engine computes with torch")
+    return Ability(name="C kernels", works=True, detail=f"{library.level()} by {library.why_not()}")
 
 
 def _products() -> Ability:

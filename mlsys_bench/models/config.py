@@ -27,6 +27,9 @@ _ALIASES = {  # what we ask for, and what else it is called
     "num_experts": ("num_local_experts", "n_routed_experts"),
     "num_experts_per_tok": ("num_experts_per_token", "moe_topk"),
 }
+_GEMMA3 = {  # what Gemma 3's files leave out where it is the family's default: those of 4 B give but four keys of their own
+    "vocab_size": 262_208, "num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 256, "max_position_embeddings": 131_072,
+}  # fmt: skip
 _WINDOWS = ("sliding_attention", "chunked_attention")
 _TIED = ("gemma", "gemma2", "gemma3", "gemma3_text", "falcon", "cohere", "cohere2", "gpt2")  # tied unless their file says otherwise
 
@@ -97,8 +100,13 @@ def _read(path: Path) -> _File:
         raise BadInput(f"{path}: not JSON: {error}") from error
     if not isinstance(keys, dict):
         raise BadInput(f"{path}: a config.json holds one object, this holds a {type(keys).__name__}")
+    for name in ("text_config", "rope_scaling", "rope_parameters", "quantization_config"):
+        if not isinstance(keys.get(name) or {}, dict):
+            raise BadInput(f"{path}: {name} is {keys[name]!r}; it must be an object")
     text = keys.get("text_config")
-    return _File({**keys, **text} if isinstance(text, dict) else keys, path)
+    given = {**keys, **text} if isinstance(text, dict) else keys
+    left_out = _GEMMA3 if given.get("model_type") in ("gemma3", "gemma3_text") else {}
+    return _File({**left_out, **given}, path)
 
 
 # ---------------------------------------------------------------- what all families have
@@ -211,8 +219,9 @@ def native_precision(keys: Mapping[str, Any]) -> str:
     """Return what the checkpoint's weights are stored in, by `quantization_config`, else by its dtype."""
     quantization = keys.get("quantization_config") or {}
     method = f"{quantization.get('quant_method', '')} {quantization.get('quant_algo', '')}".lower()
-    groups = quantization.get("config_groups") or {}
-    weights: Mapping[str, Any] = next((g.get("weights") or {} for g in groups.values()), {})
+    groups = quantization.get("config_groups")
+    every = [group for group in groups.values() if isinstance(group, dict)] if isinstance(groups, dict) else []
+    weights: Mapping[str, Any] = next((group.get("weights") or {} for group in every), {})
     bits, kind = weights.get("num_bits") or quantization.get("bits"), weights.get("type", "int")
     if "fp4" in method or (bits == 4 and kind == "float"):
         return "fp4"

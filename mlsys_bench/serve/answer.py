@@ -85,7 +85,7 @@ class Answer(Response):
         return "ok"
 
     async def _stream(self, send: Send) -> str:
-        is_open = False
+        is_open, spent = False, 0
         while self._goes_on:
             events = b""
             for piece in await self.generation.next():
@@ -95,10 +95,9 @@ class Answer(Response):
                     await send({"type": "http.response.start", "status": 200, "headers": _SSE})
                     is_open, events = True, self.bodies.opening()
                 choice = self.choices[piece.choice]
-                text = choice.take(piece)
-                events += self.bodies.chunk(piece.choice, text, choice.tokens[-1], choice.reason)
+                text, spent = choice.take(piece), spent + 1
+                events += self.bodies.chunk(piece.choice, text, choice.tokens[-1], choice.reason, spent)
             await send({"type": "http.response.body", "body": events, "more_body": True})
-        spent = sum(len(choice.tokens) for choice in self.choices)
         end = self.bodies.usage_chunk(spent) if self.call.include_usage else b""
         await send({"type": "http.response.body", "body": end + bodies.DONE, "more_body": False})
         return "ok"

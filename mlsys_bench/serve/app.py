@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 from starlette.applications import Starlette
@@ -26,6 +27,8 @@ from mlsys_bench.serve.metrics import Metrics
 from mlsys_bench.types import Layout
 
 _BODY_LIMIT_BYTES = 8 << 20
+_LONG_BYTES = 1 << 16
+C = TypeVar("C")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,7 +74,9 @@ class Handlers:
         arrived_s, served = time.perf_counter(), self.served
         if not served.is_encoder:
             raise api.ApiError(400, f"{served.layout.model} generates text: ask /v1/completions or /v1/chat/completions", param="model")
-        call = embeddings.parse(await _body(request), model=served.layout.model, context=served.text_tokens, tokenizer=served.tokenizer)
+        call = await _parsed(
+            embeddings.parse, await _body(request), model=served.layout.model, context=served.text_tokens, tokenizer=served.tokenizer
+        )
         self.metrics.received.inc()
         self._check_room()
         piece = (await self.link.embed(call.texts).next())[0]
@@ -85,7 +90,7 @@ class Handlers:
         arrived_s, served = time.perf_counter(), self.served
         if served.is_encoder:
             raise api.ApiError(400, f"{served.layout.model} makes vectors, not text: ask /v1/embeddings", param="model")
-        call = parse(await _body(request), model=served.layout.model, context=served.context, tokenizer=served.tokenizer)
+        call = await _parsed(parse, await _body(request), model=served.layout.model, context=served.context, tokenizer=served.tokenizer)
         self.metrics.received.inc()
         self._check_room()
         generation = self.link.submit(
@@ -160,6 +165,8 @@ class Handlers:
 
     async def on_bug(self, request: Request, error: Exception) -> Response:
         """Return 500; the traceback goes to the log."""
+        if request.method == "POST":
+            self.metrics.requests.labels("error").inc()
         return _json(500, api.ApiError(500, "internal error; the server's log has it", kind="server_error").body)
 
 
@@ -180,12 +187,17 @@ async def _body(request: Request) -> bytes:
     return bytes(data)
 
 
+async def _parsed(parse: Callable[..., C], data: bytes, **how: Any) -> C:
+    """Return what a body asks for.  A long one is read in a thread: its text takes seconds, in which all streams would stand still."""
+    return parse(data, **how) if len(data) <= _LONG_BYTES else await asyncio.to_thread(parse, data, **how)
+
+
 def create(served: Served, link: Link, metrics: Metrics) -> Starlette:
     """Return the ASGI application."""
     h = Handlers(served, link, metrics)
     routes = [
         Route("/v1/models", h.models),
-        Route("/v1/models/{name}", h.model),
+        Route("/v1/models/{name:path}", h.model),
         Route("/v1/completions", h.completions, methods=["POST"]),
         Route("/v1/chat/completions", h.chat, methods=["POST"]),
         Route("/v1/embeddings", h.embeddings, methods=["POST"]),

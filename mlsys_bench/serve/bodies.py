@@ -45,29 +45,29 @@ class Bodies:
         spent = usage(len(self.call.prompt), sum(len(c.tokens) for c in choices))
         return {**self._head(kind), "choices": made, "usage": spent}
 
-    def chunk(self, index: int, text: str, token: Token, reason: str | None) -> bytes:
-        """Return the event of one token.
+    def chunk(self, index: int, text: str, token: Token, reason: str | None, spent: int) -> bytes:
+        """Return the event of one token, the `spent`th of the answer in all its choices.
 
         Each token has exactly one, even when its text is empty (half a character, or held back because a stop string may begin there),
         and the last one carries `finish_reason`: whoever counts events counts tokens.
         """
-        return self._chunk([self._choice(index, self._content(text), (token,), reason)], None)
+        return self._chunk([self._choice(index, self._content(text), (token,), reason)], spent)
 
     def opening(self) -> bytes:
         """Return what goes before the first token: in a chat, an event for each choice that names the role and carries no token."""
         if not self.call.is_chat:
             return b""
         content = {"delta": {"role": "assistant", "content": ""}}
-        return b"".join(self._chunk([self._choice(i, content, (), None)], None) for i in range(self.call.n))
+        return b"".join(self._chunk([self._choice(i, content, (), None)], 0) for i in range(self.call.n))
 
     def usage_chunk(self, completion_tokens: int) -> bytes:
         """Return the event that `stream_options.include_usage` asks for."""
-        return self._chunk([], usage(len(self.call.prompt), completion_tokens))
+        return self._chunk([], completion_tokens)
 
-    def _chunk(self, choices: list[dict[str, Any]], spent: dict[str, int] | None) -> bytes:
+    def _chunk(self, choices: list[dict[str, Any]], spent: int) -> bytes:
         body = {**self._head("chat.completion.chunk" if self.call.is_chat else "text_completion"), "choices": choices}
         if self.call.include_usage:
-            body["usage"] = spent
+            body["usage"] = usage(len(self.call.prompt), spent) if self.call.usage_per_event or not choices else None
         return event(body)
 
     def _head(self, kind: str) -> dict[str, Any]:

@@ -46,7 +46,10 @@ class EmbeddingCall:
 def parse(data: bytes, *, model: str, context: int, tokenizer: Tokenizer) -> EmbeddingCall:
     """Return the call, or raise ApiError.  `context` is how many tokens a text may have."""
     body = api.decode(data, EmbeddingBody, model)
-    given = [body.input] if isinstance(body.input, str) or any(isinstance(t, int) for t in body.input) else body.input
+    is_one = isinstance(body.input, str) or any(isinstance(t, int) for t in body.input)
+    if is_one and not isinstance(body.input, str) and not all(isinstance(t, int) for t in body.input):
+        raise _refused("give one text, one list of tokens, or a list of those")
+    given = [body.input] if is_one else body.input
     texts = tuple(_tokens(text, tokenizer) for text in given)
     if not 0 < len(texts) <= _MAX_TEXTS:
         raise _refused(f"give 1 to {_MAX_TEXTS} texts, not {len(texts)}")

@@ -111,9 +111,11 @@ class Link(asyncio.Protocol):
         if self.dead is not None:
             generation.put(Piece(error=self.dead))
             return generation
-        for choice, (request_id, sampling) in enumerate(zip(generation.ids, choices, strict=True)):
+        asked = zip(generation.ids, choices, strict=True)
+        frames = [wire.frame(wire.Add(request_id, prompt, max_tokens, how, ignore_eos, priority)) for request_id, how in asked]
+        for choice, (request_id, frame) in enumerate(zip(generation.ids, frames, strict=True)):  # all of them fit into a frame
             self._requests[request_id] = (generation, choice)
-            self._send(wire.Add(request_id, prompt, max_tokens, sampling, ignore_eos, priority))
+            self._write(frame)
         return generation
 
     def embed(self, texts: tuple[tuple[int, ...], ...]) -> Generation:
@@ -122,8 +124,9 @@ class Link(asyncio.Protocol):
         if self.dead is not None:
             generation.put(Piece(error=self.dead))
             return generation
+        frame = wire.frame(wire.Embed(generation.ids[0], texts))
         self._requests[generation.ids[0]] = (generation, 0)
-        self._send(wire.Embed(generation.ids[0], texts))
+        self._write(frame)
         return generation
 
     def cancel(self, generation: Generation, why: str = "cancelled") -> None:
@@ -131,16 +134,16 @@ class Link(asyncio.Protocol):
         for request_id in generation.ids:
             if self._requests.pop(request_id, None) is not None:
                 generation.put(Piece(error=why))
-                self._send(wire.Cancel(request_id))
+                self._write(wire.frame(wire.Cancel(request_id)))
 
     def cancel_all(self, why: str) -> None:
         """Take every request back."""
         for generation, _ in list(self._requests.values()):
             self.cancel(generation, why)
 
-    def _send(self, command: wire.Command) -> None:
-        if self.dead is None and self._transport is not None:
-            self._transport.write(wire.frame(command))
+    def _write(self, frame: bytes) -> None:
+        if self.dead is None and self._transport is not None and not self._transport.is_closing():
+            self._transport.write(frame)
 
     # ------------------------------------------------------------ what the engine says
 
@@ -203,7 +206,7 @@ class Link(asyncio.Protocol):
         if self._process is None:
             return
         if self._is_ready:
-            self._send(wire.Stop())
+            self._write(wire.frame(wire.Stop()))
         else:
             self._process.kill()  # still loading: it would not listen for seconds, and has nothing to lose
         if self._transport is not None:

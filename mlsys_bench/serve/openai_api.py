@@ -3,8 +3,8 @@
 Every field is checked by type and range, and an error names it.  A field that asks for something this server does not do is refused
 unless it asks for nothing (`best_of: 1`, `tools: []`); a field nobody knows is refused as well, so that a slip of the pen is not silently
 ignored.  Some fields go beyond OpenAI, with the names vLLM gives them: `top_k`, `min_p`, `repetition_penalty`, `ignore_eos`,
-`include_stop_str_in_output`, `return_token_ids`, `priority` (lower goes first, 0 where none is given), and in chats
-`add_generation_prompt` and `chat_template_kwargs`.
+`include_stop_str_in_output`, `return_token_ids`, `priority` (lower goes first, 0 where none is given), in streams
+`continuous_usage_stats`, and in chats `add_generation_prompt` and `chat_template_kwargs`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal, TypeVar
 import msgspec
 from msgspec import Meta
 
-from mlsys_bench.engine.sampling import Sampling, sampling
+from mlsys_bench.engine.sampling import PENALTIES, Sampling, sampling
 from mlsys_bench.engine.tokenizer import Tokenizer
 from mlsys_bench.errors import BadInput, did_you_mean
 
@@ -27,7 +27,7 @@ _MAX_STOPS, _MAX_LOGPROBS, _MAX_CHOICES = 4, 20, 128
 # Fields that change nothing here, whatever they say.
 _IGNORED = {
     *("user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key", "parallel_tool_calls", "reasoning_effort"),
-    *("verbosity", "request_id", "skip_special_tokens", "spaces_between_special_tokens"),
+    *("verbosity", "request_id", "spaces_between_special_tokens"),
 }
 # Fields that ask for something this server does not do, and the values with which they do not ask for it (null always is one).
 _NEUTRAL: dict[str, tuple[Any, ...]] = {
@@ -48,6 +48,7 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "audio": (),
     "prediction": (),
     "stop_token_ids": ([],),
+    "skip_special_tokens": (True,),
 }
 
 Count = Annotated[int, Meta(ge=1)]
@@ -57,7 +58,9 @@ Priority = Annotated[int, Meta(ge=-(2**31), le=2**31 - 1)]
 Bias = Annotated[float, Meta(ge=-100, le=100)]
 Choices = Annotated[int, Meta(ge=1, le=_MAX_CHOICES)]
 Top = Annotated[int, Meta(ge=0, le=_MAX_LOGPROBS)]
+TopK = Annotated[int, Meta(ge=-1, le=2**63 - 1)]
 Role = Literal["system", "developer", "user", "assistant", "tool"]
+Nothing = Annotated[list[Any], Meta(max_length=0)] | None
 
 
 class ApiError(Exception):
@@ -78,12 +81,12 @@ class ApiError(Exception):
         self.body = {"error": {"message": message, "type": kind, "param": param, "code": code}}
 
 
-class StreamOptions(msgspec.Struct, frozen=True):
-    """What OpenAI's `stream_options` may hold."""
+class StreamOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What OpenAI's `stream_options` may hold, and vLLM's: usage in every event, of what has come until then."""
 
-    include_usage: bool = False
-    continuous_usage_stats: Literal[False] = False
-    include_obfuscation: bool = False
+    include_usage: bool | None = None
+    continuous_usage_stats: bool | None = None
+    include_obfuscation: bool | None = None
 
 
 class Asked(msgspec.Struct, frozen=True, kw_only=True):
@@ -98,11 +101,11 @@ class Body(Asked, frozen=True, kw_only=True):
     max_tokens: Count | None = None
     temperature: Annotated[float, Meta(ge=0, le=2)] | None = None
     top_p: Annotated[float, Meta(gt=0, le=1)] | None = None
-    top_k: Annotated[int, Meta(ge=-1)] | None = None
+    top_k: TopK | None = None
     min_p: Annotated[float, Meta(ge=0, le=1)] | None = None
     presence_penalty: Penalty | None = None
     frequency_penalty: Penalty | None = None
-    repetition_penalty: Annotated[float, Meta(gt=0)] | None = None
+    repetition_penalty: Annotated[float, Meta(ge=PENALTIES[0], le=PENALTIES[1])] | None = None
     logit_bias: dict[str, Bias] | None = None
     n: Choices | None = None
     seed: Seed | None = None
@@ -130,12 +133,18 @@ class Part(msgspec.Struct, frozen=True):
     text: str
 
 
-class Message(msgspec.Struct, frozen=True):
-    """One message of a chat."""
+class Message(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One message of a chat, with what an answer of ours has in it, so that it can be sent back as it came."""
 
     role: Role
     content: str | list[Part] | None = None
     name: str | None = None
+    tool_call_id: str | None = None  # which call a tool answers
+    refusal: str | None = None
+    annotations: list[Any] | None = None
+    tool_calls: Nothing = None
+    function_call: None = None
+    audio: None = None
 
 
 class ChatBody(Body, frozen=True, kw_only=True):
@@ -164,6 +173,7 @@ class Call:
     echo: str  # what goes before the answer: the prompt, or nothing
     stream: bool
     include_usage: bool
+    usage_per_event: bool
     return_token_ids: bool
 
     @property
@@ -208,8 +218,10 @@ def _room(context: int, prompt: tuple[int, ...], at_most: int) -> int:
 
 def _chat_tokens(body: ChatBody, tokenizer: Tokenizer) -> tuple[int, ...]:
     """Return a chat as the model's template writes it; what the template objects to is a bad request."""
-    messages = [{"role": m.role, "content": _content(m), **({"name": m.name} if m.name else {})} for m in body.messages]
+    messages = [_message(m) for m in body.messages]
     settings = {"add_generation_prompt": body.add_generation_prompt is not False, **(body.chat_template_kwargs or {})}
+    if "messages" in settings:
+        raise ApiError(400, "chat_template_kwargs: the messages stand beside it", param="chat_template_kwargs", code="invalid_value")
     try:
         tokens = tuple(tokenizer.chat(messages, **settings))
     except BadInput as error:
@@ -219,10 +231,11 @@ def _chat_tokens(body: ChatBody, tokenizer: Tokenizer) -> tuple[int, ...]:
     return tokens
 
 
-def _content(message: Message) -> str:
-    if isinstance(message.content, list):
-        return "".join(part.text for part in message.content)
-    return message.content or ""
+def _message(m: Message) -> dict[str, str]:
+    """Return a message as templates know it."""
+    content = "".join(part.text for part in m.content) if isinstance(m.content, list) else m.content or ""
+    named = {"name": m.name, "tool_call_id": m.tool_call_id}
+    return {"role": m.role, "content": content, **{name: value for name, value in named.items() if value}}
 
 
 def decode(data: bytes, kind: type[B], model: str) -> B:
@@ -319,6 +332,7 @@ def _call(body: Body, prompt: tuple[int, ...], max_tokens: int, context: int, to
         raise ApiError(400, message, param="messages" if is_chat else "prompt", code="context_length_exceeded")
     if body.stream_options is not None and not body.stream:
         raise ApiError(400, "stream_options: only with stream: true", param="stream_options")
+    shown = body.stream_options or StreamOptions()
     return Call(
         is_chat=is_chat,
         prompt=prompt,
@@ -330,7 +344,8 @@ def _call(body: Body, prompt: tuple[int, ...], max_tokens: int, context: int, to
         include_stop=bool(body.include_stop_str_in_output),
         echo="",
         stream=bool(body.stream),
-        include_usage=body.stream_options is not None and body.stream_options.include_usage,
+        include_usage=bool(shown.include_usage),
+        usage_per_event=bool(shown.include_usage and shown.continuous_usage_stats),
         return_token_ids=bool(body.return_token_ids),
     )
 

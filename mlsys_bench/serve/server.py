@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import logging
 import os
 import signal
 import socket
@@ -72,6 +73,9 @@ def _end_quietly_on_signals() -> None:
 async def _serve(options: Options, listener: socket.socket) -> None:
     metrics = Metrics()
     link = Link(metrics.on_step)
+    tokenizer = open_tokenizer(schemes.checkpoint_of(options.model), models.find(options.model).vocab)
+    if not serve_options.is_encoder(options.model):
+        tokenizer.stream()  # one that cannot write says so now, not to every request
     try:
         ready = await link.start(options)
         options = replace(options, device=ready.device)
@@ -83,7 +87,7 @@ async def _serve(options: Options, listener: socket.socket) -> None:
             layout=layout_of(options, place),
             limits=limits,
             queue_limit=options.queue_limit,
-            tokenizer=open_tokenizer(schemes.checkpoint_of(options.model), models.find(options.model).vocab),
+            tokenizer=tokenizer,
             text_tokens=ready.text_tokens,
             process={"pid": os.getpid(), "engine_pid": link.pid, "http_cores": place.http_cores},
         )
@@ -156,6 +160,11 @@ class _Server(uvicorn.Server):
             loop.add_reader(sys.stdin.fileno(), self._read_stdin, loop)
         sys.stdout.write(self._ready + "\n")
         sys.stdout.flush()
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        if self.should_exit:  # asked twice: what is under way is cut off, of which the log need not tell
+            logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)
+        super().handle_exit(sig, frame)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         cut = asyncio.get_running_loop().call_later(_DRAIN_S, self._link.cancel_all, "the server is shutting down")

@@ -7,11 +7,14 @@ import hashlib
 import os
 import platform
 import shutil
+import struct
 import subprocess
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+
+from mlsys_bench.errors import BadInput
 
 SOURCE = Path(__file__).parent / "csrc"
 # no contraction: a * b + c is rounded the same wherever the compiler puts it
@@ -35,8 +38,11 @@ def built(*options: str) -> Built:
     compiler = find_compiler()
     if compiler is None:
         return Built(path=None, detail="no C compiler (cc, gcc or clang) on PATH")
-    path = cache_folder() / f"kernels-{digest(compiler, *options)}.so"
-    if path.exists():
+    try:
+        path = cache_folder() / f"kernels-{digest(compiler, *options)}.so"
+    except BadInput as error:
+        return Built(path=None, detail=str(error))
+    if _is_whole(path):
         return Built(path=path, detail=f"{compiler}, {path}")
     wrong = compile_to(path, compiler, *options) and compile_to(path, compiler, *options, OLD_ASSEMBLER)
     return Built(path=None if wrong else path, detail=wrong or f"{compiler}, {path}")
@@ -48,10 +54,29 @@ def find_compiler() -> str | None:
 
 
 def cache_folder() -> Path:
-    """Return where compiled kernels and measured choices are kept: $MLSYS_CACHE, else the user's cache."""
+    """Return where compiled kernels and measured choices are kept: $MLSYS_CACHE, else the user's cache.  Raises BadInput without a home."""
     chosen = os.environ.get("MLSYS_CACHE")
-    base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
-    return Path(chosen) if chosen else Path(base) / "mlsys"
+    if chosen:
+        return Path(chosen)
+    try:
+        base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
+    except RuntimeError:  # a user that the system does not know, as containers have them
+        raise BadInput("this user has no home to keep compiled kernels in; set MLSYS_CACHE to a folder that can be written") from None
+    return Path(base) / "mlsys"
+
+
+def _is_whole(path: Path) -> bool:
+    """Whether a library lies there whole: one that a crash cut off ends the process that reads it."""
+    try:
+        with path.open("rb") as file:
+            head, size = file.read(64), path.stat().st_size
+    except OSError:
+        return False
+    if len(head) < 64 or head[:5] != b"\x7fELF\x02":
+        return len(head) == 64 and head[:4] != b"\x7fELF"  # of a system with other libraries
+    order = "<" if head[5] == 1 else ">"
+    (table,), (each, count) = struct.unpack_from(f"{order}Q", head, 0x28), struct.unpack_from(f"{order}HH", head, 0x3A)
+    return bool(size >= table + each * count > 0)  # linkers put the table of sections last
 
 
 def sources() -> list[Path]:
@@ -96,7 +121,10 @@ def _compile_in(folder: Path, path: Path, compiler: str, options: tuple[str, ...
 
 
 def _call(compiler: str, *arguments: str) -> str | None:
-    done = subprocess.run([compiler, *arguments], capture_output=True, text=True)
+    try:
+        done = subprocess.run([compiler, *arguments], capture_output=True, text=True)
+    except OSError as error:
+        return f"{compiler} cannot be run: {error.strerror}"
     return f"{compiler} failed on the engine's kernels: {_first_error(done.stderr)}" if done.returncode else None
 
 
@@ -112,7 +140,10 @@ def _first_error(text: str) -> str:
 
 @functools.cache
 def _version(compiler: str) -> str:
-    done = subprocess.run([compiler, "--version"], capture_output=True, text=True)
+    try:
+        done = subprocess.run([compiler, "--version"], capture_output=True, text=True)
+    except OSError:  # compiling says so
+        return compiler
     return done.stdout or compiler
 
 

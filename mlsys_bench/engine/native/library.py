@@ -60,7 +60,10 @@ def load() -> ctypes.CDLL | None:
     found = build.built()
     if found.path is None:
         return None
-    loaded = opened(found.path)
+    try:
+        loaded = opened(found.path)
+    except OSError:  # on a volume that may not hold programs, for one
+        return None
     asked = os.environ.get("MLSYS_NATIVE_LEVEL")
     if asked:
         loaded.cpu_use(level_of(asked))
@@ -91,7 +94,13 @@ def need() -> ctypes.CDLL:
 
 def why_not() -> str:
     """Return the reason why `load` gives None, or which compiler made the kernels."""
-    return build.built().detail
+    found = build.built()
+    if found.path is not None:
+        try:
+            opened(found.path)
+        except OSError as error:
+            return f"the system does not load them ({error}); set MLSYS_CACHE to a folder that may hold programs"
+    return found.detail
 
 
 def level_of(name: str) -> int:
