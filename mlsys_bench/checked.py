@@ -55,7 +55,10 @@ class Causes:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verification:
-    """A plan held against a load test of one replica.  `causes`: where its steps could be seen, that is of a replica started here."""
+    """A plan held against a load test of one replica.  `causes`: where its steps could be seen, that is of a replica started here.
+
+    `missed`: the plan's limits that the replica broke for sure, failed requests counted as keeping none.
+    """
 
     plan_file: str
     target: str
@@ -65,6 +68,7 @@ class Verification:
     measured: LoadTest
     notes: tuple[str, ...] = ()
     causes: Causes | None = None
+    missed: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -231,6 +231,7 @@ class LoadTest:
     asked: Asked | None = None  # of a load test
     scenario: ScenarioResult | None = None  # of MLPerf, where the load test was one
     server: ServerSide | None = None  # what the server said of itself during a load test
+    slo_seen: dict[str, float | None] = field(default_factory=dict)  # what each limit was held against, failed requests last
 
 
 # ---------------------------------------------------------------- latency

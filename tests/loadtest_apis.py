@@ -70,7 +70,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         if len(chunks) == 1:
             self.send_header("Content-Length", str(len(chunks[0])))
             self.end_headers()
-            self.wfile.write(chunks[0])
+            self.wfile.write(chunks[0] if self.command != "HEAD" else b"")
             return
         self.send_header("Transfer-Encoding", "chunked")
         self.end_headers()
@@ -80,7 +80,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
     extra: ClassVar[dict[str, str]] = {"x-compute-tokens": "9"}  # TEI says the tokens it worked through in a header
 
-    do_GET = do_POST = do_OPTIONS = do_PUT = _any  # noqa: N815  http.server's names
+    do_GET = do_POST = do_OPTIONS = do_PUT = do_HEAD = _any  # noqa: N815  http.server's names
 
     def log_message(self, *_: Any) -> None:
         """Keep the terminal quiet."""
@@ -317,6 +317,14 @@ class TFServing(Api):
 
 
 # ---------------------------------------------------------------- an API of one's own
+
+
+class Plain(Api):
+    """What is said of a resource: the path names the status.  204 and /empty have no body."""
+
+    def answer(self, method: str, path: str, body: bytes) -> Answer:
+        status = 200 if path == "/empty" else int(path[1:])
+        return status, "application/json", [b"" if path in ("/empty", "/204") else b'{"id": 1}']
 
 
 class Homemade(Api):

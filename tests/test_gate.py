@@ -20,7 +20,7 @@ from mlsys_bench.gate import decide as arithmetic
 from mlsys_bench.record import Envelope
 from mlsys_bench.summary import launches
 from mlsys_bench.types import Bench, Launch, Machine, Measurement, Round, Scalar
-from mlsys_bench.verdicts import Verdict
+from mlsys_bench.verdicts import Policy, Verdict
 
 RECORDED = Path(__file__).parents[2] / "shared" / "data" / "gate" / "decode_bf16_visible.csv"
 SAMPLES = 40
@@ -124,6 +124,49 @@ def test_the_same_program_is_almost_never_called_a_regression() -> None:
         said[arithmetic.decide(bounds.low, bounds.high, 0.05)] += 1
     assert said["regression"] <= 2000 * 0.005 + 3 * math.sqrt(2000 * 0.005)
     assert said["improved"] <= 2000 * 0.005 + 3 * math.sqrt(2000 * 0.005)
+
+
+def test_the_chance_of_a_slowdown_is_that_of_welchs_test_against_a_fifth_of_the_tolerance() -> None:
+    from scipy import stats
+
+    base, cand = np.log(spread(1.0, 0.01)), np.log(spread(1.05, 0.02))
+    theirs = stats.ttest_ind(cand - math.log1p(0.05) / 5, base, equal_var=False, alternative="greater").pvalue
+    assert arithmetic.welch(list(base), list(cand), 0.05).chance == pytest.approx(theirs)
+    assert [arithmetic.welch([0.0] * 6, [shift] * 6, 0.05).chance for shift in (0.0, 0.125)] == [1.0, 0.0]
+
+
+def test_of_many_metrics_of_one_program_seldom_is_any_called_slower() -> None:
+    """30 metrics of six launches a side with sd 10 %: by their own chance alone 8 % of comparisons fail, together at most 2 %."""
+    rng, jobs = np.random.default_rng(3), 400
+    alone = together = 0
+    for base, cand in rng.normal(0, 0.1, (jobs, 2, 30, 6)):
+        bounds = [arithmetic.welch(list(b), list(c), 0.05) for b, c in zip(base, cand, strict=True)]
+        slower = [arithmetic.decide(b.low, b.high, 0.05) == "regression" for b in bounds]
+        alone += any(slower)
+        together += any(s and stands for s, stands in zip(slower, arithmetic.beyond_chance([b.chance for b in bounds]), strict=True))
+    assert alone > 0.04 * jobs
+    assert together <= 0.02 * jobs + 3 * math.sqrt(0.02 * jobs)
+
+
+def test_a_slowdown_that_chance_brings_to_one_of_many_metrics_is_suspect() -> None:
+    """At p = 0.3 % one metric fails alone, and beside three others that are reported only; of 30 that may fail it is suspect."""
+
+    def said(others: int, policy: Policy | None = None) -> Verdict:
+        sides = [
+            file(
+                measurement(*map(quiet, spread(math.exp(0.1125 * side), 0.05)), name="first"),
+                *(measurement(*map(quiet, spread(1.0, 0.002)), name=f"other{i}") for i in range(others)),
+            )
+            for side in (0, 1)
+        ]  # fmt: skip
+        return gate.compare(*sides, policy=policy)
+
+    assert said(0).verdict == "regression"
+    assert said(3).verdict == "regression"
+    of_many = said(29)
+    assert (of_many.verdict, gate.exit_status(of_many)) == ("suspect", 3)
+    assert of_many.findings[0].reason.startswith("beyond its own chance, not beyond that of 30 metrics together; 6 against 6 launches")
+    assert said(29, Policy(reported=("other*",))).verdict == "regression"
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,9 @@ import pytest
 
 from mlsys_bench.errors import BadInput
 from mlsys_bench.gate import budgets
-from mlsys_bench.types import Launch, Round
+from mlsys_bench.gate.judge import judge
+from mlsys_bench.types import Bench, Launch, Measurement, Round
+from mlsys_bench.verdicts import Policy
 
 
 def test_the_bound_of_a_share_is_clopper_and_pearsons() -> None:
@@ -71,3 +73,27 @@ def test_limits_are_read(text: str, name: str, limit: float) -> None:
 def test_a_limit_that_is_none_is_refused(text: str) -> None:
     with pytest.raises(BadInput, match="budget"):
         budgets.parse(text)
+
+
+def test_a_request_that_failed_keeps_no_limit_of_a_servers_latencies() -> None:
+    """Six pairs of launches of 10 rounds of 20 requests at 100 ms: where 2 of 20 fail a p95 is broken, though every answer came in time."""
+
+    def measured(name: str, unit: str, values: tuple[float, ...]) -> Measurement:
+        rounds = (Round(values=values, involuntary=(0,) * len(values)),) * 10
+        ran = tuple(Launch(started_s=float(i), rounds=rounds, pair=i) for i in range(6))
+        return Measurement(name=name, unit=unit, better="lower" if unit == "s" else "higher", parameters={}, launches=ran)
+
+    def bench(failed: int) -> Bench:
+        ok = 20 - failed
+        return Bench(measurements=(
+            measured("ttft", "s", (0.1,) * ok), measured("itl", "s", (0.01,) * 3 * ok),
+            measured("availability", "share", (0.0,) * failed + (1.0,) * ok),
+        ))  # fmt: skip
+
+    def said(failed: int) -> dict[str, str]:
+        policy = Policy(budgets=("ttft_p95<200ms", "itl_p95<200ms", "ttft_p50<200ms"), reported=("availability",))
+        found = judge(bench(0), bench(failed), policy).verdict.findings
+        return {f.name: f.verdict for f in found if f.kind == "budget"}
+
+    assert said(0) == {"ttft_p95": "pass", "itl_p95": "pass", "ttft_p50": "pass"}
+    assert said(2) == {"ttft_p95": "regression", "itl_p95": "regression", "ttft_p50": "pass"}

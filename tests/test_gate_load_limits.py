@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -109,3 +111,33 @@ def test_runs_together_say_more_than_the_worst_of_them() -> None:
     ]
     (found,) = load_limits.findings(runs, runs, (), Policy(budgets=("ttft_p95<200ms",)), enough=True, slack=0.0)
     assert found.verdict == "inconclusive"
+
+
+def failing(every: int, outcome: str = "rejected", n: int = 2000) -> list[RequestRecord]:
+    """Return answers of 100 ms, of which every so-manyth request failed."""
+    rows = requests(slow=0.0, n=n)
+    return [dataclasses.replace(r, outcome=outcome, token_s=()) if i % every == 0 else r for i, r in enumerate(rows)]  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("with_requests", [True, False])
+@pytest.mark.parametrize(("every", "verdict"), [(10, "regression"), (20, "inconclusive"), (100, "pass")])
+def test_requests_that_failed_lie_beyond_every_limit(every: int, verdict: str, with_requests: bool) -> None:
+    """As in the verdict of the load test itself: where 10 % fail no p95 is kept, whatever the others took."""
+    one = side(failing(every), with_requests)
+    found = of(said(one, one, "ttft_p95<200ms"), "ttft_p95")
+    assert (found.verdict, found.candidate) == (verdict, pytest.approx(0.1))
+    if with_requests:
+        assert found.reason.startswith(f"{1 / every:.2%} of 2,000 beyond the limit, failed ones among them")
+
+
+def test_gaps_of_requests_that_failed_are_as_many_as_usual() -> None:
+    one = side(failing(10))
+    found = of(said(one, one, "itl_p95<200ms"), "itl_p95")
+    assert (found.verdict, found.reason.partition(",")[0]) == ("regression", "10.00% of 2")
+
+
+def test_requests_given_up_on_purpose_are_no_failures() -> None:
+    gone = side(failing(10, "cancelled"))
+    verdict = said(side(failing(10**6)), gone, "ttft_p95<200ms", "availability>99%")
+    assert [of(verdict, name).verdict for name in ("ttft_p95", "availability")] == ["pass", "pass"]
+    assert next(f for f in verdict.findings if f.name == "failed").verdict == "pass"

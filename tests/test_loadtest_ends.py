@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -14,8 +15,10 @@ from pathlib import Path
 import pytest
 
 from mlsys_bench import loadtest, record
-from mlsys_bench.errors import MeasurementFailed
+from mlsys_bench.errors import MeasurementFailed, RecordError
+from mlsys_bench.journeys import load
 from mlsys_bench.loadtest import endpoints, job, payloads, spool
+from mlsys_bench.loadtest.payloads.think import Think
 from mlsys_bench.types import Requests
 from tests.planned_server import children, needs_proc, options, serving, wait_for_exit
 
@@ -123,3 +126,19 @@ def test_a_flaw_in_a_callback_ends_the_worker_loudly_and_the_rows_are_kept(tmp_p
     assert worker.returncode == 1
     assert wrote.splitlines()[-1] == b"KeyError: 'no such prompt'"
     assert [r.index for r in spool.read(rows)] == [0, 1, 2, 3, 4]
+
+
+@pytest.mark.e2e
+def test_a_run_whose_requests_were_all_in_the_warm_up_says_so() -> None:
+    with serving() as server, pytest.raises(MeasurementFailed, match=r"all of 1 requests were due in the warm-up of 500 ms"):
+        loadtest.run(options(server.url, users=1, think=Think(mean_s=5.0), duration_s=0.8, warmup_s=0.5))
+
+
+@pytest.mark.e2e
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is full")
+@pytest.mark.parametrize("quiet", [False, True])
+def test_a_full_disk_costs_the_file_and_not_the_figures(quiet: bool, capsys: pytest.CaptureFixture[str]) -> None:
+    with serving() as server, pytest.raises(RecordError, match="No space left on device"):
+        load.run(options(server.url, qps=40, duration_s=0.5), out=Path("/dev/full"), quiet=quiet)
+    told = capsys.readouterr().out
+    assert (json.loads(told)["ok"] == 20) if quiet else ("20 of 20 requests answered" in told)

@@ -56,6 +56,22 @@ def test_any_api_of_json_lines_is_measured_to_the_token() -> None:
     assert {(r.output_tokens, r.tokens_per_event, r.token_source) for r in requests.requests} == {(8, (2, 2, 2, 2), "usage")}
 
 
+@pytest.mark.e2e
+@pytest.mark.parametrize(("method", "path"), [("POST", "/201"), ("PUT", "/204"), ("GET", "/empty"), ("HEAD", "/200")])
+def test_any_api_answers_with_any_status_that_says_it_went_well(method: str, path: str) -> None:
+    """Created, no content, an empty body, no body at all: each is an answer whose time is that of its end."""
+    form = Form(method=method, template=None if method in ("GET", "HEAD") else '{"say": {{ text | tojson }}}')
+    with apis.serving(apis.Plain()) as server:
+        found, requests = loadtest.run(options(server.url + path, qps=40, timeout_s=3.0, endpoint="http", form=form))
+    assert (found.ok, found.errors, found.e2e_s.count) == (24, {}, 24)
+    assert {r.http_status for r in requests.requests} == {int(path[1:]) if path != "/empty" else 200}
+
+
+def test_an_api_that_says_it_went_wrong_is_not_loaded() -> None:
+    with apis.serving(apis.Plain()) as server, pytest.raises(BadInput, match="answers 302"):
+        loadtest.run(options(server.url + "/302", qps=40, endpoint="http", form=Form(method="GET")))
+
+
 # ---------------------------------------------------------------- WebSocket, RFC 6455
 
 

@@ -163,6 +163,13 @@ def test_a_request_that_failed_has_kept_no_limit() -> None:
     assert math.isinf(figure("ttft_mean<500ms", rows).score)
 
 
+def test_a_request_that_was_given_up_on_purpose_says_nothing() -> None:
+    """Half of 50 users close the window: the others kept every limit."""
+    rows = [row(i, 0.1, "cancelled" if i % 2 else "ok") for i in range(50)]
+    shown = figure("ttft_p99<500ms,goodput>99%", rows)
+    assert (shown.score, shown.requests, shown.misses) == (pytest.approx(0.2), 25, 0)
+
+
 def test_goodput_takes_each_requests_worst_score() -> None:
     """E2E is 0.1 s more than TTFT; limits 0.5 and 1.0 s: TTFT is the worse one from 0.1 s on."""
     rows = [row(i, (i + 1) / 10) for i in range(10)]

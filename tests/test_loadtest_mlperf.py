@@ -81,6 +81,10 @@ def test_server_holds_a_rate_when_few_enough_were_over_every_limit() -> None:
         "had a TTFT above 300 ms"
         in mlperf.judge(scenario, [*quick[:-1], late], offered_per_s=20.0, slo=limits, lasted_s=600.0).shortfalls[0]
     )
+    failed = mlperf.judge(scenario, [*quick, record(661, 0.1, outcome="rejected"), record(662, 0.1, outcome="timeout")],
+                          offered_per_s=20.0, slo=limits, lasted_s=600.0)  # fmt: skip
+    assert failed.value is None
+    assert failed.shortfalls[1].startswith("2 of 663 queries had an E2E above 1.00 s, or failed; with so many over")
     unlimited = mlperf.judge(scenario, quick, offered_per_s=20.0, slo=None, lasted_s=600.0)
     assert unlimited.value is None
     assert "no latency limit" in unlimited.shortfalls[0]

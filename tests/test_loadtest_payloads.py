@@ -307,6 +307,16 @@ def test_openai_messages_go_up_to_the_last_of_the_user_in_lines_batches_and_parq
             assert row.text == "S\none\ntwo\nthree"
 
 
+@pytest.mark.parametrize(
+    "text", ['{"prompt": "one"}\r\n{"prompt": "two"}\r\n', '[{"prompt": "one"}, {"prompt": "two"}]', "one\r\ntwo\r\n", "prompt\none\ntwo\n"]
+)
+def test_a_file_that_begins_with_a_byte_order_mark_is_read_as_the_others(tmp_path: Path, text: str) -> None:
+    """As programs of Windows write UTF-8; the mark is no part of the first prompt."""
+    file = tmp_path / ("p.csv" if text.startswith("prompt") else "p.data")
+    file.write_text(text, encoding="utf-8-sig", newline="")
+    assert [row.text for row in dataset.read(file).rows] == ["one", "two"]
+
+
 def test_plain_lines_csv_and_a_named_field_are_prompts(tmp_path: Path) -> None:
     (tmp_path / "p.txt").write_text("first prompt\n\nsecond, prompt\n")
     (tmp_path / "p.csv").write_text('question,mine,output\nq1,"m,1",answer text\nq2,m2,\n')

@@ -69,7 +69,9 @@ TOOL = [
 DELTAS: list[tuple[str, Any, int, str]] = [
     ("role only", [{"role": "assistant"}, {"content": "a"}], 1, "a"),
     ("role with empty content", [{"role": "assistant", "content": ""}, {"content": "a"}], 1, "a"),
-    ("half a character", [{"content": ""}, {"content": "ä"}], 2, "ä"),
+    ("half a character", [{"content": "a"}, {"content": ""}, {"content": "ä"}], 3, "aä"),
+    ("a greeting without a token", [{"content": ""}, {"content": ""}, {"content": "a"}, {"content": "b"}], 2, "ab"),
+    ("no text at all", [{"content": ""}, {"content": ""}], 2, ""),
     ("a tool", TOOL, 3, 'go{"x":1}'),
     ("an old function call", [{"function_call": {"name": "go", "arguments": ""}}, {"function_call": {"arguments": "1"}}], 2, "go1"),
     ("a refusal", [{"role": "assistant", "content": None, "refusal": ""}, {"refusal": "no"}], 1, "no"),
@@ -111,6 +113,16 @@ def test_usage_in_each_chunk_gives_each_event_its_own_tokens(gains: list[int]) -
     assert found.tokens_per_event == tuple(gain for gain in gains if gain)
     assert found.token_s == tuple(float(i) for i, gain in enumerate(gains) if gain)
     assert (found.output_tokens, found.token_source) == (sofar[-1], "usage")
+
+
+@pytest.mark.parametrize(
+    ("texts", "tokens", "first"), [(["", "a", "b", "c"], 3, 1.0), (["", "ä", "b", "c"], 4, 0.0), (["", "", "a", "b"], 3, 1.0)]
+)
+def test_events_before_any_text_are_tokens_only_where_the_server_counts_them(texts: list[str], tokens: int, first: float) -> None:
+    """A server that greets at once has made no token yet: TTFT is that of the first that its usage counts."""
+    events = [{"choices": [{"index": 0, "text": text, "finish_reason": None}]} for text in texts]
+    found = answers.read([*chat_stream(*events, {"choices": [], "usage": apis.spent(7, tokens)}), (99.0, apis.DONE)])
+    assert (found.token_s[0], len(found.token_s), found.output_tokens) == (first, tokens, tokens)
 
 
 def test_a_count_that_does_not_grow_to_the_total_is_only_a_total() -> None:

@@ -17,7 +17,7 @@ from mlsys_bench.errors import BadInput, NothingYet, RecordError
 from mlsys_bench.journeys import load
 from mlsys_bench.loadtests import LoadTests
 from mlsys_bench.report import content, courses, load_pictures, pictures, repeats, terminal
-from mlsys_bench.types import LoadTest, Requests, Validity
+from mlsys_bench.types import LoadTest, RequestRecord, Requests, Validity
 from tests.sample_records import head, machine
 from tests.synthetic_runs import decaying, station
 
@@ -216,6 +216,28 @@ def test_p99_9_of_a_limit_is_the_figure_that_was_seen() -> None:
     row = next(line for line in printed(found, 100).splitlines() if line.startswith("ttft_p99.9"))
     assert "—" not in row
     assert "ms" in row
+
+
+def test_what_stands_beside_a_limit_is_what_it_was_held_against() -> None:
+    """400 answers of 100 to 499 ms: with 40 that failed p50 is the 55th percentile of the answered and p95 is lost; p97 is no dash."""
+    order = np.random.default_rng(2).permutation(400).tolist()
+    rows = [
+        RequestRecord(index=i, scheduled_s=float(i), token_s=(i + 0.1 + at / 1000,), tokens_per_event=(1,)) for i, at in enumerate(order)
+    ]
+    failed = [RequestRecord(index=i, scheduled_s=i + 0.5, done_s=i + 0.6, outcome="timeout") for i in range(0, 400, 10)]
+    waiting = [RequestRecord(index=i, scheduled_s=i + 0.7, done_s=i + 30.0, outcome="unfinished") for i in (50, 150, 250, 350)]
+
+    def seen(limits: str, *records: RequestRecord) -> str:
+        found = summary.summarise(
+            records, source="loadtest", target="t", arrivals="poisson", offered_rate_per_s=1.0, slo=slo.parse(limits),
+            validity=Validity(verdict="valid"), window=(0.0, 400.0),
+        )  # fmt: skip
+        return next(line for line in printed(found, 100).splitlines() if line.startswith(limits.partition("<")[0]))
+
+    assert seen("e2e_p97<1s", *rows).split() == ["e2e_p97<1s", "487", "ms", "✓"]
+    assert seen("e2e_p50<400ms", *rows, *failed).split() == ["e2e_p50<400ms", "319", "ms", "✓"]
+    assert seen("e2e_p95<1s", *rows, *failed).split() == ["e2e_p95<1s", "failed", "✗"]
+    assert seen("e2e_mean<450ms", *rows, *waiting).split()[1:] == ["≥", "587", "ms", "?"]
 
 
 def test_what_cannot_be_written_is_said_before_anything_is_measured(tmp_path: Path) -> None:

@@ -270,14 +270,53 @@ def test_a_promise_kept_broken_and_not_decidable() -> None:
 
 def test_a_failed_request_keeps_no_percentile() -> None:
     """Of 100, TTFT of 90 is 100 to 189 ms: with ten failed p90 is missed whatever the others took, and p80 is their 89th percentile."""
-    records = [request(i, i * 1.0, (i + 0.1 + i / 1000, i + 0.5)) for i in range(90)]
+    records = scrambled(90)
     failed = [request(i, i * 1.0, outcome="timeout") for i in range(90, 100)]
     kept = summarise(*records, *failed, limits="ttft_p80<180ms,ttft_p90<10s,itl_p90<10s,ttft_mean<1s,e2e_p50<1s").slo_met
     assert kept == {"ttft_p80": True, "ttft_p90": False, "itl_p90": False, "ttft_mean": True, "e2e_p50": True}
     assert summarise(*records, *failed, limits="ttft_p80<179ms").slo_met == {"ttft_p80": False}
-    away = [request(i, i * 1.0, outcome=outcome) for i, outcome in ((90, "cancelled"), (91, "unfinished"))]
-    assert summarise(*records, *away, limits="ttft_p90<181ms").slo_met == {"ttft_p90": True}
     assert summarise(*failed[:3], limits="ttft_p90<1s").slo_met == {"ttft_p90": None}
+
+
+def scrambled(n: int) -> list[RequestRecord]:
+    """Return requests of TTFT 100 ms, 101 ms …, in an order in which neighbours tell nothing of each other, and E2E of 0.5 s."""
+    return [request(i, i * 1.0, (i + 0.1 + at / 1000, i + 0.5)) for i, at in enumerate(np.random.default_rng(1).permutation(n).tolist())]
+
+
+def test_who_was_given_up_on_purpose_is_in_no_share_and_no_percentile() -> None:
+    """Ten of 100 users close the window: the others were all answered in time."""
+    away = [request(i, i * 1.0, outcome="cancelled", done_s=i + 0.2) for i in range(90, 100)]
+    found = summarise(*scrambled(90), *away, limits="ttft_p90<181.5ms,goodput>98%,availability>99%,ttft_p50<1s")
+    assert set(found.slo_met.values()) == {True, False}
+    assert found.slo_met == {"ttft_p90": True, "goodput": False, "availability": True, "ttft_p50": True}
+    assert found.goodput_ratio == pytest.approx(82 / 90)  # TTFT of 100 … 181 ms
+    assert found.slo_seen["availability"] == 1.0
+
+
+def test_a_request_still_under_way_at_the_end_is_longer_than_it_has_waited() -> None:
+    """Of 100, ten are on their way for 30 s, two of them with a first token: that breaks limits below it and leaves those above open."""
+    late = {i: request(i, i * 1.0, (i + 0.1,) if i > 80 else (), outcome="unfinished", done_s=i + 30.0) for i in range(3, 100, 10)}
+    rows = [late.get(r.index, r) for r in scrambled(100)]
+    found = summarise(*rows, limits="e2e_p95<1s,e2e_p80<1s,e2e_p97<40s,ttft_p95<1s,ttft_p90<1s,e2e_mean<2s,goodput>89%,availability>95%")
+    assert found.slo_met == {
+        "e2e_p95": False, "e2e_p80": True, "e2e_p97": None, "ttft_p95": False, "ttft_p90": None, "e2e_mean": None, "goodput": True,
+        "availability": None,
+    }  # fmt: skip
+    assert (found.e2e_s.count, found.ttft_s.count, found.tpot_s.count) == (100, 100, 90)
+    assert found.e2e_s.p95 == pytest.approx(30.0)
+    assert found.e2e_s.p50 == pytest.approx(0.5)
+    assert found.service_s is not None
+    assert found.service_s.p95 == pytest.approx(30.0)
+    assert found.errors == {"unfinished": 10}
+
+
+def test_a_percentile_of_requests_that_are_alike_is_kept_only_where_it_has_an_interval() -> None:
+    """1,000 waits in five long waves are worth a handful: a limit that a few break is open, one that half break is missed for sure."""
+    waves = [request(i, i * 1.0, (i + 0.1 + 0.05 * (1 + np.sin(i / 32)), i + 0.5)) for i in range(1000)]
+    found = summarise(*waves, limits="ttft_p95<199.9ms,ttft_p90<150ms,ttft_p99<300ms")
+    assert found.ttft_s.p95 is not None
+    assert "p95" not in found.ttft_s.intervals
+    assert found.slo_met == {"ttft_p95": None, "ttft_p90": False, "ttft_p99": True}  # none was beyond 300 ms
 
 
 def test_failures_break_availability() -> None:

@@ -113,6 +113,14 @@ def test_a_few_requests_lose_a_tenth_and_say_so() -> None:
     assert "20 answers" in found.reasons[0]
 
 
+def test_users_who_all_still_wait_for_their_first_answer_are_no_warm_up() -> None:
+    """Eight users and answers of 40 s in a run of 30: all requests are due at its start, and cutting a tenth would leave none."""
+    rows = [RequestRecord(index=i, scheduled_s=0.001 * i, token_s=(20.0, 40.0), tokens_per_event=(1, 1), done_s=40.0) for i in range(8)]
+    found = settled(summary.columns.of(rows), duration_s=30.0, open_loop=False)
+    assert (found.verdict, found.warmup_s) == ("too_short", 0.0)
+    assert settled(summary.columns.of(rows), duration_s=30.0, warmup_s=2.0).warmup_s == 2.0
+
+
 def test_a_warm_up_that_was_given_is_taken() -> None:
     found = settled(decaying(np.random.default_rng(0), 0.0, 0.0, 5.0), warmup_s=7.5)
     assert (found.warmup_s, found.decided_by, found.verdict) == (7.5, "given", "steady")

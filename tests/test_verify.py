@@ -18,6 +18,7 @@ from mlsys_bench.errors import BadInput, NotComparable
 from mlsys_bench.journeys import verify
 from mlsys_bench.report import runs
 from mlsys_bench.types import LatencySummary, Layout, LoadTest, Plan, Validity
+from tests import loadtest_apis as apis
 from tests.sample_records import plan, verification
 
 
@@ -61,6 +62,39 @@ def test_a_prediction_holds_where_its_interval_meets_that_of_the_measurement() -
 
     assert [seen(0.22, i).inside for i in ((0.19, 0.25), (0.21, 0.25), None)] == [True, False, False]
     assert seen(0.15, None).error_percent == 0
+
+
+class Refusing(apis.ChatOnly):
+    """Answers at once, and turns every so-manyth stream away."""
+
+    def __init__(self, every: int) -> None:
+        super().__init__()
+        self.every, self.streams = every, 0
+
+    def answer(self, method: str, path: str, body: bytes) -> apis.Answer:
+        """Answer."""
+        if b'"stream":true' in body:
+            with self.lock:
+                self.streams += 1
+                if self.streams % self.every == 0:
+                    return apis.as_json({"error": "busy"}, 503)
+        return super().answer(method, path, body)
+
+
+@pytest.mark.e2e
+@pytest.mark.parametrize(("every", "status", "says"), [(5, 1, "ttft_p95<500ms missed, "), (10**6, 0, "The plan holds")])
+def test_a_replica_that_turns_requests_away_breaks_the_plan_though_the_others_are_as_predicted(
+    tmp_path: Path, every: int, status: int, says: str
+) -> None:
+    """A fifth of the requests fail: the load test is invalid, for it says little of the others, and the limit is missed all the same."""
+    keys = [f"{metric}_{stat}_s" for metric in ("ttft", "e2e") for stat in ("p50", "p95")]
+    asked = plan(predicted=dict.fromkeys(keys, 0.1), intervals=dict.fromkeys(keys, (0.0, 60.0)), slo="ttft_p95<500ms", replicas=4)
+    record.write(tmp_path / "plan.json", asked, hardware.machine())
+    with apis.serving(Refusing(every)) as server:
+        found = verify.verify(tmp_path / "plan.json", server.url, duration="4s", seed=0, out=None, quiet=True)
+    assert all(check.inside for check in found.checks)
+    assert verify.exit_status(found) == status, found
+    assert says in runs.verification(found)[0].lead
 
 
 class Health(BaseHTTPRequestHandler):

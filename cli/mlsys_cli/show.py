@@ -23,13 +23,13 @@ def show(
     inputs: Sequence[Path] = (),
     extra: object = None,
 ) -> None:
-    """Write the files asked for, then print the record as text or, with --json, as JSON alone."""
-    if as_json or out or html or md:
-        _write(value, as_json, out, html, md, inputs)
+    """Print the record as text or, with --json, as JSON alone, and write the files asked for: what a full disk refuses was told."""
     if not as_json:
         from mlsys_bench.report import terminal
 
         terminal.show(value, extra=extra)
+    if as_json or out or html or md:
+        _write(value, as_json, out, html, md, inputs)
 
 
 def _write(value: Record, as_json: bool, out: Path | None, html: Path | None, md: Path | None, inputs: Sequence[Path]) -> None:
@@ -37,14 +37,14 @@ def _write(value: Record, as_json: bool, out: Path | None, html: Path | None, md
     from mlsys_bench import hardware, record, report
 
     machine = hardware.machine()
+    if as_json:
+        print(record.dumps(value, machine, inputs))
     if out is not None:
         record.write(out, value, machine, inputs)
     if html is not None or md is not None:
         items = [(out.name if out else record.kind_of(value), record.envelope(value, machine, inputs), value)]
         report.write_html(html, items) if html else None
         report.write_markdown(md, items) if md else None
-    if as_json:
-        print(record.dumps(value, machine, inputs))
 
 
 def writable(*paths: Path | None) -> None:

@@ -81,37 +81,40 @@ def _other_machine(base: Machine, cand: Machine, tolerance: float) -> Verdict | 
 
 
 def _findings(base: Bench, cand: Bench, policy: Policy) -> tuple[Finding, ...]:
-    return tuple(words.ruled(_finding(before, after, policy), policy) for before, after in words.matched(base, cand))
+    found = (_finding(before, after, policy) for before, after in words.matched(base, cand))
+    return words.together([(words.ruled(finding, policy), chance) for finding, chance in found])
 
 
-def _finding(base: Measurement | None, cand: Measurement | None, policy: Policy) -> Finding:
+def _finding(base: Measurement | None, cand: Measurement | None, policy: Policy) -> tuple[Finding, float | None]:
     alone = words.unmatched(base, cand)
     if alone is not None:
-        return alone
+        return alone, None
     assert base is not None
     assert cand is not None
     if not launches.usable((*base.launches, *cand.launches)):
-        return words.only(base, "baseline", "not_comparable", words.NO_RATIO)
+        return words.only(base, "baseline", "not_comparable", words.NO_RATIO), None
     return _decided(base, cand, rules.tolerance_of(policy, base.name))
 
 
-def _decided(base: Measurement, cand: Measurement, tolerance: float) -> Finding:
-    """Both sides are there and alike: one number per launch, then the decision that so many launches allow."""
+def _decided(base: Measurement, cand: Measurement, tolerance: float) -> tuple[Finding, float | None]:
+    """Both sides are there and alike: one number per launch, then the decision that so many launches allow, and its chance."""
     statistic = launches.statistic_for((*base.launches, *cand.launches))
     before = [launches.number(launch, statistic, base.better) for launch in base.launches]
     after = [launches.number(launch, statistic, cand.better) for launch in cand.launches]
-    found, needed = None, None
+    found, needed, chance = None, None, None
     if min(len(before), len(after)) < arithmetic.ENOUGH_LAUNCHES:
         ratio, interval, verdict, reason = few.said(base.launches, cand.launches, base.better, statistic, (before, after), tolerance)
     else:
         bounds = _bounds(before, after, base.better, tolerance)
         ratio, interval, verdict, reason = _from_many(bounds, f"{len(before)} against {len(after)}", base.better, statistic, tolerance)
         found, needed = math.expm1(min(bounds.detectable, 50.0)), arithmetic.launches_needed(bounds.sd, tolerance)
-    return Finding(
+        chance = bounds.chance
+    finding = Finding(
         name=base.name, parameters=base.parameters, unit=base.unit, better=base.better, ratio=ratio, interval=interval,
         baseline=few.figure(base.launches, before, statistic), candidate=few.figure(cand.launches, after, statistic),
         verdict=verdict, reason=reason, pairs=min(len(before), len(after)), detectable=found, pairs_needed=needed,
     )  # fmt: skip
+    return finding, chance
 
 
 def _bounds(before: Sequence[float], after: Sequence[float], better: str, tolerance: float) -> arithmetic.Bounds:

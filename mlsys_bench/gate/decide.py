@@ -12,8 +12,11 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
+from mlsys_bench.gate import sequence
+
 ENOUGH_LAUNCHES = 6
 ONE_SIDED = 0.995  # of each bound
+FAMILY = 0.02  # chance that any of all metrics of one program is called slower: as much as the looks of a live gate add up to
 POWER = 0.9  # at which an effect counts as detectable
 MOST_LAUNCHES = 1000  # beyond this many nobody will run them
 
@@ -26,11 +29,12 @@ class Bounds(NamedTuple):
     high: float
     sd: float  # between launches, both sides pooled
     detectable: float
+    chance: float = 1.0  # of so much from a candidate that is no slower than d0
 
 
 def welch(base: Sequence[float], cand: Sequence[float], tolerance: float) -> Bounds:
     """Return the bounds of mean(cand) - mean(base) of log numbers, one per launch.  Source: Welch (1947), Biometrika 34."""
-    from scipy.special import stdtrit
+    from scipy.special import stdtr, stdtrit
 
     b, c = np.asarray(base, dtype=float), np.asarray(cand, dtype=float)
     share_b, share_c = float(b.var(ddof=1)) / len(b), float(c.var(ddof=1)) / len(c)
@@ -39,11 +43,21 @@ def welch(base: Sequence[float], cand: Sequence[float], tolerance: float) -> Bou
     estimate = float(c.mean() - b.mean())
     sd = math.sqrt((float(b.var(ddof=1)) + float(c.var(ddof=1))) / 2)
     if error == 0:
-        return Bounds(estimate, estimate, estimate, sd, d1)
+        return Bounds(estimate, estimate, estimate, sd, d1, float(estimate <= d1 / 5))
     df = (share_b + share_c) ** 2 / (share_b**2 / (len(b) - 1) + share_c**2 / (len(c) - 1))
     half, reach = float(stdtrit(df, ONE_SIDED)) * error, float(stdtrit(df, POWER)) * error
     found = max(d1 / 5 + half + reach, d1 - half + reach)  # beyond d0, and not a pass
-    return Bounds(estimate, estimate - half, estimate + half, sd, found)
+    return Bounds(estimate, estimate - half, estimate + half, sd, found, float(stdtr(df, (d1 / 5 - estimate) / error)))
+
+
+def beyond_chance(chances: Sequence[float]) -> list[bool]:
+    """Say of each metric, by its `Bounds.chance`, whether it is slower beyond what chance does to one of so many.
+
+    Holm's procedure at FAMILY, and each alone at ONE_SIDED: of up to four metrics it asks no more than of one.
+    """
+    p = np.asarray(chances, dtype=float)[None, :]
+    found = sequence.rejected(p, FAMILY, np.ones(p.shape, dtype=bool)) & (p <= 1 - ONE_SIDED)
+    return [bool(each) for each in found[0]]
 
 
 def decide(low: float, high: float, tolerance: float) -> Literal["regression", "improved", "pass", "inconclusive"]:

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from mlsys_bench import errors, stats
+from mlsys_bench import errors, slo, stats
 from mlsys_bench.gate import budgets, sequence, words
 from mlsys_bench.gate import policy as rules
 from mlsys_bench.gate.budgets import Budget
 from mlsys_bench.gate.rows import Pair, paired
 from mlsys_bench.gate.sequence import Evidence, Floats
 from mlsys_bench.summary import launches
-from mlsys_bench.types import Launch, Measurement
+from mlsys_bench.types import Launch, Measurement, Round
 from mlsys_bench.verdicts import Finding, Policy, Word
+
+AVAILABILITY = "availability"  # of a server: a 1 for each request that was answered, a 0 for one that failed
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,11 +62,14 @@ def of(both: Sequence[tuple[Measurement, Measurement]], policy: Policy) -> Itera
             raise errors.unknown("metric", budget.metric, {base.name for base, _ in both}, f"budget {text!r}")
         for base, cand in named:
             budgets.fits(budget, cand.unit)
-            yield _limit(budget, base, cand, rules.may_fail(policy, budget.name))
+            answered = next((m for _, m in both if m.name == AVAILABILITY), None) if budget.metric in slo.LATENCIES else None
+            yield _limit(budget, base, cand, rules.may_fail(policy, budget.name), answered)
 
 
-def _limit(budget: Budget, base: Measurement, cand: Measurement, may_fail: bool) -> Limit | Finding:
+def _limit(budget: Budget, base: Measurement, cand: Measurement, may_fail: bool, answered: Measurement | None) -> Limit | Finding:
     pairs = paired(base, cand)
+    if answered is not None and budget.quantile is not None:
+        pairs = tuple((before, _with_failed(after, answered)) for before, after in pairs)
     if cand.deterministic:
         return _at_once(budget, base, cand, may_fail)
     if any(not len(launches.samples(after)) for _, after in pairs):
@@ -75,6 +81,21 @@ def _limit(budget: Budget, base: Measurement, cand: Measurement, may_fail: bool)
     sign = 1 if budget.sign == "<" else -1
     logs = None if by_share else np.array([sign * math.log(x / budget.limit) for x in numbers])
     return Limit(budget=budget, base=base, cand=cand, pairs=pairs, logs=logs, may_fail=may_fail)
+
+
+def _with_failed(launch: Launch, answered: Measurement) -> Launch:
+    """Return a launch of a server's latencies with an infinite one for each request that failed, round by round: it kept no limit."""
+    asked = next((each for each in answered.launches if each.pair == launch.pair), None)
+    if asked is None or len(asked.rounds) != len(launch.rounds):
+        return launch
+    rounds = (_round_with_failed(*each) for each in zip(launch.rounds, asked.rounds, strict=True))
+    return dataclasses.replace(launch, rounds=tuple(rounds))
+
+
+def _round_with_failed(seen: Round, asked: Round) -> Round:
+    ok = sum(asked.values)
+    lost = round((len(asked.values) - ok) * len(seen.values) / ok) if ok else 0  # gaps between tokens are several a request
+    return Round(values=(*seen.values, *(math.inf,) * lost))
 
 
 def _numbers(budget: Budget, m: Measurement, ran: Sequence[Launch]) -> list[float]:

@@ -1,7 +1,8 @@
 """Absolute limits on load tests: `ttft_p95<500ms`, `goodput>99%` held against the candidate's runs.
 
 Where the files of requests are at hand a quantile keeps its limit when few enough requests lie beyond it, as in `gate.budgets`: blocks of
-neighbouring requests, and runs, say how many independent ones they are worth.  Else the summaries' own intervals are used.
+neighbouring requests, and runs, say how many independent ones they are worth.  Else the summaries' own intervals are used.  A request that
+failed lies beyond every limit of a quantile, as in the verdict of a load test; one that was given up on purpose is none.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import statistics
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 
@@ -84,16 +85,28 @@ def _samples(budget: Budget, runs: Sequence[LoadTest], requests: Sequence[summar
 
 def _values(budget: Budget, inside: summary.Columns, limits: SLO) -> Floats | None:
     """Return one value a request, or a gap; None where nobody said which limits goodput is about."""
-    ok = inside.where(inside.ok)
+    asked = inside.where(inside.outcome != summary.columns.OUTCOMES.index("cancelled"))
     if budget.metric in promised.LATENCIES:
-        values = ok.gaps_s[0] if budget.metric == "itl" else {"ttft": ok.ttft_s, "tpot": ok.tpot_s, "e2e": ok.e2e_s}[budget.metric]
-        return np.asarray(values[~np.isnan(values)])
-    good = inside.ok.astype(float)
+        return _latencies(budget.metric, asked)
+    good = asked.ok.astype(float)
     if budget.metric == "goodput":
         if not limits:
             return None
-        good[inside.ok] = promises.keeps_all(ok, limits)
+        good[asked.ok] = promises.keeps_all(asked.where(asked.ok), limits)
     return good
+
+
+def _latencies(metric: str, asked: summary.Columns) -> Floats:
+    """Return a latency of each request, or its gaps, in the order of the schedule; of those that failed as many infinite ones as usual."""
+    good = asked.told if metric in ("ttft", "e2e") else asked.ok  # of what is under way it is known how long it has waited
+    rows = asked.where(good)
+    values = rows.gaps_s[0] if metric == "itl" else {"ttft": rows.ttft_s, "tpot": rows.tpot_s, "e2e": rows.e2e_s}[metric]
+    sizes = rows.gaps_s[1] if metric == "itl" else (~np.isnan(values)).astype(np.int64)
+    values = values[~np.isnan(values)]
+    if good.all() or not len(values):
+        return values
+    before = np.concatenate([[0], np.cumsum(sizes)])[np.cumsum(good)[~good]]
+    return np.insert(values, np.repeat(before, round(len(values) / len(rows))), np.inf)
 
 
 def _limits(run: LoadTest, policy: Policy) -> SLO:
@@ -108,7 +121,8 @@ def _of_requests(budget: Budget, samples: Sequence[Launch], enough: bool, slack:
     share = budgets.share(budget, samples)
     low, high = share.bounds(_LEVEL)
     clear = budget.quantile is not None and budgets.share(_further(budget, slack), samples).bounds(_LEVEL)[0] > share.allowed
-    counted = f"{share.beyond:.2%} of {share.samples:,} beyond the limit, worth {share.effective:,.0f} independent ones"
+    failed = ", failed ones among them" * any(math.inf in r.values for launch in samples for r in launch.rounds)
+    counted = f"{share.beyond:.2%} of {share.samples:,} beyond the limit{failed}, worth {share.effective:,.0f} independent ones"
     return _word(low, high, share.allowed, enough, clear), f"{counted}; {share.allowed:.2%} may be"
 
 
@@ -133,12 +147,35 @@ def _of_summaries(budget: Budget, runs: Sequence[LoadTest], enough: bool, slack:
     return _word(low, high, bound, enough, clear), "by the 90 % intervals of the runs; with the files of their requests more can be said"
 
 
+def missed(text: str, run: LoadTest) -> bool:
+    """Say whether a run missed a limit such as 'ttft_p95<500ms' for sure: by the 90 % interval of the figure of all its requests."""
+    budget = budgets.parse(text)
+    word, _ = _of_summaries(budget, [run], enough=True, slack=0.0)
+    return word == "regression"
+
+
 def _interval(budget: Budget, run: LoadTest) -> tuple[float, float] | None:
     if budget.metric == "goodput":
         return run.goodput_interval
     if budget.metric == "availability":
-        return stats.wilson(run.ok, run.requests, level=0.9)
-    return getattr(run, f"{budget.metric}_s").intervals.get(_stat(budget))  # type: ignore[no-any-return]
+        return stats.wilson(run.ok, run.requests - run.errors.get("cancelled", 0), level=0.9)
+    return _of_all(budget, run, getattr(run, f"{budget.metric}_s").intervals)
+
+
+def _of_all(budget: Budget, run: LoadTest, answered: Mapping[str, tuple[float, float]]) -> tuple[float, float] | None:
+    """Return the interval of a quantile of all requests, those that failed last, from intervals of quantiles of the answered.
+
+    With a share f failed it is their quantile p / (1 - f): at least as long as at p, and no longer than at the next one that is known.
+    """
+    own, asked = answered.get(_stat(budget)), run.requests - run.errors.get("cancelled", 0)
+    share = stats.wilson(asked - run.ok - run.errors.get("unfinished", 0), asked, level=0.9)
+    if budget.quantile is None or share is None or not share[0]:
+        return own
+    low, high = (budget.quantile / (1 - f) if f < 1 else math.inf for f in share)
+    if low >= 1:
+        return math.inf, math.inf
+    above = [answered[name][1] for name, p in {**summary.QUANTILES, "p999": 0.999}.items() if p >= high and name in answered]
+    return own and (own[0], above[0] if above else math.inf)
 
 
 def _stat(budget: Budget) -> str:

@@ -22,7 +22,7 @@ from mlsys_bench.errors import BadInput
 from mlsys_bench.gate import decide as arithmetic
 from mlsys_bench.gate import load_limits
 from mlsys_bench.gate import policy as rules
-from mlsys_bench.gate.words import counted, overall, ruled
+from mlsys_bench.gate.words import counted, overall, ruled, together
 from mlsys_bench.loadtests import LoadTests
 from mlsys_bench.record import Envelope
 from mlsys_bench.summary.intervals import Z_90, resampled
@@ -64,8 +64,8 @@ def compare(base: Side, cand: Side, *, tolerance: float = 0.05, policy: Policy |
     if different:
         reason = "the two runs are not of the same load: what differs between them is not the server alone"
         return Verdict(verdict="not_comparable", findings=(), tolerance=tolerance, reasons=(reason,), fingerprint_differences=different)
-    findings = (*_latencies(base, cand, policy), *_rates(base, cand, policy), _failures(base, cand), *_limits(base, cand, policy))
-    findings = tuple(ruled(f, policy) for f in findings)
+    compared = [(ruled(f, policy), chance) for f, chance in (*_latencies(base, cand, policy), *_rates(base, cand, policy))]
+    findings = (*together(compared), *(ruled(f, policy) for f in (_failures(base, cand), *_limits(base, cand, policy))))
     return Verdict(verdict=overall(findings), findings=findings, tolerance=tolerance, reasons=(*counted(findings), *_remarks(base, cand)))
 
 
@@ -132,14 +132,14 @@ def _limits(base: Side, cand: Side, policy: Policy) -> Iterator[Finding]:
         yield dataclasses.replace(found, verdict="suspect", reason=f"{found.reason}; but a run is degraded") if doubtful else found
 
 
-def _latencies(base: Side, cand: Side, policy: Policy) -> Iterator[Finding]:
+def _latencies(base: Side, cand: Side, policy: Policy) -> Iterator[tuple[Finding, float | None]]:
     known = [_spreads(side) for side in (base, cand)]
     for metric in METRICS:
         for stat in QUANTILES:
             yield from _finding(f"{metric}_{stat}", "s", "lower", _figure(f"{metric}_s", stat), base, cand, known, policy)
 
 
-def _rates(base: Side, cand: Side, policy: Policy) -> Iterator[Finding]:
+def _rates(base: Side, cand: Side, policy: Policy) -> Iterator[tuple[Finding, float | None]]:
     """Yield what a closed loop is about; in an open loop the rate is the client's."""
     if base.runs[0].offered_rate_per_s is None:
         for name, unit in (("request_rate_per_s", "requests/s"), ("output_tokens_per_s", "tokens/s")):
@@ -159,29 +159,34 @@ def _finding(
     cand: Side,
     known: Sequence[Mapping[str, float]],
     policy: Policy,
-) -> Iterator[Finding]:
+) -> Iterator[tuple[Finding, float | None]]:
+    """Yield a figure's finding with its chance, None where runs are not compared with runs; nothing where a side has no such figure."""
     tolerance = rules.tolerance_of(policy, name)
     before, after = ([value for run in side.runs if (value := of(run)) is not None and value > 0] for side in (base, cand))
     if not before or not after:
         return
+    chance = None
     sign = 1 if better == "lower" else -1
     logs = [[sign * math.log(v) for v in side] for side in (before, after)]
     if min(map(len, logs)) >= arithmetic.ENOUGH_LAUNCHES:
         bounds = arithmetic.welch(logs[0], logs[1], tolerance)
-        estimate, low, high = bounds.estimate, bounds.low, bounds.high
+        estimate, low, high, chance = bounds.estimate, bounds.low, bounds.high, bounds.chance
         verdict: Word = arithmetic.decide(low, high, tolerance)
         reason = f"{len(before)} against {len(after)} runs, sd between runs {100 * bounds.sd:.1f} %"
     else:
         estimate = float(np.mean(logs[1]) - np.mean(logs[0]))
         sds = [errors_of.get(name) for errors_of in known]
         if sds[0] is None or sds[1] is None:
-            yield _said(name, unit, better, before, after, sign * estimate, None, "inconclusive", "no interval on one side: a longer run")
+            yield (
+                _said(name, unit, better, before, after, sign * estimate, None, "inconclusive", "no interval on one side: a longer run"),
+                None,
+            )
             return
         half = 2.576 * math.hypot(sds[0], sds[1])  # each bound at 99.5 %
         low, high = estimate - half, estimate + half
         believed = all(run.validity.verdict == "valid" for run in (*base.runs, *cand.runs))
         verdict, reason = _alone(arithmetic.decide(low, high, tolerance), low, high, tolerance, believed)
-    yield _said(name, unit, better, before, after, sign * estimate, (sign * low, sign * high), verdict, reason)
+    yield _said(name, unit, better, before, after, sign * estimate, (sign * low, sign * high), verdict, reason), chance
 
 
 def _alone(verdict: Word, low: float, high: float, tolerance: float, believed: bool) -> tuple[Word, str]:
@@ -225,9 +230,9 @@ def _spreads(side: Side) -> dict[str, float]:
 def errors(rows: summary.Columns) -> dict[str, float]:
     """Return the standard error of the logarithm of each figure of a run, by resampling blocks of neighbouring requests."""
     inside = rows.where(rows.in_window)
-    ok = inside.where(inside.ok)
-    single = np.ones(len(ok), dtype=np.int64)
-    samples = {"ttft": (ok.ttft_s, single), "tpot": (ok.tpot_s, single), "e2e": (ok.e2e_s, single), "itl": ok.gaps_s}
+    ok, timed = inside.where(inside.ok), inside.where(inside.told)  # as the figures themselves are made
+    single = np.ones(len(timed), dtype=np.int64)
+    samples = {"ttft": (timed.ttft_s, single), "tpot": (ok.tpot_s, single), "e2e": (timed.e2e_s, single), "itl": ok.gaps_s}
     found: dict[str, float] = {}
     for metric, (values, sizes) in samples.items():
         known = values[~np.isnan(values)]
@@ -252,8 +257,9 @@ def _of_summary(run: LoadTest) -> dict[str, float]:
 
 
 def _failures(base: Side, cand: Side) -> Finding:
-    """Return the share of requests that failed: worse where Wilson's intervals lie apart."""
-    counts = [(sum(run.requests - run.ok for run in side.runs), sum(run.requests for run in side.runs)) for side in (base, cand)]
+    """Return the share of requests that failed, of those not given up on purpose: worse where Wilson's intervals lie apart."""
+    asked = [[run.requests - run.errors.get("cancelled", 0) for run in side.runs] for side in (base, cand)]
+    counts = [(sum(each) - sum(run.ok for run in side.runs), sum(each)) for each, side in zip(asked, (base, cand), strict=True)]
     spans = [stats.wilson(failed, requests, level=0.99) or (0.0, 1.0) for failed, requests in counts]
     shares = [failed / requests if requests else 0.0 for failed, requests in counts]
     apart: Word = "regression" if spans[1][0] > spans[0][1] else "improved" if spans[1][1] < spans[0][0] else "pass"

@@ -9,6 +9,7 @@ from dataclasses import replace
 import numpy as np
 
 from mlsys_bench.errors import BadInput
+from mlsys_bench.gate import decide
 from mlsys_bench.gate import policy as rules
 from mlsys_bench.summary import launches
 from mlsys_bench.types import Bench, Measurement, Scalar
@@ -61,6 +62,20 @@ def ruled(finding: Finding, policy: Policy) -> Finding:
     own = rules.tolerance_of(policy, finding.name)
     differs = finding.kind == "relative" and own != policy.tolerance
     return replace(finding, may_fail=rules.may_fail(policy, finding.name), tolerance=own if differs else None)
+
+
+def together(found: Sequence[tuple[Finding, float | None]]) -> tuple[Finding, ...]:
+    """Return findings with their chances (`decide.Bounds.chance`; None: decided otherwise), as many metrics of one comparison allow.
+
+    Of fifty metrics of one program one is often slower beyond its own chance: what is not beyond that of all that may fail is suspect.
+    """
+    tested = [(i, chance) for i, (f, chance) in enumerate(found) if chance is not None and f.may_fail]
+    stands = dict(zip((i for i, _ in tested), decide.beyond_chance([chance for _, chance in tested]), strict=True))
+    of_many = f"beyond its own chance, not beyond that of {len(tested)} metrics together; "
+    return tuple(
+        replace(f, verdict="suspect", reason=of_many + f.reason) if f.verdict == "regression" and not stands.get(i, True) else f
+        for i, (f, _) in enumerate(found)
+    )
 
 
 def only(m: Measurement, side: str, verdict: Word, reason: str) -> Finding:

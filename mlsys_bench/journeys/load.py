@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mlsys_bench import errors, hardware, loadtest, record, report, slo, summary, units, workload
-from mlsys_bench.errors import INTERRUPTED, BadInput, NothingYet
+from mlsys_bench.errors import INTERRUPTED, BadInput, NothingYet, RecordError
 from mlsys_bench.journeys import asking, dry
 from mlsys_bench.journeys.progress import Line
 from mlsys_bench.loadtest import endpoints
@@ -166,7 +166,7 @@ def run(
         line.clear()
         found = _together(results, plan.seed, repeats)
         if found is not None:
-            _write(found, requests, out, csv, png)
+            _keep(found, requests, out, csv, png, quiet)
     assert found is not None
     return found
 
@@ -187,6 +187,21 @@ def _together(results: Sequence[LoadTest], seed: int, repeats: int) -> LoadTest 
     if not results or repeats == 1:
         return results[0] if results else None
     return summary.repeated(results, range(seed, seed + len(results)))
+
+
+def _keep(
+    found: LoadTest | LoadTests, requests: Sequence[Requests], out: Path | None, csv: Path | None, png: Path | None, quiet: bool
+) -> None:
+    """Write what was asked for; what a full disk refuses is at least told, before the error goes on."""
+    try:
+        _write(found, requests, out, csv, png)
+    except RecordError:
+        machine = hardware.machine()
+        if quiet:
+            sys.stdout.write(record.dumps(found, machine) + "\n")
+        else:
+            report.print_all([("", record.envelope(found, machine), found)])
+        raise
 
 
 def _write(found: LoadTest | LoadTests, requests: Sequence[Requests], out: Path | None, csv: Path | None, png: Path | None) -> None:

@@ -18,9 +18,11 @@ import msgspec
 from mlsys_bench import latency, loadtest, record, slo, stats, summary, units, workload
 from mlsys_bench.checked import Check, Verification
 from mlsys_bench.errors import BadInput
+from mlsys_bench.gate import load_limits
 from mlsys_bench.journeys import causes, planning
 from mlsys_bench.journeys.load import progress
 from mlsys_bench.journeys.progress import Line
+from mlsys_bench.loadtest.validity import FAILED_SHARE
 from mlsys_bench.serve import ServerProcess
 from mlsys_bench.types import Layout, LoadTest, Plan, Requests
 
@@ -45,15 +47,17 @@ def verify(plan_file: Path, url: str | None, *, duration: str, seed: int, out: P
         found = checks(plan, measured)
         in_order = not plan.workload.tenants  # a replay knows no priorities
         why = causes.of(found, plan.profile, health, log, requests) if own and in_order else None
+    broken = missed(plan, measured)
     return Verification(
         plan_file=plan_file.name,
         target=target,
         rate_per_s=rate_per_replica(plan),
         checks=found,
-        holds=all(check.inside is not False for check in found) and measured.validity.verdict != "invalid",
+        holds=all(check.inside is not False for check in found) and not broken and measured.validity.verdict != "invalid",
         measured=measured,
         notes=(*notes(plan, measured), *settings(plan, told)),
         causes=why,
+        missed=broken,
     )
 
 
@@ -108,7 +112,9 @@ def check_testable(plan: Plan) -> Plan:
 
 
 def exit_status(result: Verification) -> int:
-    """Return 0 when every prediction holds, 1 when one does not, 3 when the measurement cannot be believed or decides none."""
+    """Return 0 when every prediction holds, 1 when one does not or a limit is missed, 3 when the measurement decides nothing."""
+    if result.missed:
+        return 1
     if result.measured.validity.verdict == "invalid" or all(check.inside is None for check in result.checks):
         return 3
     return 0 if result.holds else 1
@@ -172,6 +178,19 @@ def trial(
         return dataclasses.replace(measured, arrivals=f"exact-rate {traffic.arrivals}"), requests
     finally:
         line.clear()
+
+
+def missed(plan: Plan, measured: LoadTest) -> tuple[str, ...]:
+    """Return the plan's limits that were missed for sure; none where the client is not believed for another reason than failures.
+
+    Predictions are of requests that are answered: a replica that turns the rest away would do what was predicted.
+    """
+    failed = 1 - measured.ok / measured.requests if measured.requests else 0.0
+    if measured.validity.verdict == "invalid" and failed <= FAILED_SHARE[1]:
+        return ()
+    promised = slo.of_all(slo.parse(plan.slo))
+    decided = (limit for limit in promised if limit.metric != "availability")  # that of the fleet, spare replicas and all
+    return tuple(slo.show_limit(limit) for limit in decided if load_limits.missed(slo.show_limit(limit), measured))
 
 
 def checks(plan: Plan, measured: LoadTest) -> tuple[Check, ...]:

@@ -2,7 +2,8 @@
 
 What is a token event: for completions every event with a choice, save one that carries an end and no text; for chat every event whose
 delta has a `content`, reasoning, refusal or tool call, save one that only names the role.  An end without text is taken back when the
-server's `usage` counts it.
+server's `usage` counts it.  Events before the first text count where `usage` counts as many tokens (the first may be half a character);
+else they are a greeting, sent before any token was made.
 
 Who counts: the server's `usage` (that of each event where events carry one), else a tokenizer if one was given, else one token an event.
 """
@@ -196,7 +197,7 @@ def assemble(emitted: Sequence[Emitted], *, usage: Usage, is_whole: bool, count:
         tokens = sum(spread)
     else:
         source = "chunks"
-        stamps = [at for at, counts, _, _ in emitted if counts]
+        stamps = [at for at, counts, _, _ in emitted if counts][_silent(emitted) :]
         spread, tokens = (1,) * len(stamps), len(stamps)
     return Answer(
         token_s=tuple(stamps),
@@ -380,23 +381,28 @@ def _as_many_as(emitted: Sequence[Emitted], tokens: int) -> list[float]:
     """Return the moments of the token events, as many as the server counted tokens where that can be had.
 
     Too few: ends without text come back (the last token may be half a character).
-    Too many: events are left out evenly, the first and the last stay.
+    Too many: those that come before any text go first, as greetings of a server that has made no token yet; then events are left out
+    evenly, the first and the last stay.
     """
     stamps = [at for at, counts, _, _ in emitted if counts]
+    if len(stamps) > tokens:
+        stamps = stamps[min(_silent(emitted), len(stamps) - tokens) :]
     if len(stamps) == tokens:
         return stamps
+    if len(stamps) > tokens:
+        return stamps[:tokens] if tokens <= 1 else [stamps[round(i * (len(stamps) - 1) / (tokens - 1))] for i in range(tokens)]
     keep = [counts for _, counts, _, _ in emitted]
     missing = tokens - len(stamps)
     for i in reversed(range(len(keep))):
         if missing > 0 and not keep[i]:
             keep[i] = True
             missing -= 1
-    stamps = [at for (at, *_), kept in zip(emitted, keep, strict=True) if kept]
-    if len(stamps) <= tokens:
-        return stamps
-    if tokens <= 1:
-        return stamps[:tokens]
-    return [stamps[round(i * (len(stamps) - 1) / (tokens - 1))] for i in range(tokens)]
+    return [at for (at, *_), kept in zip(emitted, keep, strict=True) if kept]
+
+
+def _silent(emitted: Sequence[Emitted]) -> int:
+    """Return how many token events come before the first with text; none where no event has any."""
+    return next((sum(counts for _, counts, _, _ in emitted[:i]) for i, (_, _, text, _) in enumerate(emitted) if text), 0)
 
 
 def _spread(tokens: int, events: int) -> tuple[int, ...]:

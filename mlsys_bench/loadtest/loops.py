@@ -9,7 +9,7 @@ import itertools
 from collections.abc import Callable
 from typing import Protocol
 
-from mlsys_bench.loadtest import job
+from mlsys_bench.loadtest import endpoints, job
 from mlsys_bench.loadtest.alarm import clock
 from mlsys_bench.loadtest.sender import Flight, Sender
 
@@ -117,7 +117,7 @@ class User:
             send_at(self._sender, self._work, following, self._answered, self._then)
             return
         self._awaited -= 1
-        self._failed = self._failed or flight.outcome != "ok" or flight.response.status != 200
+        self._failed = self._failed or flight.outcome != "ok" or not endpoints.is_answer(self._work.endpoint, flight.response.status)
         if self._awaited:
             return
         pause_s = self._work.think.after(self._work.seed, flight.index)

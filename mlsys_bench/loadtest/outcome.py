@@ -210,6 +210,9 @@ def _check_answers(options: Options, requests: Requests, stopped_s: float | None
     where = f"; every request is in {options.requests_file}" if options.requests_file else ""
     if stopped_s is not None and not inside:
         raise NothingYet(f"stopped after {stopped_s:.1f} s: nothing was answered yet past the warm-up of {warmup_s:.1f} s{where}")
+    if not inside and requests.requests:
+        due = f"all of {len(requests.requests)} requests were due in the warm-up of {units.show_s(warmup_s)}, which is left out"
+        raise MeasurementFailed(f"{shown(options.url)}: {due}: give a longer --duration or a shorter --warmup{where}")
     if not any(r.outcome == "ok" for r in inside):
         kinds = Counter(f"{r.outcome}{f' (HTTP {r.http_status})' if r.http_status else ''}" for r in inside)
         listed = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common())

@@ -297,7 +297,7 @@ class Sender:
         response = flight.response
         try:
             response.settle()
-            flight.answer = self._endpoint.read(response) if response.status == 200 else None
+            flight.answer = self._endpoint.read(response) if endpoints.is_answer(self._work.endpoint, response.status) else None
         except (ValueError, msgspec.MsgspecError, RecursionError):  # WireError is one; garbage finds every hole of a parser
             flight.outcome = "bad_response" if flight.outcome == "ok" else flight.outcome
         if flight.outcome == "ok":
@@ -373,7 +373,7 @@ def _stages(flight: Flight) -> dict[str, float]:
 
 def _responses(work: job.Job, endpoint: endpoints.Endpoint) -> Callable[[], wire.Response]:
     if work.transport == "http":
-        return wire.Response
+        return wire.Bodiless if work.endpoint.form.method == "HEAD" else wire.Response
     from mlsys_bench.loadtest import websocket
 
     is_end = endpoint.is_end if isinstance(endpoint, endpoints.Conversation) else None

@@ -220,14 +220,15 @@ def _short(spec: Spec) -> Spec:
 
 def _understood(caller: Caller, spec: Spec, reply: Reply) -> Answer | str:
     """Return the answer, or what is wrong with it."""
-    if reply.status != 200:
+    if not endpoints.is_answer(spec, reply.status):
         if reply.status in (401, 403, 429) or (reply.status >= 500 and reply.status != 501):
             caller.refuse(reply)
         if reply.status == 404:
             return f"{reply}: there is no such endpoint or model; try another --endpoint or --model"
         return f"{reply}: {message(reply.json() or reply.data[:80])}"
     response = Response()
-    response.status, response.headers, response.pieces = 200, reply.headers, [(0.0, reply.data)] if reply.data else []
+    response.status, response.headers, response.headers_at = 200, reply.headers, 0.0
+    response.pieces = [(0.0, reply.data)] if reply.data else []
     try:
         return endpoints.make(_short(spec)).read(response)
     except WireError as error:

@@ -33,6 +33,7 @@ class _Head(NamedTuple):
 class Response:
     """One response.  Feed it bytes as they come until `feed` (or `take`) says it is whole."""
 
+    _has_body = True
     __slots__ = ("_buffer", "_held", "_in_chunk", "_is_lazy", "_left", "_state", "headers", "headers_at", "keep_alive", "pieces", "status")
 
     def __init__(self) -> None:
@@ -105,6 +106,8 @@ class Response:
             return self._head(rest, at)
         self.status, self.headers, self.keep_alive, is_chunked, self._left = head
         self.headers_at = at
+        if not self._has_body:
+            is_chunked, self._left = False, 0
         self._state = Response._chunks if is_chunked else Response._body
         return self._state(self, rest, at)
 
@@ -217,6 +220,13 @@ class Response:
             return True
         self._buffer = data
         return False
+
+
+class Bodiless(Response):
+    """The answer to a HEAD request: it ends with its head, whatever length that names."""
+
+    _has_body = False
+    __slots__ = ()
 
 
 @functools.lru_cache(maxsize=256)

@@ -106,25 +106,55 @@ def kept(run: LoadTest) -> Table | None:
     if not promises:
         return None
     verdicts = {key.partition("<")[0].partition(">")[0]: ok for key, ok in run.slo_met.items()}
-    rows = tuple((Cell(limits.show_limit(p)), _seen(run, p), mark(verdicts.get(key))) for key, p in promises.items())
-    return Table(title="Limits", columns=(Column("limit"), Column("seen", right=True), Column("met")), rows=rows)
+    rows = tuple((Cell(limits.show_limit(p)), _seen(run, key, p, met := verdicts.get(key)), mark(met)) for key, p in promises.items())
+    note = "percentiles here are of all requests, those that failed last" * any(run.slo_seen.values()) * (run.ok < run.requests)
+    return Table(title="Limits", columns=(Column("limit"), Column("seen", right=True), Column("met")), rows=rows, note=note)
 
 
-def _seen(run: LoadTest, limit: Limit) -> Cell:
-    if limit.metric == "goodput" and limit.tenant:
-        return Cell(
-            next((percent(100 * each.goodput_ratio) for each in run.tenants if each.name == limit.tenant and each.goodput_ratio), NONE)
-        )
-    if limit.metric == "goodput":
-        interval = run.goodput_interval
-        shown = f"{100 * interval[0]:.1f}–{100 * interval[1]:.1f} %" if interval else ""
-        return Cell(NONE if run.goodput_ratio is None else percent(100 * run.goodput_ratio), "", shown)
+def _seen(run: LoadTest, key: str, limit: Limit, met: bool | None) -> Cell:
+    """Return what a limit was held against, with the interval where that is of the same requests."""
+    known = run.slo_seen if key in run.slo_seen else {}
+    value, interval = known.get(key), _interval(run, limit)
+    if limit.metric in limits.SHARES:
+        ratio = _ratio(run, limit) if value is None else value
+        return Cell(NONE if ratio is None else percent(100 * ratio), "", span(interval, 100, " %"))
+    if known and value is None:
+        return Cell("too few", "muted") if met is None else Cell("failed", "bad", _failed(run))
+    if value is None:
+        return _recorded(run, limit)
+    if met is None and run.errors.get("unfinished"):
+        return Cell(f"≥ {time(value)}", "", f"{run.errors['unfinished']:,} unfinished")
+    return time_cell(value, interval if run.ok == run.requests else None)
+
+
+def _failed(run: LoadTest) -> str:
+    return f"{percent(100 * (1 - run.ok / run.requests))} of the requests"
+
+
+def _interval(run: LoadTest, limit: Limit) -> Interval | None:
+    """Return the 90 % interval of the figure that a limit is about, where the record has one."""
+    if limit.metric in limits.SHARES:
+        return run.goodput_interval if limit.metric == "goodput" and not limit.tenant else None
+    summary, stat = _summary(run, limit), limit.stat.replace(".", "")
+    return None if summary is None else summary.intervals.get(stat)
+
+
+def _summary(run: LoadTest, limit: Limit) -> LatencySummary | None:
     whose = next((each for each in run.tenants if each.name == limit.tenant), None) if limit.tenant else run
-    summary: LatencySummary | None = getattr(whose, f"{limit.metric}_s", None)
-    stat = limit.stat.replace(".", "")  # p99.9 is the field p999
-    if summary is None or not hasattr(summary, stat):
-        return Cell(NONE, "muted")
-    return _stat_cell(summary, stat)
+    return getattr(whose, f"{limit.metric}_s", None)
+
+
+def _ratio(run: LoadTest, limit: Limit) -> float | None:
+    """Return the share that a record holds which does not say what its limits were held against."""
+    if limit.metric == "availability":
+        return run.ok / run.requests if run.requests else None
+    return next((each.goodput_ratio for each in run.tenants if each.name == limit.tenant), None) if limit.tenant else run.goodput_ratio
+
+
+def _recorded(run: LoadTest, limit: Limit) -> Cell:
+    """Return the percentile of the answered, of a record that holds no other."""
+    summary, stat = _summary(run, limit), limit.stat.replace(".", "")  # p99.9 is the field p999
+    return Cell(NONE, "muted") if summary is None or not hasattr(summary, stat) else _stat_cell(summary, stat)
 
 
 def checks(rows: Sequence[Check]) -> Table:

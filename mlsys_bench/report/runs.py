@@ -69,7 +69,9 @@ def _server_tables(r: LoadTest) -> tuple[Table, ...]:
 def _lead(r: LoadTest) -> str:
     good = f", {percent(100 * r.goodput_ratio)} within all limits" if r.goodput_ratio is not None else ""
     open_ = [name for name, kept in r.slo_met.items() if kept is None]
-    undecided = f" Too few answers to decide {', '.join(open_)}." if open_ and r.source == "loadtest" else ""
+    waiting = r.errors.get("unfinished", 0)
+    why = f"With {waiting:,} still on their way at the end nobody can decide" if waiting else "Too few independent answers to decide"
+    undecided = f" {why} {', '.join(open_)}." if open_ and r.source == "loadtest" else ""
     return f"{r.ok:,} of {count(r.requests, 'request')} answered{f' in {time(r.duration_s)}' if r.duration_s else ''}{good}.{undecided}"
 
 
@@ -148,7 +150,7 @@ def _validity(v: Validity) -> Fact:
 
 def verification(record: Verification) -> tuple[Section, ...]:
     """Return the checks of a plan, then the load test they stand on."""
-    decided = record.measured.validity.verdict != "invalid" and any(c.inside is not None for c in record.checks)
+    decided = bool(record.missed) or (record.measured.validity.verdict != "invalid" and any(c.inside is not None for c in record.checks))
     section = Section(
         kind="verify",
         title=f"Verification of {record.plan_file}",
@@ -167,11 +169,17 @@ def verification(record: Verification) -> tuple[Section, ...]:
 
 def _verdict(record: Verification) -> str:
     """Return the answer in a line: a load test that cannot be believed, or is too short, decides nothing."""
+    if record.missed:
+        return f"The plan does not hold: {', '.join(record.missed)} missed{_lost(record.measured)}; {_inside(record.checks)}."
     if record.measured.validity.verdict == "invalid":
         return f"Undecided: the load test cannot be believed ({_inside(record.checks)})."
     if all(c.inside is None for c in record.checks):
         return "Undecided: too few answers came to measure any figure."
     return f"The plan {'holds' if record.holds else 'does not hold'}: {_inside(record.checks)}."
+
+
+def _lost(r: LoadTest) -> str:
+    return f", {percent(100 * (1 - r.ok / r.requests))} of the requests failed" if r.ok < r.requests else ""
 
 
 def _inside(checks: tuple[Check, ...]) -> str:

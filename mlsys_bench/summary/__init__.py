@@ -63,12 +63,15 @@ FORMULAS = {
     "output_tokens_per_s": "tokens that arrived inside the window / its length, whenever their request was sent",
     "goodput_per_s": "requests scheduled in the window that were answered and kept every latency limit of the SLO themselves / its length; "
     "an ITL limit holds for that statistic of the request's own gaps",
-    "slo_met": "a percentile is held against that of all requests, those that failed last; a mean against that of the answered",
+    "slo_met": "a percentile is held against that of all requests, those that failed last; a mean against that of the answered; undecided "
+    "where too few independent requests, or those still on their way at the end, leave it open",
     "intervals": "90 %: Student for means, order statistics for percentiles, both of as many independent samples as the series is worth "
     "(batch means: requests that share a queue resemble each other); Wilson of as many for goodput; bootstrap over blocks of "
     "neighbouring requests for ITL",
 }
 OF_A_LOADTEST = {
+    "unfinished": "an answer still on its way at the end counts in TTFT, E2E and service times with what it had taken by then: a figure "
+    "that reaches so far is at least that",
     "service_ttft_s": "first event with tokens - own send",
     "service_s": "last token - own send; E2E is this, the client's lateness and a late connection",
     "chunk_gap_s": "gap between neighbouring events, however many tokens they carry",
@@ -100,10 +103,14 @@ def summarise(
     ok = inside.where(inside.ok)
     start_s, end_s = window or _span(inside)
     duration_s = end_s - start_s
-    kept = np.zeros(len(inside))
-    kept[inside.ok] = keeps_all(ok, slo or ())
+    measured = source == "loadtest"
+    asked = inside.where(inside.outcome != columns.OUTCOMES.index("cancelled")) if measured else inside
+    kept = np.zeros(len(asked))
+    kept[asked.ok] = keeps_all(ok, slo or ())
     met = int(kept.sum()) if slo else None
-    told = series_summary if source == "loadtest" else summary
+    told = series_summary if measured else summary
+    timed = inside.where(inside.told) if measured else ok
+    held = judged(inside, slo or (), independent=not measured)
     found = LoadTest(
         source=source,
         target=target,
@@ -116,25 +123,22 @@ def summarise(
         request_rate_per_s=_per_s(int((run.ok & (start_s <= run.end_s) & (run.end_s <= end_s)).sum()), duration_s),
         output_tokens_per_s=_per_s(int(run.tokens[(start_s <= run.token_s) & (run.token_s <= end_s)].sum()), duration_s),
         goodput_per_s=None if met is None else _per_s(met, duration_s),
-        goodput_ratio=None if met is None or not len(inside) else met / len(inside),
-        goodput_interval=None
-        if met is None
-        else share_interval(kept, _known(ok.e2e_s))
-        if source == "loadtest"
-        else stats.wilson(met, len(inside)),
+        goodput_ratio=None if met is None or not len(asked) else met / len(asked),
+        goodput_interval=None if met is None else share_interval(kept, _known(ok.e2e_s)) if measured else stats.wilson(met, len(inside)),
         slo=limits.show(slo) if slo else None,
-        slo_met=judged(inside, slo or ()),
-        lateness_s=series_summary(_known(inside.lateness_s)) if source == "loadtest" else None,
-        ttft_s=told(_known(ok.ttft_s)),
+        slo_met={key: each.met for key, each in held.items()},
+        slo_seen={key: each.seen for key, each in held.items()},
+        lateness_s=series_summary(_known(inside.lateness_s)) if measured else None,
+        ttft_s=told(_known(timed.ttft_s)),
         tpot_s=told(_known(ok.tpot_s)),
         itl_s=pooled(*ok.gaps_s) if itl is None else itl,
-        e2e_s=told(_known(ok.e2e_s)),
+        e2e_s=told(_known(timed.e2e_s)),
         validity=validity,
         requests_file=requests_file,
         formulas=dict(FORMULAS),
         output_tokens_interval=token_rate_interval(np.nan_to_num(ok.output_tokens), arrivals, duration_s),
     )
-    return found if source == "simulation" else _detailed(found, run, inside, ok, (start_s, end_s), slo, steadiness)
+    return _detailed(found, run, inside, ok, (start_s, end_s), slo, steadiness) if measured else found
 
 
 def _detailed(
@@ -142,12 +146,13 @@ def _detailed(
 ) -> LoadTest:
     """Return a load test with what only a measured run has."""
     named = np.bincount(ok.source + 1, minlength=len(columns.SOURCES) + 1)[1:]
+    timed = inside.where(inside.told)
     return dataclasses.replace(
         found,
         formulas={**found.formulas, **OF_A_LOADTEST},
         tenants=tuple(_tenant(name, inside.where(inside.tenant == i), slo) for i, name in enumerate(inside.tenants)),
-        service_ttft_s=series_summary(_known(ok.first_s - ok.sent_s)),
-        service_s=series_summary(_known(ok.last_s - ok.sent_s)),
+        service_ttft_s=series_summary(_known(timed.first_so_far_s - timed.sent_s)),
+        service_s=series_summary(_known(timed.last_so_far_s - timed.sent_s)),
         chunk_gap_s=found.itl_s if ok.one_by_one else pooled(*ok.chunk_gaps_s),
         token_sources={name: int(count) for name, count in zip(columns.SOURCES, named, strict=True) if count},
         prompt_tokens_per_s=_per_s(float(np.nansum(ok.prompt_tokens)), found.duration_s),
@@ -155,27 +160,29 @@ def _detailed(
         mean_output_tokens=_mean(ok.output_tokens),
         timeline=timeline(run, window),
         steadiness=steadiness,
-        curves=_curves(ok),
+        curves=_curves(ok, timed),
     )
 
 
-def _curves(ok: Columns) -> dict[str, Curve]:
-    samples = {"ttft": ok.ttft_s, "tpot": ok.tpot_s, "itl": ok.gaps_s[0], "e2e": ok.e2e_s, "service": ok.last_s - ok.sent_s}
+def _curves(ok: Columns, timed: Columns) -> dict[str, Curve]:
+    service_s = timed.last_so_far_s - timed.sent_s
+    samples = {"ttft": timed.ttft_s, "tpot": ok.tpot_s, "itl": ok.gaps_s[0], "e2e": timed.e2e_s, "service": service_s}
     drawn = {name: curve(_known(values)) for name, values in samples.items()}
     return {name: found for name, found in drawn.items() if found is not None}
 
 
 def _tenant(name: str, inside: Columns, slo: SLO | None) -> TenantUse:
-    ok = inside.where(inside.ok)
-    promised = bool(slo and limits.latencies(slo)) and len(inside) > 0
+    ok, timed = inside.where(inside.ok), inside.where(inside.told)
+    asked = int((inside.outcome != columns.OUTCOMES.index("cancelled")).sum())
+    promised = bool(slo and limits.latencies(slo)) and asked > 0
     return TenantUse(
         name=name,
         requests=len(inside),
         ok=len(ok),
-        goodput_ratio=float(keeps_all(ok, slo or ()).sum()) / len(inside) if promised else None,
-        ttft_s=series_summary(_known(ok.ttft_s)),
+        goodput_ratio=float(keeps_all(ok, slo or ()).sum()) / asked if promised else None,
+        ttft_s=series_summary(_known(timed.ttft_s)),
         tpot_s=series_summary(_known(ok.tpot_s)),
-        e2e_s=series_summary(_known(ok.e2e_s)),
+        e2e_s=series_summary(_known(timed.e2e_s)),
     )
 
 

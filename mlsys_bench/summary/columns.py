@@ -85,6 +85,17 @@ class Columns:
         answered: Bools = self.outcome == OUTCOMES.index("ok")
         return answered
 
+    @property
+    def under_way(self) -> Bools:
+        """Which were still on their way when the run was over: they take longer than they had taken by then."""
+        waiting: Bools = self.outcome == OUTCOMES.index("unfinished")
+        return waiting
+
+    @property
+    def told(self) -> Bools:
+        """Which have a latency, or a bound of one: those answered, and those still under way."""
+        return self.ok | self.under_way
+
     @functools.cached_property
     def first_s(self) -> Floats:
         """When the first token came; never, in an answer whose first stamp carries none, such as an embedding."""
@@ -97,6 +108,17 @@ class Columns:
     def last_s(self) -> Floats:
         """When the last token came."""
         return self._stamp(self.offsets[1:] - 1)
+
+    @functools.cached_property
+    def first_so_far_s(self) -> Floats:
+        """When the first token came; of a request still under way without one, the end of the run, where answers do have tokens."""
+        waits = self.under_way & np.isnan(self.first_s)
+        return np.where(waits, self.end_s, self.first_s) if (self.ok & ~np.isnan(self.first_s)).any() else self.first_s
+
+    @functools.cached_property
+    def last_so_far_s(self) -> Floats:
+        """When the last token came; of a request still under way, the end of the run."""
+        return np.where(self.under_way, self.end_s, self.last_s)
 
     def _stamp(self, at: Ints) -> Floats:
         found = np.full(len(self), np.nan)
@@ -116,13 +138,13 @@ class Columns:
 
     @property
     def ttft_s(self) -> Floats:
-        """Scheduled send to first token."""
-        return self.first_s - self.scheduled_s
+        """Scheduled send to first token; of a request still under way without one, at least so long."""
+        return self.first_so_far_s - self.scheduled_s
 
     @property
     def e2e_s(self) -> Floats:
-        """Scheduled send to last token."""
-        return self.last_s - self.scheduled_s
+        """Scheduled send to last token; of a request still under way, at least so long."""
+        return self.last_so_far_s - self.scheduled_s
 
     @property
     def counted_tokens(self) -> Floats:

@@ -59,13 +59,26 @@ def series_summary(values: Floats) -> LatencySummary:
     intervals: dict[str, Interval | None] = {}
     worth, batches = effective(values)
     for (name, p), figure in zip(names.items(), figures, strict=True):
-        own, of = effective((values <= figure).astype(float))
-        if p > 0.5:  # few values lie beyond a tail: they alone would often seem independent by chance
-            own = min(own, (own * worth) ** 0.5)
-        intervals[name] = _ranked(ordered, p, own / _student(of) ** 2)
+        intervals[name] = _ranked(ordered, p, _worth_at(values, figure, p, worth))
     middle, half = float(values.mean()), _student(batches) * Z_90 * float(values.std(ddof=1)) / worth**0.5
     intervals["mean"] = (middle - half, middle + half)
     return _latency_summary(ordered, intervals, bare, worth)
+
+
+def _worth_at(values: Floats, figure: float, p: float, worth: float) -> float:
+    """Return how many independent values a series is worth where its p-quantile lies, less what few batches cost; `worth`: of its mean."""
+    own, of = effective((values <= figure).astype(float))
+    if p > 0.5:  # few values lie beyond a tail: they alone would often seem independent by chance
+        own = min(own, (own * worth) ** 0.5)
+    return own / _student(of) ** 2
+
+
+def worth_at(values: Floats, figures: Sequence[float], p: float) -> list[int]:
+    """Return how many independent values a series is worth at each of some figures near its p-quantile, as `series_summary` counts them."""
+    if len(values) < LEAST_IN_SERIES or float(values.std()) <= _ALIKE * abs(float(values.mean())):
+        return [len(values) for _ in figures]
+    worth, _ = effective(values)
+    return [int(_worth_at(values, figure, p, worth)) for figure in figures]
 
 
 def effective(values: Floats) -> tuple[float, int]:

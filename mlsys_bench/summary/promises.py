@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -10,6 +11,7 @@ import numpy.typing as npt
 from mlsys_bench import slo as limits
 from mlsys_bench import stats, units
 from mlsys_bench.summary.columns import OUTCOMES, Columns
+from mlsys_bench.summary.intervals import worth_at
 from mlsys_bench.summary.requests import share_of
 from mlsys_bench.types import SLO, Limit
 
@@ -27,40 +29,73 @@ def keeps_all(ok: Columns, slo: SLO) -> Bools:
     return kept
 
 
-def judged(inside: Columns, slo: SLO) -> dict[str, bool | None]:
-    """Return whether each limit was kept, for the requests of its tenant where it names one; None where the sample is too small.
+class Held(NamedTuple):
+    """A limit beside what it was held against: seconds, or a share; None where there is no such figure."""
 
-    A percentile of latencies is that of all requests: one that failed keeps no limit.  A mean is that of the answered.
+    seen: float | None
+    met: bool | None  # None where the requests do not tell
+
+
+def judged(inside: Columns, slo: SLO, *, independent: bool = False) -> dict[str, Held]:
+    """Return each limit with what was seen and whether it was kept, for the requests of its tenant where it names one.
+
+    A percentile of latencies is that of all requests: one that failed keeps no limit.  A mean is that of the answered.  Who was given up
+    by the client on purpose says nothing.  Requests still under way at the end may be answered at once or never: a limit is decided where
+    both come to the same.  So is one where requests that resemble each other (unless `independent`) are worth enough for an interval.
     """
-    return {limits.key(limit): _kept(limit, inside.where(_concerns(inside, limit)), slo) for limit in slo}
+    asked = inside.where(inside.outcome != OUTCOMES.index("cancelled"))
+    return {limits.key(limit): _held(limit, asked.where(_concerns(asked, limit)), slo, independent) for limit in slo}
 
 
-def _kept(limit: Limit, inside: Columns, slo: SLO) -> bool | None:
-    ok = inside.where(inside.ok)
+def _held(limit: Limit, asked: Columns, slo: SLO, independent: bool) -> Held:
+    answered = _ended(limit, asked, asked.told, slo, independent)
+    never = _ended(limit, asked, asked.ok, slo, independent) if asked.under_way.any() else answered
+    return answered if answered.met is never.met else Held(answered.seen, None)
+
+
+def _ended(limit: Limit, asked: Columns, good: Bools, slo: SLO, independent: bool) -> Held:
+    """Return a limit held against requests of which these were answered and the others failed."""
+    if not len(asked):
+        return Held(None, None)
+    answered, failed = asked.where(good), float(1 - good.mean())
     if limit.metric in limits.SHARES:
-        good = int(keeps_all(ok, slo).sum()) if limit.metric == "goodput" else len(ok)
-        return limits.meets(limit, good / len(inside)) if len(inside) else None
-    values = ok.gaps_s[0] if limit.metric == "itl" else _metric(ok, limit.metric)
-    values = values[~np.isnan(values)]
-    needed = 2 if limit.stat in ("mean", "p50") else stats.enough_for_quantile(share_of(limit.stat))
+        share = float(keeps_all(answered, slo).sum() if limit.metric == "goodput" else len(answered)) / len(asked)
+        return Held(share, limits.meets(limit, share))
+    values, groups = _values(limit, answered)
     if limit.stat == "mean":
-        return limits.meets(limit, float(values.mean())) if len(values) >= needed else None
-    failed = failed_share(inside)
-    if failed > 0 and share_of(limit.stat) >= 1 - failed:
-        return False if len(inside) >= needed else None
-    if len(values) < needed:
-        return None
-    return limits.meets(limit, stats.quantile(values, share_of(limit.stat) / (1 - failed)))
+        mean = float(values.mean()) if len(values) >= 2 else None
+        return Held(mean, None if mean is None else limits.meets(limit, mean))
+    p = share_of(limit.stat)
+    needed = 2 if p == 0.5 else stats.enough_for_quantile(p)
+    if failed > 0 and p >= 1 - failed:
+        return Held(None, False if len(asked) >= needed else None)
+    if len(values) < needed or (p != 0.5 and groups < stats.enough_for_quantile(0.5)):
+        return Held(None, None)
+    seen = stats.quantile(values, p / (1 - failed))
+    if independent or p == 0.5 or limit.metric == "itl":
+        return Held(seen, limits.meets(limit, seen))
+    return Held(seen, _sure(limit, values, p / (1 - failed), seen))
 
 
-def failed_share(inside: Columns) -> float:
-    """Return the share of failed requests among those that failed or were answered: they come after all latencies of the others.
+def _sure(limit: Limit, values: Floats, p: float, seen: float) -> bool | None:
+    """Return a verdict on a percentile of a series: that of the figure where it has an interval, else of the share beyond, where sure."""
+    met = limits.meets(limit, seen)
+    at_figure, at_limit = worth_at(values, (seen, limit.limit), p)
+    beyond = float((values >= limit.limit).mean())
+    if beyond == 0 or stats.quantile_ranks(at_figure, p) is not None:
+        return met
+    share = stats.wilson(at_limit * beyond, at_limit) or (0.0, 1.0)
+    return True if share[1] < 1 - p else False if share[0] > 1 - p else None
 
-    Who was cancelled by the client or was under way at the end has not failed.
-    """
-    ok, other = int(inside.ok.sum()), [OUTCOMES.index(name) for name in ("ok", "cancelled", "unfinished")]
-    failed = int((~np.isin(inside.outcome, other)).sum())
-    return failed / (ok + failed) if failed else 0.0
+
+def _values(limit: Limit, answered: Columns) -> tuple[Floats, int]:
+    """Return what a limit is about, in the order of the schedule, and how many requests have it."""
+    if limit.metric == "itl":
+        gaps, sizes = answered.gaps_s
+        return gaps, int((sizes > 0).sum())
+    values = _metric(answered, limit.metric)
+    values = values[~np.isnan(values)]
+    return values, len(values)
 
 
 def failures(failed: Mapping[str, int], requests: int) -> tuple[float, str]:

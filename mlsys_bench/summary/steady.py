@@ -60,6 +60,8 @@ def settled(run: Columns, *, duration_s: float, warmup_s: float | None, stationa
     if len(answered.ttft_s) < LEAST_REQUESTS:
         cut_s = min(0.1 * duration_s, 5.0) if warmup_s is None else warmup_s
         said = f"{len(answered.ttft_s)} answers are too few to test for steadiness, {LEAST_REQUESTS} are needed"
+        if warmup_s is None and not (answered.scheduled_s >= cut_s).any():
+            cut_s = 0.0  # nothing would be left: users who all wait for their first answer
         by = f"the first {units.show_s(cut_s)}, a tenth: too few answers to find one" if warmup_s is None else "given"
         return Steadiness(verdict="too_short", warmup_s=cut_s, decided_by=by, reasons=(said,))
     if warmup_s is not None:

@@ -63,6 +63,11 @@ class Conversation(Endpoint, Protocol):
         ...
 
 
+def is_answer(spec: Spec, status: int) -> bool:
+    """Say whether a status is that of an answer: 200, and of an API that a person describes any that says it went well (201, 204 …)."""
+    return status == 200 or (spec.name == "http" and 200 <= status < 300)
+
+
 def kinds() -> dict[str, Callable[[Spec], Endpoint]]:
     """Return how to make each kind of endpoint, by name."""
     from mlsys_bench.loadtest.endpoints import huggingface, kserve, openai, predictors, template

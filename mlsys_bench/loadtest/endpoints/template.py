@@ -47,7 +47,8 @@ class Http:
 
     def _whole(self, response: Response) -> Answer:
         if not self._mark.reads:
-            return answers.whole(response.pieces, usage=Usage())
+            came = response.pieces or [(response.headers_at or 0.0, b"")]  # where there is no body the head is all there is
+            return answers.whole(came, usage=Usage())
         document = decoded(response.body(), object, "JSON")
         refuse_errors(document)
         text, spent = self._mark.text(document), self._mark.spent(document)

@@ -2,7 +2,7 @@
 
 A score is a request's latency over its limit, so `ttft_p99<500ms` is kept where the 99th percentile of TTFT / 500 ms is below 1.
 `goodput>99%` is the 99th percentile of each request's worst score.  A request that failed has kept no limit: its score is infinite,
-or a server that turns requests away would seem to carry any rate.
+or a server that turns requests away would seem to carry any rate.  One that the client gave up on purpose has no score.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ def _clause(limit: Limit, slo: SLO) -> Clause:
 
 def scores(clause: Clause, slo: SLO, records: Sequence[RequestRecord]) -> Floats:
     """Return the scores of the requests of the window, in the order they were due."""
-    inside = sorted((r for r in records if r.in_window), key=lambda r: r.scheduled_s)
+    inside = sorted((r for r in records if r.in_window and r.outcome != "cancelled"), key=lambda r: r.scheduled_s)
     metric = clause.limit.metric
     if metric == "availability":
         return np.array([0.0 if r.outcome == "ok" else math.inf for r in inside])

@@ -12,6 +12,7 @@ An answer is as long as `max_tokens` or `output_tokens` of the row says, else as
 
 from __future__ import annotations
 
+import codecs
 import dataclasses
 import random
 from collections.abc import Iterator, Mapping, Sequence
@@ -82,7 +83,7 @@ def prompt_tokens(row: Row) -> int:
 def _rows(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
     try:
         with path.open("rb") as file:
-            start = file.read(4096).lstrip(b"\xef\xbb\xbf \t\r\n")
+            start = file.read(4096).removeprefix(codecs.BOM_UTF8).lstrip()
     except OSError as error:
         raise BadInput(f"{path}: cannot be read: {error.strerror or error}") from error
     if start[:1] == b"[":
@@ -94,7 +95,7 @@ def _rows(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
 
 def _list(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
     try:
-        document = msgspec.json.decode(path.read_bytes(), type=list[Any])
+        document = msgspec.json.decode(path.read_bytes().removeprefix(codecs.BOM_UTF8), type=list[Any])
     except (msgspec.DecodeError, RecursionError) as error:
         raise BadInput(f"{path}: is no list of JSON objects: {error}") from error
     for number, given in enumerate(document, 1):
@@ -109,7 +110,8 @@ def _table(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
 
 def _lines(path: Path, is_json: bool) -> Iterator[tuple[int, Mapping[str, Any]]]:
     with path.open("rb") as file:
-        for number, line in enumerate(file, 1):
+        for number, given in enumerate(file, 1):
+            line = given.removeprefix(codecs.BOM_UTF8) if number == 1 else given  # as programs of Windows begin a text
             if line.strip():
                 yield number, _json(line, f"{path}: line {number}") if is_json else {"prompt": _utf8(line, f"{path}: line {number}")}
 
