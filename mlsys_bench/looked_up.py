@@ -29,5 +29,5 @@ class Doctor:
 class Catalog:
     """The rows of one catalogue, as printed: every one with its source and date."""
 
-    catalog: Literal["gpus", "models", "prices"]
+    catalog: Literal["gpus", "models", "prices", "apis"]
     rows: tuple[dict[str, Scalar], ...]

@@ -12,7 +12,9 @@ from mlsys_bench import hardware, latency, models, pricing, record
 from mlsys_bench import plan as planner
 from mlsys_bench.billing import Costs
 from mlsys_bench.errors import BadInput
-from mlsys_bench.journeys import costing
+from mlsys_bench.journeys import costing, planning
+from mlsys_bench.plan import costs
+from mlsys_bench.report.content import describe
 from mlsys_bench.types import Plan
 from mlsys_cli.main import app
 from tests import sample_records
@@ -48,17 +50,73 @@ def prices_file(tmp_path: Path) -> Path:
 
 
 def test_a_plan_is_priced_from_every_side(plan_file: Path, prices_file: Path) -> None:
-    """Storage of 61.44 GB twice at $0.10: $12.29 a month; eight vCPUs at $0.0248: $0.1984 an hour; egress has no price."""
+    """The committed instance: $20; storage of 61.44 GB twice at $0.10: $12.29 a month; eight vCPUs at $0.0248: $0.1984; egress has none."""
     found = costing.cost(
         plan_file, prices=prices_file, apis=["gpt-4o-mini"], vectors="10000000x1536x2", egress="20kB", vcpus=8, baseline=plan_file
     )
     assert found.bill is not None
-    assert found.bill.usd_per_h == pytest.approx(55.04 + 12.288 / 730 + 0.1984)
+    assert found.bill.usd_per_h == pytest.approx(20 + 12.288 / 730 + 0.1984)
     assert found.bill.unpriced == ("network egress",)
     assert [c.change for c in found.comparison] == [0.0] * len(found.comparison)
     assert (found.saving_usd_per_month, found.differences) == (0.0, ())
     assert found.apis[0].model == "gpt-4o-mini"
     assert found.energy is not None
+
+
+def test_a_fleet_is_billed_and_held_against_an_api_on_the_prices_that_are_named(plan_file: Path, prices_file: Path) -> None:
+    """Eight replicas on one p5.48xlarge: $55.04 listed, $20 committed.  One replica takes the whole of it: $480 a day, over $/request."""
+    listed, ours = costing.cost(plan_file, apis=["gpt-4o-mini"]), costing.cost(plan_file, prices=prices_file, apis=["gpt-4o-mini"])
+    assert listed.bill is not None
+    assert ours.bill is not None
+    assert (listed.bill.usd_per_h, ours.bill.usd_per_h) == (55.04, 20.0)
+    assert (ours.bill.lines[0].what, ours.bill.lines[0].source) == ("1 x aws p5.48xlarge (generate), reserved", "contract 4711")
+    assert f"bought on {prices_file} the fleet costs $20.00 an hour; the plan's record says $55.04" in ours.notes
+    assert ours.apis[0].idle_usd_per_day == 480.0
+    assert ours.apis[0].from_per_day == pytest.approx(480 / ours.apis[0].api_usd_per_request)
+
+
+def test_a_plan_bought_on_a_contract_breaks_even_on_it_whether_its_file_is_there_or_not(plan_file: Path, prices_file: Path) -> None:
+    """The record holds the contract's offer: what eight cost for capacity blocks in 2024, $39.33, is nobody's price."""
+    made = costs.rebought(record.read(plan_file, Plan), planning.market(prices_file))
+    assert made is not None
+    file = record.write(plan_file.with_name("ours.json"), made, sample_records.machine())
+    for prices in (None, prices_file):
+        assert costing.cost(file, prices=prices, apis=["gpt-4o-mini"]).apis[0].idle_usd_per_day == 480.0
+    assert costs.term_of(made, planning.market(prices_file)) == "on-demand"
+    with pytest.raises(BadInput, match="--hours: the plan's prices are not the catalogue's"):
+        costing.cost(file, hours="8x8,16x16")
+
+
+def test_a_plan_whose_order_is_not_all_in_its_record_is_billed_as_it_was_bought(plan_file: Path, prices_file: Path) -> None:
+    made = record.read(plan_file, Plan)
+    file = record.write(plan_file.with_name("two.json"), dataclasses.replace(made, fleet=made.fleet * 2), sample_records.machine())
+    assert any("are billed as they were bought; plan again with --prices" in note for note in costing.cost(file, prices=prices_file).notes)
+
+
+def test_a_withdrawn_api_says_so_and_one_that_writes_no_answers_is_refused(plan_file: Path) -> None:
+    gone, sold = "together_ai/meta-llama/Meta-Llama-3.1-70B-Instruct-Turbo", "claude-sonnet-4-6"
+    notes = costing.cost(plan_file, apis=[gone, sold]).notes
+    assert next(note for note in notes if note.startswith(gone)).endswith("it was withdrawn on 2026-02-25: nobody sells it any more")
+    assert next(note for note in notes if note.startswith(sold)).endswith("read 2026-11-20")
+    with pytest.raises(BadInput, match=r"rerank-v3\.5 is sold for rerank and writes no answers"):
+        costing.cost(plan_file, apis=["rerank-v3.5"])
+
+
+def test_what_the_traffic_of_the_plan_costs_at_an_api_stands_beside_the_fleet(plan_file: Path) -> None:
+    found = costing.cost(plan_file, apis=["gpt-4o-mini"])
+    there = found.apis[0].api_usd_per_request * 200 * 3600 * 730
+    said = next(fact.detail for fact in describe(found)[0].facts if fact.label == "API")
+    assert f": ${there:,.0f} a month for this traffic, $40,179 by the fleet" in said
+
+
+def test_a_request_of_a_cheap_fleet_does_not_cost_nothing(plan_file: Path, tmp_path: Path) -> None:
+    """A feed of 5,000 requests a second on $2.58 an hour cost $0.000000 each."""
+    made = record.read(plan_file, Plan)
+    item = dataclasses.replace(made.fleet[0], usd_per_hour=2.58)
+    cheap = dataclasses.replace(made, fleet=(item,), usd_per_hour=2.58, workload=dataclasses.replace(made.workload, rate_per_s=5000.0))
+    found = costing.cost(record.write(tmp_path / "cheap.json", cheap, sample_records.machine()))
+    request = next(fact for fact in describe(found)[0].facts if fact.label == "Request")
+    assert (request.text, request.detail) == ("$0.00000014", "$0.00014 a thousand, idle time included")
 
 
 def test_the_rate_asked_for_shares_the_energy_too(plan_file: Path) -> None:

@@ -168,11 +168,20 @@ def test_the_break_even_against_gpt_4o_mini_by_hand() -> None:
 def test_cache_and_batches_move_it_up() -> None:
     """All input cached: 75 + 120 = 195 millionths; all by batch: 75 + 60 = 135."""
     cached = costs.versus_api(plan(), "gpt-4o-mini", cached_share=1.0)
-    batched = costs.versus_api(plan(), "gpt-4o-mini", batch_share=1.0, fleet_usd_per_h=lambda n: 2.95 * n)
+    batched = costs.versus_api(plan(), "gpt-4o-mini", batch_share=1.0)
     assert cached is not None
     assert batched is not None
     assert (cached.from_per_day, batched.from_per_day) == pytest.approx((70.8 / 195e-6, 70.8 / 135e-6))
     assert costs.versus_api(plan(prices=()), "gpt-4o-mini") is None
+
+
+def test_beyond_a_quota_there_is_no_fleet_to_compare_with() -> None:
+    """Two instances may be rented: three replicas on a third are none, and nothing is said of rates for good."""
+    offer = dataclasses.replace(plan().prices[0], devices=1, usd_per_h=2.95)
+    market = pricing.Market(offers=(offer,), quotas=(pricing.Quota(devices=2, device="H100-SXM"),))
+    found = costs.versus_api(plan(), "gpt-4o-mini", market=market)
+    assert found is not None
+    assert (found.from_per_day, found.for_good_per_day) == (pytest.approx(70.8 / 270e-6), None)
 
 
 # ---------------------------------------------------------------- a baseline

@@ -14,7 +14,7 @@ from mlsys_bench import slo, workload
 from mlsys_bench.plan import candidates, demand, sizing
 from mlsys_bench.plan.analytic import Replica
 from mlsys_bench.plan.frontier import _fleets, frontier
-from mlsys_bench.report import content
+from mlsys_bench.report import content, figures
 from mlsys_bench.types import FrontierPoint, Plan
 
 REQUEST = planner.Request(
@@ -54,6 +54,16 @@ def test_the_plan_is_where_the_frontier_begins(made: Plan) -> None:
     assert (first.usd_per_hour, first.replicas) == (made.usd_per_hour, made.replicas)
     assert first.latency_s == pytest.approx(made.predicted[first.figure])  # as simulated
     assert len(made.frontier) > 2
+
+
+def test_a_plan_that_another_of_its_price_outruns_stands_beside_the_frontier(made: Plan) -> None:
+    """Blue is the plan: the first of the frontier was, whatever had been chosen."""
+    bits = replace(made, fleet=(replace(made.fleet[0], precision="bf16"),), predicted={**made.predicted, made.frontier[0].figure: 0.214})
+    notes = [next(t.note for t in content.describe(p)[0].tables if t.title.startswith("What a shorter")) for p in (made, bits)]
+    assert notes == ["", f"the plan itself, {made.replicas} replicas on H100-SXM (bf16), takes 214 ms for ${made.usd_per_hour:.2f}/h"]
+    pictures = [figures.frontier.__wrapped__(p, "") for p in (made, bits)]  # type: ignore[attr-defined]
+    blue = [[len(c.get_offsets()) for c in page.axes[0].collections] for page in pictures]
+    assert blue == [[len(made.frontier)], [len(made.frontier), 1]]
 
 
 def test_what_is_shown_is_what_is_paid_for() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -11,8 +12,9 @@ from typer.testing import CliRunner
 
 from mlsys_bench import hardware, plan, slo, workload
 from mlsys_bench.errors import BadInput, Infeasible
-from mlsys_bench.plan import intervals, planner
+from mlsys_bench.plan import costs, intervals, planner
 from mlsys_bench.pricing import Market, Shelf, contract
+from mlsys_bench.report import content
 from mlsys_cli.main import app
 
 HEAD = "mlsys: 1\nkind: prices\nsource: contract 4711\ndate: 2026-10-01\ncatalogue: replace\n"
@@ -52,6 +54,18 @@ def test_what_is_committed_is_used_before_anything_is_bought() -> None:
     assert made.usd_per_hour == pytest.approx(9.0 + 6.0 * (made.replicas * made.devices_per_replica - 2))
     assert any(note.startswith("$9.00/h of it is committed and paid in any case") for note in made.notes)
     assert any(note.startswith("instances: 1 x p two + ") for note in made.notes)
+
+
+def test_a_fleet_on_spot_says_that_it_promises_nothing() -> None:
+    """A third of the price read like the same promise."""
+    sold = market(f"offers: [{ONE.replace('on_demand: $6.00/h', 'on_demand: $6.00/h, spot: $2.00/h')}]")
+    firm, spot = (plan.plan(dataclasses.replace(request(sold), term=term)) for term in ("on-demand", "spot"))
+    told = [[note for note in made.notes if "this plan promises nothing while they are away" in note] for made in (firm, spot)]
+    assert [len(notes) for notes in told] == [0, 1]
+    lines = [costs.fleet_lines(made) for made in (firm, spot)]
+    assert [line[0].what.endswith("(llm), spot") for line in lines if line] == [False, True]
+    details = [next(fact.detail for fact in content.describe(made)[0].facts if fact.label == "Cost") for made in (firm, spot)]
+    assert ["spot price: 2026-10-01" in detail for detail in details] == [False, True]
 
 
 def test_a_quota_that_holds_too_few_is_the_reason() -> None:

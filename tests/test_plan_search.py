@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from mlsys_bench import hardware, latency, models, simulate, slo, stats, summary, workload
 from mlsys_bench.batching import Limits
 from mlsys_bench.errors import BadInput, UnknownName
-from mlsys_bench.plan import Request, candidates, confirm, demand, mixed, plan, planner, screen, search, sizing
+from mlsys_bench.plan import Request, candidates, confirm, demand, mixed, plan, planner, screen, search, sizing, words
 from mlsys_bench.plan.analytic import Replica
 from mlsys_bench.plan.latencies import Latencies
 from mlsys_bench.plan.trial import BATCHES, Trial, of_tracks
@@ -268,11 +268,20 @@ def test_what_a_trial_says_is_what_the_records_of_the_same_run_say() -> None:
     assert found.all.tpot_s == pytest.approx(np.array(per_token), abs=1e-9, nan_ok=True)
 
 
+def test_a_limit_that_one_request_keeps_and_an_idle_replica_misses_is_told_so() -> None:
+    """It read '392 ms > 400 ms at any replica count'."""
+    limits = slo.parse("ttft_p99<400ms")
+    alone = Latencies(ttft_s=np.array([0.392]), tpot_s=np.array([0.01]), e2e_s=np.array([2.0]), itl_s=np.array([0.01]))
+    late = dataclasses.replace(alone, ttft_s=np.array([0.6]))
+    assert words._exceeds(alone, 1.0, limits[0], limits) == "ttft_p99 392 ms alone, beyond 400 ms beside others"
+    assert words._exceeds(late, 1.5, limits[0], limits) == "ttft_p99 600 ms > 400 ms"
+
+
 # ---------------------------------------------------------------- several kinds
 
 
 def test_the_program_finds_the_cheapest_assignment_of_buckets() -> None:
-    """Against all 3^4 assignments, replicas rounded up per kind."""
+    """Against all 3^4 assignments, replicas rounded up per pool: buckets of one kind that others separate are two pools."""
     rng = np.random.default_rng(5)
     for _ in range(20):
         usd, rates = rng.uniform(1, 5, 3), rng.uniform(0.5, 20, 4)
@@ -282,13 +291,27 @@ def test_the_program_finds_the_cheapest_assignment_of_buckets() -> None:
         def cost(chosen: tuple[int, ...], usd=usd, rates=rates, carried=carried) -> float:  # type: ignore[no-untyped-def]
             if any(carried[g, b] <= 0 for b, g in enumerate(chosen)):
                 return float("inf")
-            loads = [sum(rates[b] / carried[g, b] for b, kind in enumerate(chosen) if kind == g) for g in range(3)]
-            return float(sum(usd[g] * np.ceil(load - 1e-9) for g, load in enumerate(loads)))
+            runs = [(g, [b for b, _ in run]) for g, run in itertools.groupby(enumerate(chosen), key=lambda pair: pair[1])]
+            return float(sum(usd[g] * np.ceil(sum(rates[b] / carried[g, b] for b in buckets) - 1e-9) for g, buckets in runs))
 
         best = min(cost(chosen) for chosen in itertools.product(range(3), repeat=4))
         found = mixed.assign(usd, carried, rates)
         assert found is not None
         assert cost(tuple(found)) == pytest.approx(best)
+
+
+def test_of_a_device_the_candidate_that_carries_most_takes_part() -> None:
+    """34/s are 1.6 H100 in bf16, 1.2 in FP8, and cost two in either: with one in FP8 an L40S is enough for the rest, $4.50 for $5.90."""
+    traffic = workload.synthetic(34, prompt="lognormal:1000:2", output="200")
+    asked = request(workload=traffic, slo=slo.parse("ttft_p95<1s,tpot_p95<100ms"), gpus=("h100-sxm", "l40s"), precisions=("bf16", "fp8"))
+    fitting, misfits = candidates.every(asked)
+    bounds, _ = search.bounds(asked, fitting, demand.of(traffic))
+    single = search.search(asked, bounds, misfits, 3).designs[0]
+    found = mixed.mixed(asked, bounds, single)
+    assert single.price is not None
+    assert found is not None
+    assert (single.price.usd_per_h, round(found.usd_per_h, 2)) == (5.90, 4.50)
+    assert [pool.design.candidate.precision for pool in found.pools] == ["fp8", "fp8"]
 
 
 def test_pools_share_out_all_prompts_once_and_cost_less_than_one_kind() -> None:

@@ -6,6 +6,7 @@ import dataclasses
 import io
 import os
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,9 @@ import pytest
 from rich.console import Console
 
 from mlsys_bench import report
+from mlsys_bench.journeys import catalog as catalogues
+from mlsys_bench.journeys import planning
+from mlsys_bench.looked_up import Catalog
 from mlsys_bench.record import KINDS, Envelope, Record, kind_of
 from mlsys_bench.report import content, parts, terminal
 from mlsys_bench.types import (
@@ -86,10 +90,33 @@ def test_a_table_too_wide_for_the_terminal_names_what_it_leaves_out() -> None:
     assert re.search(r"too wide for this terminal, see --json: column \d", text)
 
 
+@pytest.mark.parametrize(
+    ("rows", "shown"),
+    [
+        (catalogues.prices, ("$/h", "$55.04")), (catalogues.gpus, ("$/h each", "$2.95", "3.35 TB/s")),
+        (catalogues.models_, ("params", "70.6 B", "141 GB")), (catalogues.apis, ("output $/1M", "$0.60", "2026-02-25")),
+    ],
+)  # fmt: skip
+def test_a_catalogue_shows_what_it_is_asked_for_on_a_narrow_terminal(rows: Callable[[], Catalog], shown: tuple[str, ...]) -> None:
+    """A list of prices showed provider, instance, device, devices and term: and no price."""
+    text = printed(rows(), 80)
+    assert max(map(len, text.splitlines())) <= 80
+    assert all(what in text for what in shown)
+
+
 def test_a_machine_says_what_it_cannot_do_and_what_would_change_that() -> None:
     text = printed(doctor())
     assert "✗" in text
     assert "install one, or measure on the CPU" in text
+
+
+def test_a_plan_that_misses_a_limit_after_all_says_so_first_and_ends_with_1() -> None:
+    """Short simulations kept it, longer ones none: 251 replicas 'carry' the traffic, with a cross far below, and exit status 0."""
+    kept = dataclasses.replace(plan(), slo="ttft_p95<500ms", predicted={**plan().predicted, "ttft_p95_s": 0.45})
+    late = dataclasses.replace(kept, predicted={**kept.predicted, "ttft_p95_s": 0.55})
+    leads = [content.describe(p)[0].lead for p in (kept, late)]
+    assert ["Simulated for longer it misses ttft_p95<500ms" in lead for lead in leads] == [False, True]
+    assert [planning.exit_status(p) for p in (kept, late)] == [0, 1]
 
 
 def test_a_plan_says_fleet_cost_limit_headroom_and_where_each_comes_from() -> None:

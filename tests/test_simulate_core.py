@@ -432,6 +432,10 @@ def test_what_cannot_be_simulated_is_refused_by_name() -> None:
         core.circulate(some, ROOMY, users=0, clock=linear)
     with pytest.raises(BadInput, match="least_loaded"):
         core.play(some, ROOMY, clock=linear, routing="least_lodaed")
+    with pytest.raises(BadInput, match="in order of time"):
+        play((1.0, 1, 1), (0.0, 1, 1))
+    with pytest.raises(BadInput, match="wait for an answer"):
+        play((0.0, 1, 1), (math.nan, 1, 1))
 
 
 def test_an_endless_cache_finds_all_that_was_ever_published() -> None:

@@ -312,6 +312,13 @@ def test_an_option_that_names_nothing_is_refused() -> None:
             asked([], qps=1.0, **{name: given_})
 
 
+@pytest.mark.parametrize("name", ["slo", "headroom", "prompt_tokens", "availability"])
+def test_an_option_that_says_nothing_is_refused(name: str) -> None:
+    """`--slo "$SLO"` of a variable that is not set: the plan was made for limits that nobody gave."""
+    with pytest.raises(BadInput, match=f"--{name.replace('_', '-')} '' says nothing; write a value, or leave the option out"):
+        planning.asked(scenario=None, **{name: ""})
+
+
 def test_a_plan_is_for_the_busiest_time_of_day_and_says_so() -> None:
     """A day whose peak is twice the mean costs as much as that peak all day long."""
     day = workload.synthetic(10, arrivals="diurnal:24h:1,1,4,2", prompt="300", output="60")

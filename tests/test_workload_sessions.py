@@ -12,7 +12,9 @@ import numpy as np
 import pytest
 
 from mlsys_bench import loadtest, workload
+from mlsys_bench import plan as planner
 from mlsys_bench.errors import BadInput
+from mlsys_bench.journeys import planning
 from mlsys_bench.types import Lengths
 from mlsys_bench.workload import trace
 from mlsys_bench.workload.schedule import nominal_s
@@ -106,6 +108,33 @@ def test_what_sessions_bring_is_described_as_if_answers_took_no_time(tmp_path: P
     for row in range(len(plan)):
         by_hand[row] = plan.scheduled_s[row] if plan.turn[row] == 0 else by_hand[row - 1] + plan.gap_s[row]  # type: ignore[index]
     assert nominal_s(plan).tolist() == pytest.approx(by_hand.tolist())
+
+
+def test_turns_that_wait_for_an_answer_are_planned_at_times_of_their_own(tmp_path: Path) -> None:
+    """Those without a time all came after the last that has one: a fleet was planned for a single request."""
+    path = trace.write(workload.sessions(AGENT, rate_per_s=10, n=50, seed=5), tmp_path / "sessions.csv")
+    read = workload.from_trace(path)
+    given = workload.opened(read)
+    assert (np.diff(given.scheduled_s) >= 0).all()
+    assert sorted(given.scheduled_s) == pytest.approx(sorted(nominal_s(read)))
+    assert len(given) == len(read)
+    assert given.gap_s is None
+    assert f"{len(read) - 50:,} of {len(read):,} requests are turns that follow an answer" in given.notes[-1]
+    assert workload.opened(given) is given
+
+
+def test_a_plan_for_sessions_counts_every_turn(tmp_path: Path) -> None:
+    path = trace.write(workload.sessions(AGENT, rate_per_s=2, n=60, seed=5), tmp_path / "sessions.csv")
+    asked = planning.asked(
+        scenario=None, qps=None, measured=[], model="llama-3-8b", gpu="l4", precision="fp8", slo="ttft_p95<2s,tpot_p95<80ms", arrivals=None,
+        prompt_tokens=None, output_tokens=None, max_batch=None, headroom=None, term="on-demand", seed=0, trace=path,
+    )  # fmt: skip
+    made = planning.plan(asked)  # type: ignore[arg-type]
+    assert made.predicted["ttft_p50_s"] < made.predicted["ttft_p99_s"], "percentiles of one request are all the same"
+    assert any("turns that follow an answer" in note for note in made.notes)
+    assert any("is not computed again" in line for line in made.assumptions)
+    with pytest.raises(BadInput, match="turns without a time"):
+        planner.plan(dataclasses.replace(asked, trace=workload.from_trace(path)))  # type: ignore[arg-type, type-var]
 
 
 @pytest.mark.parametrize(

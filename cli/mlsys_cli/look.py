@@ -87,6 +87,14 @@ def prices(as_json: AsJson = False) -> None:
     show(catalog.prices(), as_json)
 
 
+@catalog_app.command()
+def apis(as_json: AsJson = False) -> None:
+    """List what hosted models ask per million tokens: the names that `mlsys cost --api` takes."""
+    from mlsys_bench.journeys import catalog
+
+    show(catalog.apis(), as_json)
+
+
 @scenario_app.command("list")
 def list_scenarios() -> None:
     """List the scenarios that ship with mlsys."""

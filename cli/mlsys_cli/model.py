@@ -46,7 +46,7 @@ def plan(
     output_tokens: OutputTokens = None,
     max_batch: Annotated[int | None, typer.Option(help="Sequences decoded together on one replica.", min=1)] = None,
     headroom: Annotated[str | None, typer.Option(help="Share of a replica's capacity kept free, e.g. 20%.")] = None,
-    term: Annotated[str, typer.Option(help="on-demand or spot.")] = "on-demand",
+    term: Annotated[str, typer.Option(help="on-demand, spot or reserved.")] = "on-demand",
     trace: Annotated[Path | None, typer.Option(help="The smallest fleet for this trace, replayed in simulation.", dir_okay=False)] = None,
     speed: Annotated[float, typer.Option(help="Play the trace so many times as fast.", min=0.0)] = 1.0,
     routing: Annotated[str, typer.Option(help="random, round_robin, least_loaded or power_of_two.")] = "random",

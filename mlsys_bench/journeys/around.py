@@ -78,7 +78,9 @@ def _scaling(text: str, replicas: int) -> Autoscaling:
     if replicas > given["max"]:
         raise BadInput(f"--autoscale {text}: the fleet begins with the {replicas} of --replicas, more than its max")
     if replicas < given.get("min", 1):
-        raise BadInput(f"--autoscale {text}: the fleet begins with the {replicas} of --replicas, less than its min; add --replicas {given['min']}")
+        raise BadInput(
+            f"--autoscale {text}: the fleet begins with the {replicas} of --replicas, less than its min; add --replicas {given['min']}"
+        )
     if metrics[0] == "kv" and given["kv"] > 1:
         raise BadInput(f"--autoscale {text}: kv is a share of the KV memory; above 100% nothing would ever be added")
     names = {"min": "least", "max": "most", "cold_start": "cold_start_s", "every": "interval_s", "down_delay": "down_delay_s"}

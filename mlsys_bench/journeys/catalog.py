@@ -1,4 +1,4 @@
-"""catalog gpus | models | prices: the catalogues as rows, every one with source and date."""
+"""catalog gpus | models | prices | apis: the catalogues as rows, every one with source and date, what a narrow page must show first."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ def _device(device: hardware.Device) -> dict[str, Scalar]:
         "id": device.id,
         "memory_bytes": device.memory_bytes,
         "bandwidth_bytes_per_s": device.bandwidth_bytes_per_s,
+        "usd_per_device_h": each,
         "bf16_flops_per_s": device.flops_per_s.get("bf16"),
         "fp8_flops_per_s": device.flops_per_s.get("fp8"),
-        "usd_per_device_h": each,
         "offer": None if cheapest is None else f"{cheapest[0].provider} {cheapest[0].instance}",
         **rates,
         "kind": device.kind,
@@ -44,14 +44,14 @@ def _model(a: models.Architecture) -> dict[str, Scalar]:
         "id": a.id,
         "params": a.params,
         "active_params": a.active_params,
+        "weight_bytes_bf16": models.weight_bytes(a, "bf16"),
+        "kv_bytes_per_token_bf16": models.kv_bytes_per_token(a, "bf16"),
+        "max_context": a.max_context,
         "layers": a.layers,
         "hidden": a.hidden,
         "heads": a.heads,
         "kv_heads": a.kv_heads,
         "attention": a.attention,
-        "weight_bytes_bf16": models.weight_bytes(a, "bf16"),
-        "kv_bytes_per_token_bf16": models.kv_bytes_per_token(a, "bf16"),
-        "max_context": a.max_context,
         "source": a.source,
         "date": a.date,
     }
@@ -67,13 +67,36 @@ def prices() -> Catalog:
                 "instance": o.instance,
                 "device": o.device,
                 "devices": o.devices,
-                "region": o.region,
                 "term": o.term,
                 "usd_per_h": o.usd_per_h,
+                "region": o.region,
                 "provenance": o.provenance.value,
                 "source": o.source,
                 "date": o.date,
             }
             for o in pricing.offers()
+        ),
+    )
+
+
+def apis() -> Catalog:
+    """Return what every hosted model asks per million tokens, dated and sourced; None where it sells no such thing."""
+    return Catalog(
+        catalog="apis",
+        rows=tuple(
+            {
+                "model": price.model,
+                "mode": price.mode,
+                "input_usd_per_million": price.input_usd_per_million,
+                "output_usd_per_million": price.output_usd_per_million,
+                "withdrawn": price.withdrawn,
+                "cached_input_usd_per_million": price.cached_input_usd_per_million,
+                "batch_input_usd_per_million": price.batch_input_usd_per_million,
+                "batch_output_usd_per_million": price.batch_output_usd_per_million,
+                "provider": price.provider,
+                "source": price.source,
+                "date": price.date,
+            }
+            for price in pricing.api_prices()
         ),
     )

@@ -19,7 +19,7 @@ from mlsys_bench.pricing import Market, compare, energy, mix
 from mlsys_bench.pricing.energy import Site
 from mlsys_bench.pricing.mix import Terms
 from mlsys_bench.pricing.spot import Reclaims
-from mlsys_bench.types import Plan, Provenance
+from mlsys_bench.types import FleetItem, Plan, Provenance
 from mlsys_bench.units import count
 
 _COUNT = re.compile(r"\d{1,12}", re.ASCII)
@@ -47,7 +47,8 @@ def cost(
     quiet: bool = False,
 ) -> Costs:
     """Return what the plan of a record costs.  Shares and sizes are text with units, as typed; `hours` are replicas, hour by hour."""
-    plan, market = planning.stored(file), pricing.published() if prices is None else planning.market(prices)
+    market = pricing.published() if prices is None else planning.market(prices)
+    plan, bought = _on(planning.stored(file), prices, market)
     rate = _mean_rate(plan, requests_per_s)
     extra, unpriced = _extra(market, rate, vectors, egress, vcpus)
     found = Costs(
@@ -55,12 +56,29 @@ def cost(
         requests_per_s=rate,
         bill=costs.bill(plan, extra, unpriced, rate),
         energy=costs.draw(plan, None if site is None else energy.check_site(site), requests_per_s=rate),
-        apis=tuple(_api(plan, name, cached, batched, least) for name in apis),
-        mix=None if hours is None else _mix(plan, market, hours, floor, spot),
-        sensitivity=changes(plan, market, small, progress.Line(quiet)) if what_if else (),
-        notes=market.notes,
+        apis=tuple(_api(plan, name, cached, batched, least, None if prices is None else market) for name in apis),
+        mix=None if hours is None else _mix(plan, _sold(plan, market, prices), hours, floor, spot),
+        sensitivity=changes(plan, costs.market_of(plan) if prices is None else market, small, progress.Line(quiet)) if what_if else (),
+        notes=(*bought, *market.notes, *map(_api_note, dict.fromkeys(apis))),
     )
-    return found if baseline is None else beside(found, plan, baseline)
+    return found if baseline is None else beside(found, plan, _on(planning.stored(baseline), prices, market)[0])
+
+
+def _on(plan: Plan, prices: Path | None, market: Market) -> tuple[Plan, tuple[str, ...]]:
+    """Return a plan as its fleet is bought on the prices of a file, if one is named, and what that changes of its record."""
+    if prices is None:
+        return plan, ()
+    again = costs.rebought(plan, market)
+    if again is None:
+        return plan, (
+            f"{prices}: stages, several kinds and zones are billed as they were bought; plan again with --prices to buy them there",
+        )
+    if again.usd_per_hour == plan.usd_per_hour:
+        return again, ()
+    if again.usd_per_hour is None:
+        return again, (f"{prices} sells no {plan.fleet[0].gpu} on the plan's term, so the fleet has no price here",)
+    here, there = (units.show_usd(each.usd_per_hour) for each in (plan, again))
+    return again, (f"bought on {prices} the fleet costs {there} an hour; the plan's record says {here}",)
 
 
 def _mean_rate(plan: Plan, given: float | None) -> float:
@@ -74,9 +92,8 @@ def _mean_rate(plan: Plan, given: float | None) -> float:
     return plan.mean_per_s if given is None else given
 
 
-def beside(found: Costs, plan: Plan, baseline: Path) -> Costs:
-    """Return the costs of a plan with the comparison to the plan of another record."""
-    old = planning.stored(baseline)
+def beside(found: Costs, plan: Plan, old: Plan) -> Costs:
+    """Return the costs of a plan with the comparison to another plan."""
     return dataclasses.replace(
         found,
         comparison=compare.compare(old, plan),
@@ -88,8 +105,13 @@ def beside(found: Costs, plan: Plan, baseline: Path) -> Costs:
 def _fleet(plan: Plan) -> str:
     if plan.stages:
         return f"{plan.scenario or plan.model}, {count(plan.replicas, 'replica')} of {count(len(plan.stages), 'stage')}"
-    parts = (f"{item.replicas} x {item.gpu} for {item.stage}" for item in plan.fleet)
-    return f"{plan.model}, {', '.join(parts)}"
+    return f"{plan.model}, {', '.join(f'{_kind(item)} for {item.stage}' for item in plan.fleet)}"
+
+
+def _kind(item: FleetItem) -> str:
+    """Return such as '6 replicas of 2 x H100-SXM'."""
+    devices = max(item.tp * item.attention_dp, item.ep) * item.pp
+    return f"{count(item.replicas, 'replica')} of {f'{devices} x ' if devices > 1 else ''}{item.gpu}"
 
 
 def _extra(market: Market, rate: float, vectors: str | None, egress: str | None, vcpus: float) -> tuple[list[Line | None], list[str]]:
@@ -118,12 +140,22 @@ def _vectors(text: str) -> tuple[float, int, int]:
     return float(parts[0]), int(parts[1]), int(parts[2]) if len(parts) == 3 else 1
 
 
-def _api(plan: Plan, model: str, cached: str | None, batched: str | None, least: int) -> BreakEven:
+def _api(plan: Plan, model: str, cached: str | None, batched: str | None, least: int, market: Market | None) -> BreakEven:
     shares = {name: units.fraction(text, f"--{name}") if text else 0.0 for name, text in (("cached", cached), ("batched", batched))}
-    found = costs.versus_api(plan, model, cached_share=shares["cached"], batch_share=shares["batched"], least=least)
+    found = costs.versus_api(plan, model, cached_share=shares["cached"], batch_share=shares["batched"], market=market, least=least)
     if found is None:
         raise BadInput(f"--api {model}: the plan's fleet has no price, or is of several kinds: there is nothing to compare with")
     return found
+
+
+def _api_note(model: str) -> str:
+    """Return where the price of a hosted model is from, and whether it can still be had."""
+    price = pricing.api_price(model)
+    known = f"{price.model}: {price.source}, {price.date}"
+    if price.withdrawn is None:
+        return known
+    is_gone = price.withdrawn <= price.date[-10:]
+    return f"{known}; {'it was' if is_gone else 'it is'} withdrawn on {price.withdrawn}{': nobody sells it any more' * is_gone}"
 
 
 # ---------------------------------------------------------------- changes
@@ -140,7 +172,7 @@ def changes(plan: Plan, market: Market, small: str | None, line: progress.Line |
         gpus=(plan.gpu,),
         precisions=(plan.fleet[0].precision,),
         profiles=() if plan.profile.provenance is Provenance.ROOFLINE else (plan.profile,),
-        term=plan.prices[0].term if plan.prices else "on-demand",
+        term=costs.term_of(plan, market),
         market=market,
     )
     told = None if line is None else line.counted("changes planned")
@@ -165,6 +197,13 @@ def _mix(plan: Plan, market: Market, hours: str, floor: int | None, spot: str | 
     wanted = [-(-replicas // each) for replicas in replicas_by_hour(hours)]
     kept = plan.replicas if floor is None else floor
     return mix.best(wanted, -(-kept // each), _terms(market, offer.provider, offer.instance, offer.region), _reclaims(spot))
+
+
+def _sold(plan: Plan, market: Market, prices: Path | None) -> Market:
+    """Return the market that terms are compared on.  Raises BadInput where the plan was bought on another one that nobody named."""
+    if prices is None and costs.market_of(plan) is not market:
+        raise BadInput("--hours: the plan's prices are not the catalogue's, and its record has those of one term alone; name --prices FILE")
+    return market
 
 
 def _terms(market: Market, provider: str, instance: str, region: str) -> Terms:

@@ -149,14 +149,14 @@ def _model(model: str | None, base: Scenario | None, own: Sequence[LatencyProfil
 
 
 def replays(trace: Path | None, seen: Workload | None, qps: float | None, speed: float) -> workload.Schedule | None:
-    """Return the requests of a trace as the fleet will get them, faster by `speed` or at the rate asked for."""
+    """Return the requests of a trace as the fleet will get them, faster by `speed` or at the rate asked for, each at a time of its own."""
     if trace is None:
         if speed != 1:
             raise BadInput("--speed plays a trace faster; give --trace FILE, or --qps for traffic of a law")
         return None
     if qps is not None and speed != 1:
         raise BadInput("--qps and --speed both say how fast the trace is played; give one")
-    return workload.from_trace(trace, speed=speed, rate_per_s=qps)
+    return workload.opened(workload.from_trace(trace, speed=speed, rate_per_s=qps))
 
 
 def _headroom(base: Scenario | None, replayed: workload.Schedule | None) -> float:
@@ -258,6 +258,9 @@ def traffic(
 
 def asked(**options: Any) -> planner.Request | GraphRequest | FleetRequest:
     """Return what a plan is asked for, of one model, of a scenario of several stages, or of several scenarios on one pool."""
+    for name in ("slo", "arrivals", "prompt_tokens", "output_tokens", "headroom", "availability", "growth", "spot"):
+        if (value := options.get(name)) is not None and not value.strip():
+            raise BadInput(f"--{name.replace('_', '-')} {value!r} says nothing; write a value, or leave the option out for the default")
     if not options.get("scenario"):
         return ask(**options)
     from mlsys_bench import scenario
@@ -284,8 +287,12 @@ def answer(request: planner.Request | GraphRequest | FleetRequest, executor: Exe
 
 
 def exit_status(made: Plan | FleetPlan) -> int:
-    """Return 1 where a pool is too small to serve every scenario of a fleet in full."""
-    return 1 if isinstance(made, FleetPlan) and not made.is_whole else 0
+    """Return 1 where a pool is too small to serve every scenario of a fleet in full, or a fleet of one model misses a limit after all."""
+    if isinstance(made, FleetPlan):
+        return 0 if made.is_whole else 1
+    from mlsys_bench.report import plans
+
+    return 1 if not made.stages and plans.missed(made) else 0
 
 
 def plan(request: planner.Request | GraphRequest, executor: Executor | None = None) -> Plan:
@@ -304,11 +311,14 @@ def _traffic_assumptions(given: Workload, peak: Workload, replayed: bool) -> Ite
     if peak is not given:
         mean_per_s = course.of(given).mean_per_s  # of stages written as multiples of a rate, that rate is not the mean
         yield f"sized for the busiest time of day or stage: {peak.rate_per_s:.4g}/s where the mean is {mean_per_s:.4g}/s"
-    if replayed:
-        return
-    for bursts in workload.parse_arrivals(peak.arrivals).bursts:
+    for bursts in () if replayed else workload.parse_arrivals(peak.arrivals).bursts:  # a trace is played as it came
         cycle = units.show_s(bursts.burst_s + bursts.calm_s)
         most = trial.BATCHES * confirm.REQUESTS
         yield f"bursts come every {cycle} on average, the plan simulates {most:,} requests a replica at most: `mlsys simulate` runs longer"
-    if given.prefix_hit_share:
-        yield f"every prompt token is computed: the {100 * given.prefix_hit_share:.0f} % seen in prefix caches would need less"
+    if not given.prefix_hit_share:
+        return
+    seen = f"the {100 * given.prefix_hit_share:.0f} % seen"
+    if replayed:
+        yield f"what a replica still has of {seen} before in prompts is not computed again; capacity and utilisation count every token"
+    else:
+        yield f"every prompt token is computed: {seen} in prefix caches would need less"

@@ -8,8 +8,8 @@ from collections.abc import Callable, Sequence
 
 from mlsys_bench import hardware, latency, pricing, workload
 from mlsys_bench.billing import Bill, BreakEven, Energy, Line
-from mlsys_bench.errors import BadInput
-from mlsys_bench.pricing import Load, energy
+from mlsys_bench.errors import BadInput, Infeasible
+from mlsys_bench.pricing import Load, Market, energy
 from mlsys_bench.pricing.energy import Site
 from mlsys_bench.types import FleetItem, Offer, Plan
 
@@ -81,7 +81,7 @@ def fleet_lines(plan: Plan) -> list[Line] | None:
         offer = _offer(plan, item.instance, item.gpu)
         lines.append(
             Line(
-                what=f"{_rented(item)} ({item.stage})",
+                what=f"{_rented(item)} ({item.stage}){_on_term(plan, item)}",
                 usd_per_h=item.usd_per_hour,
                 source=offer.source if offer else "the plan",
                 date=offer.date if offer else "",
@@ -92,6 +92,12 @@ def fleet_lines(plan: Plan) -> list[Line] | None:
     return lines + [
         Line(what=f"{x.what} ({x.stage})", usd_per_h=x.usd_per_hour, source=x.source, date=x.date, provenance=x.provenance) for x in beside
     ]
+
+
+def _on_term(plan: Plan, item: FleetItem) -> str:
+    """Return ', spot' or the like where all that an item is bought by is on one term that is not the usual one."""
+    terms = {offer.term for offer in plan.prices if offer.device == item.gpu}
+    return f", {terms.pop()}" if len(terms) == 1 and "on-demand" not in terms else ""
 
 
 def _rented(item: FleetItem) -> str:
@@ -128,20 +134,72 @@ def _tdp_w(device: str) -> float | None:
     return next((known.tdp_w for known in hardware.every() if known.id == device), None)
 
 
+# ---------------------------------------------------------------- on other prices
+
+
+def market_of(plan: Plan) -> Market:
+    """Return what a plan was bought on, as far as its record says: the catalogue, or else the offers of a contract that it holds."""
+    return pricing.published() if set(plan.prices) <= set(pricing.offers()) else Market(offers=plan.prices)
+
+
+def term_of(plan: Plan, market: Market) -> str:
+    """Return the term that a plan rents on beside what is committed."""
+    return next((offer.term for offer in plan.prices if not market.committed(offer)), "on-demand")
+
+
+def rebought(plan: Plan, market: Market) -> Plan | None:
+    """Return a plan with its fleet bought on other prices, what is committed first; None where the record does not say the whole order.
+
+    That is so of several kinds of replicas and of several zones.  Without a price there the plan has none.  Raises Infeasible where quotas
+    leave too few.
+    """
+    spread = plan.secured is not None and (len(plan.secured.zones) > 1 or bool(plan.secured.spot))
+    if len(plan.fleet) > 1 or plan.stages or spread:
+        return None
+    item, size, times = plan.fleet[0], *_nodes(plan)
+    found = pricing.pack(item.gpu, size, item.replicas * times, term_of(plan, market), market)
+    usd = None if found is None else found.usd_per_h
+    per_token = None if usd is None or not plan.usd_per_hour else usd / plan.usd_per_hour
+    return dataclasses.replace(
+        plan,
+        fleet=(
+            dataclasses.replace(
+                item,
+                instances=found.instances if found else item.replicas,
+                instance=found.instance if found else None,
+                usd_per_hour=usd,
+                devices=found.devices if found else None,
+            ),
+        ),
+        usd_per_hour=usd,
+        usd_per_month=None if usd is None else pricing.usd_per_month(usd),
+        usd_per_million_tokens=None
+        if per_token is None or plan.usd_per_million_tokens is None
+        else plan.usd_per_million_tokens * per_token,
+        prices=tuple(lot.offer for lot in found.lots) if found else (),
+    )
+
+
+def _nodes(plan: Plan) -> tuple[int, int]:
+    """Return the devices of a replica that must stand in one instance, and how many such parts it has: nodes of a pipeline stand apart."""
+    nodes = plan.fleet[0].pp
+    return plan.devices_per_replica // nodes, nodes
+
+
 def versus_api(
-    plan: Plan, model: str, *, cached_share: float = 0.0, batch_share: float = 0.0, fleet_usd_per_h: Callable[[int], float] | None = None,
-    least: int = 1,
+    plan: Plan, model: str, *, cached_share: float = 0.0, batch_share: float = 0.0, market: Market | None = None, least: int = 1,
 ) -> BreakEven | None:  # fmt: skip
     """Return the requests a day from which the plan's kind of fleet beats an API on the plan's requests; None where it has no price.
 
     A replica carries what the plan says one does at most within the limits; `cached_share` of the prompt is read from the API's cache.
-    Fleets are the cheapest mixes of published instances, or what `fleet_usd_per_h` says; `least` is the fewest replicas there may be.
+    Fleets are the cheapest mixes of instances on a market, that of the plan when left out; `least` is the fewest replicas there may be.
     """
+    price = pricing.api_price(model)
+    if price.mode != "chat":
+        raise BadInput(f"{price.model} is sold for {price.mode} and writes no answers, as this plan does; name a chat model")
     prompt, output = plan.workload.prompt_tokens.mean, plan.workload.output_tokens.mean
-    asked = pricing.api_usd_per_request(
-        pricing.api_price(model), prompt, output, cached_tokens=cached_share * prompt, batch_share=batch_share
-    )
-    priced = fleet_usd_per_h or _published(plan)
+    asked = pricing.api_usd_per_request(price, prompt, output, cached_tokens=cached_share * prompt, batch_share=batch_share)
+    priced = _priced(plan, market or market_of(plan))
     if priced is None:
         return None
     most_per_s = plan.workload.rate_per_s * (1 + plan.headroom) / plan.replicas
@@ -149,23 +207,31 @@ def versus_api(
     return dataclasses.replace(found, model=model)
 
 
-def _published(plan: Plan) -> Callable[[int], float] | None:
-    """Return the price of n replicas of the plan's kind on its own term; None where there is none, or the fleet is mixed."""
+def _priced(plan: Plan, market: Market) -> Callable[[int], float] | None:
+    """Return the price of n replicas of the plan's kind on its own term, infinite beyond quotas; None where there is none."""
     if plan.gpu is None or not plan.prices or plan.stages or plan.apart:
         return None
-    gpu, term = plan.gpu, plan.prices[0].term
-    if pricing.pack(gpu, plan.devices_per_replica, 1, term) is None:
+    gpu, term, (size, times) = plan.gpu, term_of(plan, market), _nodes(plan)
+    one = pricing.pack(gpu, size, times, term, market)
+    if one is None:
         return None
-    known: dict[int, float] = {}
+    known = {1: one.usd_per_h}
 
     def usd_per_h(replicas: int) -> float:
         if replicas not in known:
-            fleet = pricing.pack(gpu, plan.devices_per_replica, replicas, term)
-            assert fleet is not None
-            known[replicas] = fleet.usd_per_h
+            known[replicas] = math.inf if math.inf in known.values() else _usd_within(gpu, size, replicas * times, term, market)
         return known[replicas]
 
     return usd_per_h
+
+
+def _usd_within(gpu: str, size: int, replicas: int, term: str, market: Market) -> float:
+    try:
+        fleet = pricing.pack(gpu, size, replicas, term, market)
+    except Infeasible:
+        return math.inf
+    assert fleet is not None
+    return fleet.usd_per_h
 
 
 def _offer(plan: Plan, instance: str | None, gpu: str) -> Offer | None:

@@ -280,7 +280,7 @@ def _usd(value: float | None) -> str:
 
 
 def _show(figures: Figures) -> str:
-    return f"{figures.replicas} replicas, {figures.gpus} GPUs, {_usd(figures.usd_per_hour)}"
+    return f"{units.count(figures.replicas, 'replica')}, {units.count(figures.gpus, 'GPU')}, {_usd(figures.usd_per_hour)}"
 
 
 def _delta(replicas: int, usd: float | None) -> str:

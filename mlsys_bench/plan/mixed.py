@@ -2,10 +2,10 @@
 
 The idea is Mélange's (Griggs et al. 2024, arXiv:2404.14527).  Prompts fall into buckets of about equally many tokens; a router sees their
 length, not that of the answer to come.  A replica of candidate g that gets bucket b alone carries m(g, b) requests per second within all
-limits, so one request a second takes 1 / m(g, b) of it.  Wanted are whole replicas n(g) and an assignment x(g, b) of buckets to candidates
-that cost least:
+limits, so one request a second takes 1 / m(g, b) of it.  Wanted are pools p, each a run of neighbouring buckets with a candidate g(p) and
+whole replicas n(p) of its own, that cost least:
 
-    min  sum_g usd(g) n(g)    with    sum_b rate(b) x(g, b) / m(g, b) <= n(g),    sum_g x(g, b) = 1,    x in {0, 1}, n whole
+    min  sum_p usd(g(p)) n(p)    with    sum_(b in p) rate(b) / m(g(p), b) <= n(p),    every b in one p
 
 Loads of buckets that share a replica are taken to add up, so the pools found are worked out anew as what they are.  A limit is one on all
 requests: a bucket whose own percentile misses it even on an idle replica, as the longest few prompts may, is held to `RELAXED` times its
@@ -64,17 +64,19 @@ class Mixed:
 def mixed(request: Request, bounds: Sequence[Bound], single: Design) -> Mixed | None:
     """Return the cheapest fleet of several kinds; None where one kind, `single`, is as cheap.
 
-    Of each device the candidate that can cost least takes part, priced ones only.  A pool is one run of neighbouring buckets: buckets of
-    one candidate that others separate become pools of their own.
+    Of each device the candidate that can cost least takes part, of equals the one that carries most; priced ones only.  A pool is one run
+    of neighbouring buckets: buckets of one candidate that others separate become pools of their own.
     """
     kinds = _kinds(bounds, request.shelf)
-    if len(kinds) < 2 or single.price is None:
+    if len({candidate.gpu for candidate, _ in kinds}) < 2 or single.price is None:
         return None
     traffic = single.replica.demand  # all that one kind can hold
     edges = _edges(traffic.prompt)
     parts = [_between(traffic, low, high) for low, high in itertools.pairwise(edges)]
     carried = np.array([[_carries(request, candidate, part) for part in parts] for candidate, _ in kinds])
     rates = np.array([request.workload.rate_per_s * part.share for part in parts])
+    most = _most_of_each([candidate.gpu for candidate, _ in kinds], carried, rates)
+    kinds, carried = [kinds[i] for i in most], carried[most]
     chosen = assign(np.array([usd for _, usd in kinds]), carried, rates)
     if chosen is None:
         return None
@@ -87,14 +89,25 @@ def mixed(request: Request, bounds: Sequence[Bound], single: Design) -> Mixed | 
 
 
 def _kinds(bounds: Sequence[Bound], shelf: Shelf) -> list[tuple[Candidate, float]]:
-    """Return for each priced device the candidate of the lowest bound, and dollars an hour of one of its replicas in a large fleet."""
-    first = {bound.candidate.gpu: bound.candidate for bound in reversed(bounds) if bound.price is not None}
+    """Return for each priced device the candidates of the lowest bound, and dollars an hour of one of its replicas in a large fleet."""
+    priced = [(bound.candidate, bound.price.usd_per_h) for bound in bounds if bound.price is not None]
+    least = {candidate.gpu: usd for candidate, usd in reversed(priced)}
+    devices = list(dict.fromkeys(candidate.gpu for candidate, _ in priced))[:KINDS]
     found = []
-    for candidate in [b.candidate for b in bounds if first.get(b.candidate.gpu) is b.candidate][:KINDS]:
+    for candidate in [c for c, usd in priced if c.gpu in devices and usd <= least[c.gpu] * (1 + 1e-9)]:
         price = sizing.price(candidate, LARGE, shelf)
         if price is not None:
             found.append((candidate, price.usd_per_h / LARGE))
     return found
+
+
+def _most_of_each(gpus: Sequence[str], carried: Floats, rates: Floats) -> list[int]:
+    """Return of each device the candidate that the traffic keeps least busy, the first among equals."""
+    load = np.where(carried > 0, rates / np.where(carried > 0, carried, 1.0), np.inf).sum(axis=1)
+    first: dict[str, int] = {}
+    for i in np.argsort(load, kind="stable"):
+        first.setdefault(gpus[i], int(i))
+    return sorted(first.values())
 
 
 def _keeps(pools: Sequence[Pool], limits: SLO) -> bool:
@@ -158,12 +171,20 @@ def assign(usd: Floats, carried: Floats, rates: Floats) -> list[int] | None:
     """
     kinds, buckets = carried.shape
     load = np.where(carried > 0, rates / np.where(carried > 0, carried, 1.0), np.inf)
-    loads = np.zeros((1, kinds))
-    for b in range(buckets):  # every assignment of the buckets so far, times every kind for this one
-        loads = (loads[:, None, :] + np.where(np.eye(kinds) > 0, load[:, b], 0.0)[None, :, :]).reshape(-1, kinds)
-    cost = np.ceil(loads - 1e-9) @ usd
+    paid, open_load, last = np.zeros(kinds), load[:, 0], np.arange(kinds)  # by assignment: pools behind, and the pool that goes on
+    for b in range(1, buckets):  # every assignment of the buckets so far, times every kind for this one
+        goes_on = last[:, None] == np.arange(kinds)[None, :]
+        paid = np.where(goes_on, paid[:, None], (paid + _whole(open_load) * usd[last])[:, None]).ravel()
+        open_load = np.where(goes_on, open_load[:, None] + load[None, :, b], load[None, :, b]).ravel()
+        last = np.tile(np.arange(kinds), len(last))
+    cost = paid + _whole(open_load) * usd[last]
     best = int(np.argmin(cost))
     return [best // kinds ** (buckets - 1 - b) % kinds for b in range(buckets)] if np.isfinite(cost[best]) else None
+
+
+def _whole(load: Floats) -> Floats:
+    """Return whole replicas, at least one."""
+    return np.maximum(np.ceil(load - 1e-9), 1.0)
 
 
 def _runs(chosen: Sequence[int]) -> list[tuple[int, int, int]]:

@@ -113,6 +113,8 @@ def check(request: Request) -> Request:
     """Return the request, or raise BadInput in one line."""
     models.find(request.model)
     _check_traffic(request.workload)
+    if request.trace is not None and any(map(math.isnan, request.trace.scheduled_s)):
+        raise BadInput("the trace has turns without a time, which wait for an answer; give them times with workload.opened(trace)")
     slo.check_unique(request.slo, "the SLO")
     for limit in request.slo:
         if not (math.isfinite(limit.limit) and limit.limit > 0):

@@ -18,6 +18,7 @@ from mlsys_bench.pricing import Fleet, Shelf
 from mlsys_bench.types import SLO, Alternative, Limit, Provenance
 
 LISTED = 12  # alternatives in a plan
+RECLAIMED = "spot replicas of a pool are reclaimed together: this plan promises nothing while they are away; --availability does"
 NEAR_IDLE = 1.5  # times the latency without traffic: a limit below that hardly depends on the load
 
 
@@ -28,7 +29,7 @@ def alternatives(request: Request, search: Search, best: Design) -> Iterator[Alt
     rest += [
         _alternative(d.candidate, None, None, {}, "missed a limit in simulation at every replica count tried") for d in search.unconfirmed
     ]
-    rest += [_missed(bound, limit, request) for bound, _, limit in sorted(search.missed, key=lambda m: m[1])]
+    rest += [_missed(*miss, request) for miss in sorted(search.missed, key=lambda m: m[1])]
     rest += [misfit.alternative() for misfit in search.misfits]
     for found in rest[:LISTED]:
         beyond = found.why_not.startswith("unpriced") and request.shelf.sells(found.gpu)
@@ -54,9 +55,9 @@ def _passed_over(bound: Bound, best: Design, shelf: Shelf) -> Alternative:
     return dataclasses.replace(found, is_least=True)
 
 
-def _missed(bound: Bound, limit: Limit, request: Request) -> Alternative:
-    latencies = bound.alone
-    return _alternative(bound.candidate, None, None, latencies.keys(()), f"{_exceeds(latencies, limit, request.slo)} at any replica count")
+def _missed(bound: Bound, excess: float, limit: Limit, request: Request) -> Alternative:
+    why_not = f"{_exceeds(bound.alone, excess, limit, request.slo)} at any replica count"
+    return _alternative(bound.candidate, None, None, bound.alone.keys(()), why_not)
 
 
 def _alternative(candidate: Candidate, replicas: int | None, usd: float | None, predicted: dict[str, float], why_not: str) -> Alternative:
@@ -98,12 +99,14 @@ def _dearer(candidate: Candidate, price: Fleet | None, best: Design, devices: in
     )
 
 
-def _exceeds(latencies: Latencies, limit: Limit, limits: SLO) -> str:
-    """Return such as 'ttft_p95 0.9 s > 500 ms'."""
+def _exceeds(alone: Latencies, excess: float, limit: Limit, limits: SLO) -> str:
+    """Return such as 'ttft_p95 0.9 s > 500 ms' of a request alone; or that it is the little load of an idle replica which is too much."""
     if limit.metric == "goodput":
         own = tuple(each for each in limits if each.tenant == limit.tenant)
-        return f"{slo.key(limit)} {units.show_share(latencies.of_tenant(limit.tenant).goodput(own))} < {units.show_share(limit.limit)}"
-    return f"{slo.key(limit)} {units.show_s(latencies.value(limit.metric, limit.stat, limit.tenant))} > {units.show_s(limit.limit)}"
+        value, sign, most = units.show_share(alone.of_tenant(limit.tenant).goodput(own)), "<", units.show_share(limit.limit)
+    else:
+        value, sign, most = units.show_s(alone.value(limit.metric, limit.stat, limit.tenant)), ">", units.show_s(limit.limit)
+    return f"{slo.key(limit)} {value} {sign} {most}" if excess > 1 else f"{slo.key(limit)} {value} alone, beyond {most} beside others"
 
 
 def nothing_fits(request: Request, misfits: Sequence[Misfit]) -> str:
@@ -126,10 +129,10 @@ def nothing_meets(search: Search) -> str:
         cause, cure = _failing(latencies, limit, search.limits)
         by = f"{excess:.1f} times the failures allowed{cause}"
     else:
-        cure, by = f"allow {units.show_s(limit.limit * excess * 1.05)}", f"{100 * (excess - 1):.0f} % over"
+        cure, by = f"allow {units.show_s(limit.limit * excess * 1.05)}", f"{100 * (excess - 1):.0f} % over" if excess > 1 else "only just"
     return (
         f"no candidate keeps {slo.show_limit(limit)} at any replica count: the nearest, {bound.candidate.name}, has "
-        f"{_exceeds(latencies, limit, search.limits)} when idle ({by}); {cure}, or name a faster device or precision"
+        f"{_exceeds(latencies, excess, limit, search.limits)} when idle ({by}); {cure}, or name a faster device or precision"
     )
 
 
@@ -188,6 +191,8 @@ def notes(request: Request, search: Search, design: Design, trial: Trial, spread
         yield f"no {request.term} price is known for {design.candidate.gpu}: designs are ranked by devices"
     else:
         yield from _bought(design.price)
+        if request.rent is None and any(lot.offer.term == "spot" for lot in design.price.lots):
+            yield RECLAIMED
     yield from request.shelf.market.notes
     yield from request.trace.notes if request.trace is not None else ()
     share = design.replica.demand.share
@@ -214,7 +219,7 @@ def notes(request: Request, search: Search, design: Design, trial: Trial, spread
         yield f"the price is assumed: {design.price.offer.source}, {design.price.offer.date}"
     hidden = _count_hidden(search) - LISTED
     if hidden > 0:
-        yield f"{hidden} more alternatives are not listed"
+        yield f"{units.count(hidden, 'more alternative')} {'is' if hidden == 1 else 'are'} not listed"
 
 
 def _near_idle(request: Request, design: Design) -> Iterator[str]:

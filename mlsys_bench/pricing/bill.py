@@ -102,7 +102,11 @@ def storage(rates: Rates, stored_bytes: float, replicas: int, what: str = "vecto
         return None
     usd = stored_bytes * replicas * rates.storage_usd_per_byte_month / HOURS_PER_MONTH
     return Line(
-        what=f"storage of {what}, {replicas} copies", usd_per_h=usd, source=rates.source, date=rates.date, provenance=Provenance.MEASURED
+        what=f"storage of {what}, {replicas} {'copy' if replicas == 1 else 'copies'}",
+        usd_per_h=usd,
+        source=rates.source,
+        date=rates.date,
+        provenance=Provenance.MEASURED,
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 from mlsys_bench import units
@@ -43,7 +44,7 @@ def _facts(record: Costs) -> Iterator[Fact]:
     if record.energy is not None:
         yield _energy(record.energy)
     for even in record.apis:
-        yield _api(even)
+        yield _api(even, record)
     if record.mix is not None:
         yield _mix(record.mix)
     if record.saving_usd_per_month is not None:
@@ -54,7 +55,8 @@ def _facts(record: Costs) -> Iterator[Fact]:
 
 def _unit_costs(bill: Bill) -> Iterator[Fact]:
     tag = bill.provenance.value
-    yield Fact("Request", f"${bill.usd_per_request:.6f}", f"${1000 * bill.usd_per_request:.4f} a thousand, idle time included", tag)
+    thousand = _small(1000 * bill.usd_per_request, 4)
+    yield Fact("Request", _small(bill.usd_per_request, 6), f"{thousand} a thousand, idle time included", tag)
     if bill.usd_per_million_tokens is not None:
         kinds = ((bill.usd_per_million_input_tokens, "in"), (bill.usd_per_million_output_tokens, "out"))
         split = joined(*(f"{_usd(usd)} {kind}" for usd, kind in kinds if usd is not None))
@@ -70,14 +72,23 @@ def _energy(energy: Energy) -> Fact:
     return Fact("Energy", f"{digits(energy.watts)} W, {digits(energy.kwh_per_month)} kWh a month", more, energy.provenance.value)
 
 
-def _api(even: BreakEven) -> Fact:
-    asked = f"{even.model} asks ${even.api_usd_per_request:.6f} a request"
+def _api(even: BreakEven, record: Costs) -> Fact:
+    asked = f"{even.model} asks ${even.api_usd_per_request:.6f} a request{_this_traffic(even, record)}"
+    tag = record.bill.provenance.value if record.bill else ""
     if even.from_per_day is None:
-        return Fact("API", f"{even.model} is cheaper at every rate", asked, "", "unsure")
+        return Fact("API", f"{even.model} is cheaper at every rate", asked, tag, "unsure")
     good = even.for_good_per_day
     beyond = "" if good is None or good <= even.from_per_day * 1.001 else f"; for good from {good:,.0f}"
     least = f"the least fleet costs {units.show_usd(even.idle_usd_per_day)} a day"
-    return Fact("API", f"own is cheaper from {even.from_per_day:,.0f} requests a day{beyond}", f"{asked}, {least}")
+    return Fact("API", f"own is cheaper from {even.from_per_day:,.0f} requests a day{beyond}", f"{asked}; {least}", tag)
+
+
+def _this_traffic(even: BreakEven, record: Costs) -> str:
+    """Return what the plan's own traffic costs there and here."""
+    if record.bill is None:
+        return ""
+    there = even.api_usd_per_request * record.requests_per_s * 3600 * units.HOURS_PER_MONTH
+    return f": {units.show_usd(there)} a month for this traffic, {units.show_usd(record.bill.usd_per_month)} by the fleet"
 
 
 def _mix(mix: Mix) -> Fact:
@@ -86,8 +97,9 @@ def _mix(mix: Mix) -> Fact:
         f"{mix.firm - mix.reserved} on demand at most" if mix.firm > mix.reserved else None,
         f"{mix.spot} spot at most, {mix.spot_spares} of them spare" if mix.spot else None,
     )
-    saved = f"{percent(100 * mix.saving)} less than all on demand ({units.show_usd(mix.all_on_demand_usd_per_h)}/h)"
-    return Fact("Terms", f"{units.show_usd(mix.usd_per_h)}/h on average: {parts}", saved)
+    less = f"{percent(abs(100 * mix.saving))} {'less' if mix.saving >= 0 else 'more'}"
+    saved = f"{less} than all on demand ({units.show_usd(mix.all_on_demand_usd_per_h)}/h)"
+    return Fact("Terms", f"{units.show_usd(mix.usd_per_h)}/h on average, by instances: {parts}", saved)
 
 
 def _tables(record: Costs) -> Iterator[Table]:
@@ -175,8 +187,13 @@ def _figure(what: str, value: float | None) -> str:
     if value is None:
         return "—"
     if what.startswith("usd"):
-        return f"${value:.6f}" if what == "usd_per_request" else units.show_usd(value)
+        return _small(value, 6) if what == "usd_per_request" else units.show_usd(value)
     return percent(100 * value) if what == "utilisation" else scalar(value)
+
+
+def _small(value: float, decimals: int) -> str:
+    """Print a price with so many decimals, or more where it would have fewer than two digits."""
+    return f"${value:.{max(decimals, 1 - math.floor(math.log10(value))) if value > 0 else decimals}f}"
 
 
 def _usd(value: float) -> str:

@@ -233,8 +233,14 @@ def frontier(plan: Plan, subtitle: str) -> Figure | None:
     panel = page.subplots()
     cost, ms = [p.usd_per_hour for p in points], [1e3 * p.latency_s for p in points]
     panel.step(ms, cost, where="post", color="#B8C4D0", linewidth=2)
-    panel.scatter(ms, cost, color=[BLUE, *["#5C6B7A"] * (len(points) - 1)], s=64, zorder=3)
-    for i, (point, x) in enumerate(zip(points, ms, strict=True)):
+    panel.scatter(ms, cost, color=[BLUE if plans.is_the_plan(p, plan) else "#5C6B7A" for p in points], s=64, zorder=3)
+    beside_s = (plan.survivors or plan.predicted).get(points[0].figure)
+    if beside_s is not None and plan.usd_per_hour is not None and not any(plans.is_the_plan(p, plan) for p in points):
+        ms.append(1e3 * beside_s)
+        panel.scatter(ms[-1:], [plan.usd_per_hour], color=BLUE, s=64, zorder=3)
+        said = f"the plan, {plan.replicas} × {plan.gpu} {plan.fleet[0].precision}"
+        panel.annotate(_plain(said), (ms[-1], plan.usd_per_hour), (7, -15), textcoords="offset points", fontsize=10)
+    for i, (point, x) in enumerate(zip(points, ms, strict=False)):
         devices = f" ×{point.devices_per_replica}" if point.devices_per_replica > 1 else ""
         said = f"{point.replicas} × {point.gpu}{devices} {point.precision}, ${point.usd_per_hour:,.2f}"
         crowded = i > 0 and point.usd_per_hour - cost[i - 1] < 0.06 * max(cost)

@@ -5,11 +5,13 @@ from __future__ import annotations
 from mlsys_bench import slo, units
 from mlsys_bench.looked_up import Catalog, Doctor
 from mlsys_bench.report import tenants, traffic
-from mlsys_bench.report.parts import Cell, Column, Fact, Section, Table, mark, percent, scalar
+from mlsys_bench.report.parts import Cell, Column, Fact, Section, Table, digits, mark, percent, scalar
 from mlsys_bench.types import Scalar, Scenario
 from mlsys_bench.units import count
 
 WIDE = ("source", "date", "region", "hf_id", "aliases", "arch", "vendor", "verified", "tdp_w", "interconnect")
+LONG = ("source", "instance", "model")
+UNITS = {"bytes_per_s": "B/s", "flops_per_s": "FLOP/s", "bytes": "B"}  # by what a name holds; the value then says its unit
 
 
 def scenario(record: Scenario) -> Section:
@@ -50,7 +52,7 @@ def doctor(record: Doctor) -> Section:
 def catalog(record: Catalog) -> Section:
     """Return a catalogue as a table: its own columns, in its own order."""
     titles = list(dict.fromkeys(name for row in record.rows for name in row))
-    columns = tuple(Column(t.replace("_", " "), right=_numeric(record, t), wide=t in WIDE, flexible=t == "source") for t in titles)
+    columns = tuple(Column(_title(t), right=_numeric(record, t), wide=t in WIDE, flexible=t in LONG) for t in titles)
     rows = tuple(tuple(Cell(_by_unit(t, row.get(t)), "strong" if t == titles[0] else "") for t in titles) for row in record.rows)
     return Section(
         kind="catalog",
@@ -60,13 +62,22 @@ def catalog(record: Catalog) -> Section:
     )
 
 
+def _title(name: str) -> str:
+    """Print the name of a column without the unit that its values say."""
+    for part in UNITS:
+        name = name.replace(f"_{part}", "")
+    return name.replace("usd_per_million", "$/1M").replace("usd_per_device_h", "$/h each").replace("usd_per_h", "$/h").replace("_", " ")
+
+
 def _by_unit(name: str, value: Scalar) -> str:
-    """Print a value in the unit its column's name ends in; units stay in the title where they cannot be told."""
+    """Print a value in the unit its column's name holds; units stay in the title where they cannot be told."""
     if value is None or isinstance(value, bool | str):
         return scalar(value)
-    for ending, unit in (("bytes_per_s", "B/s"), ("flops_per_s", "FLOP/s"), ("bytes", "B")):
-        if name.endswith(ending):
-            return units.show_scaled(float(value), unit) if value else scalar(None)
+    if name.endswith("params"):
+        return f"{digits(float(value) / 1e9)} B"
+    unit = next((unit for part, unit in UNITS.items() if part in name), None)
+    if unit is not None:
+        return units.show_scaled(float(value), unit) if value else scalar(None)
     return units.show_usd(float(value)) if "usd" in name else scalar(value)
 
 

@@ -14,6 +14,7 @@ from mlsys_bench.loadtests import LoadTests
 from mlsys_bench.productions import Production
 from mlsys_bench.record import Envelope, Record
 from mlsys_bench.report import drawing, productions, stacks
+from mlsys_bench.report.parts import scalar
 from mlsys_bench.stage_fleets import NO_END_S
 from mlsys_bench.stages import StageGraph
 from mlsys_bench.types import Bench, LatencyProfile, LoadTest, Plan, Requests
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 COST = "Cost of the chosen design and of its alternatives; hatched ones do not hold the limits."
 BUCKETS = "Production's percentiles lie between edges of its histogram's buckets: the whiskers."
 POOL = "GPUs in use, by scenario and hour; the frame is the pool, and a red bar on top says that an hour is short of GPUs."
-FRONTIER = "Fleets of which none is both cheaper and faster than another; each keeps all limits."
+FRONTIER = "Fleets of which none is both cheaper and faster than another; each keeps all limits. The plan is blue."
 CHANGES = "What each change saves or costs; pale bars end within the plan's own 90 % interval."
 SERVER = "What the server said of itself, second by second, on the clock of the load test."
 COURSE = "Requests, those in flight, latencies by when they were due, and the client's own lateness; shaded parts are in no figure."
@@ -75,7 +76,7 @@ def _every(records: Sequence[Record]) -> Iterator[tuple[str, str, Figure | None]
         judged = tuple(c for c in productions.deciding(seen) if c.measured_low is not None or c.measured is not None)
         yield "production", f"{_errors(judged)} {BUCKETS}", figures.prediction(judged, f"production: {seen.engine}, {seen.source}")
     for each in plans:
-        priced = f"{each.model}, {each.workload.rate_per_s:g} requests/s, {each.slo}; {each.provenance}"
+        priced = f"{each.model}, {scalar(each.workload.rate_per_s)} requests/s, {each.slo}; {each.provenance}"
         yield "plan", COST, figures.alternatives(each, priced)
         yield "plan", FRONTIER, figures.frontier(each, priced)
         yield "sensitivity", CHANGES, figures.tornado(each, priced)

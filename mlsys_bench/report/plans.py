@@ -29,7 +29,7 @@ from mlsys_bench.report.parts import (
     whole,
 )
 from mlsys_bench.report.surroundings import share
-from mlsys_bench.types import Alternative, FleetItem, LatencyProfile, Layout, Limit, Offer, Plan, Provenance
+from mlsys_bench.types import Alternative, FleetItem, FrontierPoint, LatencyProfile, Layout, Limit, Offer, Plan, Provenance
 from mlsys_bench.units import count
 
 Z90 = 1.6448536269514722  # two-sided 90 % of a normal law
@@ -47,7 +47,7 @@ def plan(record: Plan) -> Section:
         title=f"Plan: {record.model} at {scalar(record.workload.rate_per_s)}/s",
         lead=lead(record),
         tag=record.provenance.value,
-        tone="good" if _keeps_all(record) else "bad",
+        tone="bad" if missed(record) else "good",
         tiles=_tiles(record),
         facts=tuple(_facts(record)),
         tables=tuple(t for t in tables if t is not None),
@@ -61,7 +61,13 @@ def lead(record: Plan) -> str:
     cost = "unpriced" if record.usd_per_hour is None else f"{units.show_usd(record.usd_per_hour)} an hour"
     carry = "carries" if record.replicas == 1 else "carry"
     bind = "bind" if record.apart else "binds"
-    return f"{fleet} {carry} {traffic.requests(record.workload.rate_per_s)} for {cost}; {record.binding_constraint} {bind}."
+    said = f"{fleet} {carry} {traffic.requests(record.workload.rate_per_s)} for {cost}; {record.binding_constraint} {bind}."
+    beyond = ", ".join(slo.show_limit(limit) for limit in missed(record))
+    return (
+        f"{said} Simulated for longer it misses {beyond}, as do all fleets tried: take a looser limit or a faster device."
+        if beyond
+        else said
+    )
 
 
 def _fleet(item: FleetItem) -> str:
@@ -144,7 +150,9 @@ def _cost_fact(p: Plan) -> Fact:
     text = f"{units.show_usd(p.usd_per_hour)}/h = {units.show_usd(p.usd_per_month)}/month"
     interval = usd_span(p.intervals.get("usd_per_hour"))
     dated = sorted({o.date for o in p.prices})
-    return Fact("Cost", text, joined(interval and f"{interval}/h", dated and f"price: {dated[-1]}"), _cost_tag(p))
+    terms = " and ".join(sorted({o.term for o in p.prices}))
+    price = "price" if terms == "on-demand" else f"{terms} price"
+    return Fact("Cost", text, joined(interval and f"{interval}/h", dated and f"{price}: {dated[-1]}"), _cost_tag(p))
 
 
 def _unit_cost_fact(p: Plan) -> Fact:
@@ -226,9 +234,10 @@ def _met(p: Plan, limit: Limit) -> Cell:
     return mark(None if value is None else slo.meets(limit, value))
 
 
-def _keeps_all(p: Plan) -> bool:
+def missed(p: Plan) -> tuple[Limit, ...]:
+    """Return the limits that the plan's own prediction misses: none, but where only short simulations keep them."""
     known = [(x, tenants.value_of(x, p)) for x in latencies.promised(p.slo)]
-    return all(value is None or slo.meets(limit, value) for limit, value in known)
+    return tuple(limit for limit, value in known if value is not None and not slo.meets(limit, value))
 
 
 def _alternatives(p: Plan) -> Table | None:
@@ -273,8 +282,23 @@ def _frontier(p: Plan) -> Table | None:
     columns = (Column("fleet"), Column("precision"), Column("$/h", right=True), Column(name, right=True))
     away = " with its spares away" if any(point.spare for point in p.frontier) else ""
     return Table(
-        title=f"What a shorter {name} costs: theory, scaled to the simulation of the plan{away}", columns=columns, rows=rows, detail=True
+        title=f"What a shorter {name} costs: theory, scaled to the simulation of the plan{away}",
+        columns=columns,
+        rows=rows,
+        note="" if any(is_the_plan(point, p) for point in p.frontier) else _beside_frontier(p),
+        detail=True,
     )
+
+
+def is_the_plan(point: FrontierPoint, p: Plan) -> bool:
+    """Say whether a point of the frontier is the fleet that was chosen: of equal prices that may be a slower one that keeps more bits."""
+    chosen = (p.gpu, p.fleet[0].precision, p.devices_per_replica, p.replicas)
+    return (point.gpu, point.precision, point.devices_per_replica, point.replicas) == chosen
+
+
+def _beside_frontier(p: Plan) -> str:
+    latency_s = (p.survivors or p.predicted).get(p.frontier[0].figure)
+    return f"the plan itself, {_fleet(p.fleet[0])}, takes {time(latency_s)} for {units.show_usd(p.usd_per_hour)}/h"
 
 
 def _prices(prices: tuple[Offer, ...]) -> Table | None:

@@ -17,6 +17,7 @@ from mlsys_bench.report.parts import (
     percent,
     scalar,
     time,
+    time_span,
     usd_span,
     weakest,
     whole,
@@ -92,16 +93,28 @@ def _tiles(p: Plan) -> tuple[Fact, ...]:
     tiles = [
         Fact("replicas", f"{p.replicas:,}", whole(p.intervals.get("replicas")) or count(len(p.stages), "stage"), tag),
         Fact("per hour", units.show_usd(p.usd_per_hour), usd_span(p.intervals.get("usd_per_hour")), _cost_tag(p)),
-        Fact("per 1M requests", units.show_usd(_per_million(p)), "", _cost_tag(p)),
+        Fact("per 1M requests", units.show_usd(_per_million(p)), _span_per_million(p), _cost_tag(p)),
         Fact("busiest stage", percent(100 * p.utilisation), p.bottleneck or "", tag),
     ]
     key = next((k for k in ("e2e_p95_s", "e2e_p99_s", "e2e_p50_s") if k in p.predicted), None)
-    return (*tiles, Fact("E2E " + key[4:7], time(p.predicted[key]), "", tag)) if key else tuple(tiles)
+    if key is not None:
+        tiles.append(Fact("E2E " + key[4:7], time(p.predicted[key]), time_span(p.intervals.get(key), p.predicted[key]), tag))
+    return tuple(tiles)
 
 
 def _per_million(p: Plan) -> float | None:
     """Return dollars per million requests at the planned rate, idle time paid for."""
-    return None if p.usd_per_hour is None else p.usd_per_hour / (p.workload.rate_per_s * 3600) * 1e6
+    return None if p.usd_per_hour is None else p.usd_per_hour * _millions(p)
+
+
+def _span_per_million(p: Plan) -> str:
+    ends = p.intervals.get("usd_per_hour")
+    return usd_span(ends and (ends[0] * _millions(p), ends[1] * _millions(p)))
+
+
+def _millions(p: Plan) -> float:
+    """Return the hours in which a million requests come."""
+    return 1e6 / (p.workload.rate_per_s * 3600)
 
 
 def _cost_tag(p: Plan) -> str:
@@ -112,13 +125,14 @@ def _facts(p: Plan) -> list[Fact]:
     tag = p.provenance.value
     cost = "unpriced" if p.usd_per_hour is None else f"{units.show_usd(p.usd_per_hour)}/h = {units.show_usd(p.usd_per_month)}/month"
     interval = usd_span(p.intervals.get("usd_per_hour"))
+    around = _span_per_million(p)
     unit = [f"{units.show_usd(_per_million(p))} per 1M requests"] if p.usd_per_hour is not None else []
     if p.usd_per_million_tokens is not None:
         unit.append(f"{units.show_usd(p.usd_per_million_tokens)} per 1M output tokens")
     return [
         Fact("Fleet", _fleet(p), joined(whole(p.intervals.get("replicas")) and f"{whole(p.intervals.get('replicas'))} replicas"), tag),
         Fact("Cost", cost, interval and f"{interval}/h", _cost_tag(p), "unsure" if p.usd_per_hour is None else ""),
-        *([Fact("Unit cost", ", ".join(unit), "", _cost_tag(p))] if unit else []),
+        *([Fact("Unit cost", ", ".join(unit), joined(around and f"{around} per 1M requests"), _cost_tag(p))] if unit else []),
         *traffic.facts(p.workload),
         Fact("Bottleneck", f"{p.bottleneck}, {percent(100 * p.utilisation)} busy", "the stage that fills up first", tag),
         Fact("Binds", p.binding_constraint, tag=tag),

@@ -161,6 +161,8 @@ def play(
         raise BadInput(f"{replicas} replicas: a fleet needs at least 1")
     if routing not in ROUTINGS:
         raise unknown("routing", routing, tuple(ROUTINGS))
+    if np.isnan(schedule.scheduled_s).any():
+        raise BadInput("a schedule with turns that wait for an answer has no times of its own: `simulate.run` plays it")
     if np.any(np.diff(schedule.scheduled_s) < 0):
         raise BadInput("a schedule must be in order of time")
     way = _way(profile, clock, compiled, int(schedule.output_tokens.sum()))

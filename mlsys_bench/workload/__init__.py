@@ -13,7 +13,7 @@ from mlsys_bench.workload.laws import (
     synthetic,
 )
 from mlsys_bench.workload.moments import mean_tokens, scv
-from mlsys_bench.workload.schedule import Schedule, merged, rate_per_s, scaled_to_rate, sliced, sped_up, spread, starts_s, take
+from mlsys_bench.workload.schedule import Schedule, merged, opened, rate_per_s, scaled_to_rate, sliced, sped_up, spread, starts_s, take
 from mlsys_bench.workload.sessions import Sessions, sessions
 from mlsys_bench.workload.tenants import first_come, only, ranks, with_tenants
 from mlsys_bench.workload.trace import Trace, from_trace, resolution_s
@@ -37,6 +37,7 @@ __all__ = [
     "mean_tokens",
     "merged",
     "only",
+    "opened",
     "parse_arrivals",
     "parse_lengths",
     "ranks",

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from mlsys_bench import units
 from mlsys_bench.errors import BadInput
 
 Floats = npt.NDArray[np.float64]
@@ -136,6 +137,25 @@ def nominal_s(plan: Schedule) -> Floats:
     times_s = np.empty(len(plan))
     times_s[by_session] = starts_s(plan)[by_session] + waited - before
     return times_s
+
+
+def opened(plan: Schedule) -> Schedule:
+    """Return the same requests at times of their own, in order: turns that wait for an answer come as if it took no time.
+
+    So sessions keep their rate and their pauses, and their turns come a little earlier than they would.  A schedule without such turns
+    stays as it is.
+    """
+    waiting = 0 if plan.gap_s is None or plan.turn is None else int(np.count_nonzero(plan.turn))
+    if not waiting:
+        return plan
+    due_s = nominal_s(plan)
+    lasts_s = float(due_s.max() - due_s.min())
+    note = (
+        f"{waiting:,} of {len(plan):,} requests are turns that follow an answer: they come after their pause as if it had taken no time, "
+        f"{units.show_rate((len(plan) - 1) / lasts_s)} over {units.show_s(lasts_s)} in all; `mlsys simulate --trace` lets them wait"
+    )
+    timed = dataclasses.replace(plan, scheduled_s=due_s, gap_s=None, notes=(*plan.notes, note))
+    return take(timed, np.argsort(due_s, kind="stable"))
 
 
 def _take_ragged(plan: Schedule, rows: Ints) -> tuple[Ints | None, Ints | None]:

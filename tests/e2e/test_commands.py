@@ -32,7 +32,7 @@ COMMANDS = (
     "demo", "doctor", "bench gpu", "bench list", "bench scenario", "serve", "loadtest", "workload", "fit", "plan", "simulate", "verify",
     "claims", "cost", "gate run", "gate compare", "gate calibrate", "gate history", "backtest queueing", "backtest llm", "backtest plan",
     "backtest gate", "report", "scenario list", "scenario show", "scenario schema", "scenario check",
-    "catalog gpus", "catalog models", "catalog prices",
+    "catalog gpus", "catalog models", "catalog prices", "catalog apis",
 )  # fmt: skip
 SIZE = ("--model", "llama-3-8b", "--gpu", "h100-sxm,l4", "--qps", "5", "--slo", "ttft_p95<1s,tpot_p95<80ms")
 SMALL = ("--prompt-tokens", "40", "--output-tokens", "6")
@@ -77,7 +77,7 @@ def test_doctor_says_what_works_here(mlsys: Cli) -> None:
     assert all(a.cure for a in found.abilities if a.name.startswith("extra") and not a.works)
 
 
-@pytest.mark.parametrize("catalog", ["gpus", "models", "prices"])
+@pytest.mark.parametrize("catalog", ["gpus", "models", "prices", "apis"])
 def test_catalogues_name_source_and_date(mlsys: Cli, catalog: str) -> None:
     found = printed(mlsys("catalog", catalog, "--json"), Catalog)
     assert isinstance(found, Catalog)

@@ -172,6 +172,8 @@ def _notes(request: Request, pair: Pair, trial: Trial) -> Iterator[str]:
             yield f"no {request.term} price is known for the {stage} pool: designs are ranked by devices"
         elif price.stranded:
             yield f"{price.stranded} of the {price.devices} devices rented for {stage} are used by no replica"
+    if request.term == "spot":
+        yield words.RECLAIMED
     yield from request.shelf.market.notes
     share = station(pair.decode).demand.share
     if share < 1:

@@ -9,6 +9,7 @@ from mlsys_bench.plan.graph.allocation import Allocation, Key, Problem, Trial
 from mlsys_bench.plan.graph.purse import Paid
 from mlsys_bench.plan.graph.spread import DRAWS, Spread, spread_of
 from mlsys_bench.plan.graph.work import Served, Writer
+from mlsys_bench.stage_fleets import NO_END_S
 from mlsys_bench.stages import StageGraph
 from mlsys_bench.types import Provenance
 
@@ -79,11 +80,15 @@ def notes(asked: Problem, made: Allocation, paid: Paid, spread: Spread) -> Itera
         yield f"without a price and left out of the cost: {'; '.join(beside)}; a --prices file may give rates"
     if spread.overloaded:
         listed = ", ".join(f"{name} in {count}" for name, count in sorted(spread.overloaded.items(), key=lambda item: -item[1]))
-        yield (
-            f"in {spread.overloads} of {DRAWS} draws of the stage times the replicas planned are overloaded ({listed}): latencies then "
+        is_endless = any(high >= NO_END_S for _, high in spread.intervals.values())
+        then = (
             "grow without end, so 'and more' stands for an upper end that nobody knows; measured times (--from STAGE=FILE) or more "
             "--headroom give one"
+            if is_endless
+            else "reach the upper ends of their intervals; measured times (--from STAGE=FILE) or more --headroom lower those"
         )
+        overloaded = f"in {spread.overloads} of {DRAWS} draws of the stage times the replicas planned are overloaded ({listed})"
+        yield f"{overloaded}: latencies then {then}"
     lost = [share for share in spread.unanswered if share > made.trial.failed + _NOTABLE]
     if lost:
         yield (
