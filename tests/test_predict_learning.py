@@ -131,6 +131,19 @@ def test_a_row_that_is_three_times_off_is_distrusted(nothing: predict.Knowledge)
         assert b.figures[ITL][0] == pytest.approx(a.figures[ITL][0], rel=0.05)
 
 
+def test_runs_of_one_question_that_contradict_each_other_are_known_as_badly_as_they_differ(nothing: predict.Knowledge) -> None:
+    """1.0 and 1.6 times what was predicted: the mean of two such is known to log(1.6) / 2, one sd; of 1.29 and 1.31 to the usual noise."""
+    apart, near = (predict.learn([replace(slower(ASKED, x, nothing), key=f"{x}") for x in pair]) for pair in ((1.0, 1.6), (1.29, 1.31)))
+    unsure, sure = (said([ASKED], known)[0] for known in (apart, near))
+    assert width(sure) < 0.15
+    assert 0.4 < width(unsure) < 2 * 1.645 * math.log(1.6) / 2 + 0.1
+    assert unsure.figures[ITL][1] < nothing_said(nothing) < unsure.figures[ITL][2]
+
+
+def nothing_said(nothing: predict.Knowledge) -> float:
+    return said([ASKED], nothing)[0].figures[ITL][0]
+
+
 def test_rows_may_lack_either_figure_and_without_both_are_passed_over(nothing: predict.Knowledge) -> None:
     whole = slower(ASKED, 1.3, nothing)
     further, first, neither = (replace(whole, measured={name: whole.measured[name] for name in kept}) for kept in ((ITL,), (TTFT,), ()))

@@ -32,6 +32,7 @@ Array = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 FREEDOM = 4.0  # of Student's t
 Z90 = 1.645
+_APART_SDS = 3.0  # of the noise: repeats that lie farther apart contradict each other
 _ENOUGH = 30  # rows that say how heavy the noise's tails are
 _PIECE = 400  # rows that say one knot of `Reach`
 _APART = 0.1  # of log(sd), between its first two knots
@@ -314,6 +315,17 @@ def trusted(p: Points, misfit: Array, scales: dict[str, float], repeats: Ints, c
         error, sd = left_out(posterior(p, misfit, scales, trust, clean), repeats)
         square = (error / sd) ** 2
         trust = np.minimum(1.0, FREEDOM / (FREEDOM - 1 + square)) * np.where(square > FREEDOM, FREEDOM / square, 1.0)
+    return trust
+
+
+def agreeing(p: Points, misfit: Array, scales: Mapping[str, float], repeats: Ints) -> Array:
+    """Return how far to trust observations that were made more than once: where they lie far apart, by the variance among them."""
+    trust, own = np.ones(len(misfit)), noise(p, scales)
+    for kind in (0, 1):
+        for again in np.unique(repeats):
+            at = np.flatnonzero((p.kind == kind) & (repeats == again))
+            if len(at) > 1 and (apart := float(np.var(misfit[at], ddof=1))) > _APART_SDS**2 * own[at[0]]:
+                trust[at] = own[at] / apart
     return trust
 
 

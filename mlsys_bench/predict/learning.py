@@ -130,6 +130,8 @@ def learn_part(rows: Sequence[Experiment], mean: Array, scales: dict[str, float]
         points, misfit = _observed(d, at, mean, target, groups, places)
         clean = field.kernel(points, points, scales)
         trust = field.trusted(points, misfit, scales, repeats[points.row], clean)
+        if not linear:  # of many rows, others say how noisy they are
+            trust = trust * field.agreeing(points, misfit, scales, repeats[points.row])
         given = field.posterior(points, misfit, scales, trust, clean)
         at = at if linear else mean + field.deviations(given, points, len(rows))
     if not linear:
