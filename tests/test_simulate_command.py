@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from mlsys_bench import batching, record
+from mlsys_bench import batching, models, record
 from mlsys_bench.errors import BadInput, MlsysError
 from mlsys_bench.journeys import around, settings, simulation
 from mlsys_bench.journeys.simulation import Asked
@@ -126,6 +126,26 @@ def test_rules_of_a_replica_are_those_of_its_engine() -> None:
     assert rules.move_s == pytest.approx(131072 * 16 / 25e9)
     assert rules.host_blocks == int(64e9 / (131072 * 16))
     assert around.policy(Asked(**DESIGN), candidate) == batching.Policy()
+
+
+@pytest.mark.parametrize(("model", "gpu", "tp", "prompt"), [("gemma-3-27b", "H200", 1, 8192), ("deepseek-v3.2", "B200", 8, 8192)])
+def test_the_cache_that_moves_is_all_that_a_prompt_leaves(model: str, gpu: str, tp: int, prompt: int) -> None:
+    """Five of six layers of Gemma 3 keep a window of 1,024; the latent cache that an indexer picks from is kept whole."""
+    asked = Asked(
+        model=model,
+        gpu=gpu,
+        tp=tp,
+        precision="fp8",
+        qps=1.0,
+        prompt_tokens=str(prompt),
+        output_tokens="100",
+        disaggregate="prefill=1,link=50GB/s",
+    )
+    moved = around.conditions(asked, simulation.design(asked), prompt).disaggregation
+    assert moved is not None
+    arch = models.find(model)
+    shards = min(tp, arch.kv_heads) if not arch.kv_lora_rank else 1
+    assert moved.kv_bytes_per_token * prompt == pytest.approx(models.kv_bytes(arch, "fp8", prompt) / shards, rel=0.02)
 
 
 @pytest.mark.parametrize(

@@ -27,8 +27,8 @@ _SCALING: dict[str, settings.Parse] = {
 _APART: dict[str, settings.Parse] = {"prefill": settings.whole, "link": settings.bandwidth, "latency": units.seconds}
 
 
-def conditions(asked: Asked, candidate: planner.Candidate) -> Conditions:
-    """Return what happens around the replicas."""
+def conditions(asked: Asked, candidate: planner.Candidate, prompt_tokens: float = 1.0) -> Conditions:
+    """Return what happens around the replicas, for prompts of so many tokens on average."""
     from mlsys_bench.simulate import Conditions
 
     return Conditions(
@@ -36,7 +36,7 @@ def conditions(asked: Asked, candidate: planner.Candidate) -> Conditions:
         retries=_retries(asked.retries) if asked.retries else None,
         failures=_failures(asked.failures, asked) if asked.failures else None,
         autoscaling=_scaling(asked.autoscale, asked.replicas) if asked.autoscale else None,
-        disaggregation=_apart(asked.disaggregate, candidate) if asked.disaggregate else None,
+        disaggregation=_apart(asked.disaggregate, candidate, prompt_tokens) if asked.disaggregate else None,
     )
 
 
@@ -89,12 +89,12 @@ def _scaling(text: str, replicas: int) -> Autoscaling:
     )  # fmt: skip
 
 
-def _apart(text: str, candidate: planner.Candidate) -> Disaggregation:
+def _apart(text: str, candidate: planner.Candidate, prompt_tokens: float) -> Disaggregation:
     """Return prefill and decode apart; every device sends its share of the cache over a link of its own."""
     from mlsys_bench.simulate import Disaggregation
 
     given = settings.parse(text, "--disaggregate", _APART, needed=("prefill", "link"))
-    kv_bytes = _kv_bytes_per_token(candidate, "--disaggregate")
+    kv_bytes = _kv_bytes_per_token(candidate, "--disaggregate", prompt_tokens)
     return Disaggregation(
         prefill_replicas=given["prefill"], kv_bytes_per_token=kv_bytes, link_bytes_per_s=given["link"], latency_s=given.get("latency", 0.0)
     )
@@ -150,14 +150,14 @@ def _preset(asked: Asked, candidate: planner.Candidate) -> presets.Preset | None
     return presets.preset(asked.engine, device=candidate.gpu, memory_bytes=memory_bytes)
 
 
-def policy(asked: Asked, candidate: planner.Candidate) -> Policy:
-    """Return the rules a replica batches by."""
+def policy(asked: Asked, candidate: planner.Candidate, prompt_tokens: float = 1.0) -> Policy:
+    """Return the rules a replica batches by, for prompts of so many tokens on average."""
     engine = _preset(asked, candidate)
     rules = engine.policy if engine else Policy()
     rules = rules if asked.prefix_cache else rules._replace(prefix_cache=0)
     rules = _batched(rules, asked.batching) if asked.batching else rules
-    rules = _preempting(rules, asked.preemption, candidate) if asked.preemption else rules
-    rules = _offloading(rules, asked.kv_offload, candidate) if asked.kv_offload else rules
+    rules = _preempting(rules, asked.preemption, candidate, prompt_tokens) if asked.preemption else rules
+    rules = _offloading(rules, asked.kv_offload, candidate, prompt_tokens) if asked.kv_offload else rules
     if asked.speculate:
         given = settings.parse(asked.speculate, "--speculate", _DRAFTS, main="drafts", needed=("drafts", "acceptance"))
         if not given["drafts"]:
@@ -184,7 +184,7 @@ def _batched(rules: Policy, text: str) -> Policy:
     return rules._replace(gather=1, gather_s=_STATIC_WAIT_S if wait_s is None else wait_s)
 
 
-def _preempting(rules: Policy, text: str, candidate: planner.Candidate) -> Policy:
+def _preempting(rules: Policy, text: str, candidate: planner.Candidate, prompt_tokens: float) -> Policy:
     given = settings.parse(text, "--preemption", _PREEMPTION, main="kind", needed=("kind",))
     if given["kind"] == "recompute":
         if "link" in given:
@@ -194,29 +194,36 @@ def _preempting(rules: Policy, text: str, candidate: planner.Candidate) -> Polic
         raise unknown("kind of preemption", given["kind"], ("recompute", "swap"), "--preemption")
     if "link" not in given:
         raise BadInput(f"--preemption {text}: say how fast the cache moves to the host, e.g. swap,link=25GB/s")
-    return rules._replace(swap=1, move_s=_block_s(candidate, given["link"], "--preemption"))
+    return rules._replace(swap=1, move_s=_block_bytes(candidate, "--preemption", prompt_tokens) / given["link"])
 
 
-def _offloading(rules: Policy, text: str, candidate: planner.Candidate) -> Policy:
+def _offloading(rules: Policy, text: str, candidate: planner.Candidate, prompt_tokens: float) -> Policy:
     """Return the rules with room in host memory for cached prefixes; size and link are those of each GPU."""
     given = settings.parse(text, "--kv-offload", _OFFLOAD, main="size", needed=("size", "link"))
     if not rules.prefix_cache:
         raise BadInput(f"--kv-offload {text}: host memory keeps cached prefixes, and there is no prefix cache; leave one of the two out")
-    block_bytes = _kv_bytes_per_token(candidate, "--kv-offload") * candidate.limits.block_tokens
-    move_s = _block_s(candidate, given["link"], "--kv-offload")
+    block_bytes = _block_bytes(candidate, "--kv-offload", prompt_tokens)
+    move_s = block_bytes / given["link"]
     if rules.swap and not math.isclose(move_s, rules.move_s):
         raise BadInput(f"--kv-offload {text}: --preemption swaps over another link; GPU and host are joined by one: give it one speed")
     return rules._replace(host_blocks=math.floor(given["size"] / block_bytes), move_s=move_s)
 
 
-def _block_s(candidate: planner.Candidate, link_bytes_per_s: float, option: str) -> float:
-    """Return how long a KV block takes between GPU and host."""
-    return _kv_bytes_per_token(candidate, option) * candidate.limits.block_tokens / link_bytes_per_s
+def _block_bytes(candidate: planner.Candidate, option: str, prompt_tokens: float) -> float:
+    """Return the bytes of a KV block on one GPU."""
+    return _kv_bytes_per_token(candidate, option, prompt_tokens) * candidate.limits.block_tokens
 
 
-def _kv_bytes_per_token(candidate: planner.Candidate, option: str) -> float:
-    """Return the KV cache of a token on one GPU."""
-    found = candidate.profile.constants.get("kv_bytes_per_token")
+def _kv_bytes_per_token(candidate: planner.Candidate, option: str, prompt_tokens: float) -> float:
+    """Return the KV cache of a token on one GPU, of a prompt of so many tokens.
+
+    Layers that attend to a window keep the last tokens alone; those that attend to the best few keep all.
+    """
+    constants = candidate.profile.constants
+    found, bound = constants.get("kv_bytes_per_token"), constants.get("window_tokens", 0.0)
     if found is None:
         raise BadInput(f"{option}: the profile does not say how many bytes the KV cache of a token takes (kv_bytes_per_token)")
-    return found
+    if not bound:
+        return found
+    kept = 1.0 if models.find(candidate.profile.layout.model).index_topk else min(bound / prompt_tokens, 1.0)
+    return found + constants.get("window_kv_bytes_per_token", 0.0) * kept

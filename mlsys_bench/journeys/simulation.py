@@ -210,9 +210,10 @@ def _run(given: tuple[Asked, planner.Request, planner.Candidate, Schedule | None
     from mlsys_bench import simulate as simulator
 
     asked, request, candidate, replayed = given
+    prompt_tokens = request.workload.prompt_tokens.mean
     options: dict[str, Any] = {
-        "replicas": asked.replicas, "routing": asked.routing, "seed": seed, "policy": around.policy(asked, candidate),
-        "conditions": around.conditions(asked, candidate),
+        "replicas": asked.replicas, "routing": asked.routing, "seed": seed, "policy": around.policy(asked, candidate, prompt_tokens),
+        "conditions": around.conditions(asked, candidate, prompt_tokens),
     }  # fmt: skip
     if asked.users is not None:
         return simulator.closed(
