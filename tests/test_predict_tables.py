@@ -138,7 +138,8 @@ def test_a_stage_of_blis_names_its_engine_and_version(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("model", "meant"), [("Qwen/Qwen3-32B", "bf16"), ("deepseek-ai/DeepSeek-R1", "fp8"), ("openai/gpt-oss-120b", "fp4")]
+    ("model", "meant"),
+    [("Qwen/Qwen3-32B", "bf16"), ("deepseek-ai/DeepSeek-R1", "fp8"), ("openai/gpt-oss-120b", "fp4"), ("Qwen/Qwen3-32B-FP8", "fp8")],
 )
 def test_no_precision_is_that_of_the_checkpoint(tmp_path: Path, model: str, meant: str) -> None:
     assert one(tmp_path, CLOSED + f"{model},b200_sxm,vllm,0.12,,agg,1024,128,8,1,1,8,1,8,154,18\n").precision == meant

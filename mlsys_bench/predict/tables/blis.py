@@ -53,15 +53,14 @@ def read(cells: Cells, source: str) -> Row:
     rates = _rates(cells.get("rate_rps"))
     measured = cells.measured(_LATENCIES)
     system, question = cells.number("system_prompt_len") or 0, cells.positive("question_len")
-    model = model_id(cells.get("model"))
     stage = Experiment(
         key=f"{source}:{cells.line}",
         group="",
-        model=model,
+        model=model_id(cells.get("model")),
         device=device_id(cells.get("gpu")),
         engine=engine_id(cells.get("engine"), "vllm"),
         engine_version=engine_version(cells.get("engine")),
-        precision=precision_id(cells.get("precision"), model, "fp16"),
+        precision=precision_id(cells.get("precision"), cells.get("model"), "fp16"),
         tp=cells.whole("tp", 1),
         replicas=cells.whole("dp", 1),
         max_seqs=cells.whole("max_num_seqs", 128),

@@ -45,7 +45,7 @@ def read(cells: Cells, source: str) -> Row:
         device=device_id(cells.get("system")),
         engine=engine_id(cells.get("backend"), "vllm"),
         engine_version=cells.get("backend_version"),
-        precision=precision_id(cells.get("precision"), model),
+        precision=precision_id(cells.get("precision"), cells.get("model")),
         pp=cells.whole("pp", 1),
         prompt_tokens=drawn(prompt) if by_inferencex else Lengths(mean=prompt),
         output_tokens=drawn(output) if by_inferencex else Lengths(mean=output),

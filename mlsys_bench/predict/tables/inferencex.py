@@ -63,15 +63,14 @@ def read(cells: Cells, source: str) -> Row:
     """Return a row of inferencex_measured.csv."""
     measured = cells.measured(_RESULTS)
     concurrency = cells.whole("conc")
-    model = model_id(cells.get("model"))
     experiment = Experiment(
         key=f"{source}:{cells.line}",
         group="",
-        model=model,
+        model=model_id(cells.get("model")),
         device=device_id(cells.get("gpu")),
         engine=engine_id(cells.get("framework")),
         engine_version=_version(cells.get("image")),
-        precision=precision_id(cells.get("precision"), model),
+        precision=precision_id(cells.get("precision"), cells.get("model")),
         prompt_tokens=drawn(cells.positive("isl")),
         output_tokens=drawn(cells.positive("osl")),
         concurrency=concurrency,
