@@ -194,9 +194,9 @@ class Fallback:
 class Stage:
     """One stage: its work, the replicas that do it, and the way on (none given: the request ends here).
 
-    `concurrency` is how many requests a replica works on at once.  `timeout` counts from the request's arrival at the stage; work that
+    `concurrency` is how many requests a replica works on at once.  `timeout` is that of each attempt, from when it is sent; work that
     nobody waits for any more is still finished.  `shards` is into how many parts its data is split: each visit asks all of them.
-    An `async` stage is visited without waiting for it.  `egress` leaves the network with each of its answers.
+    An `async` stage is visited without waiting for it, nor for what comes after it.  `egress` leaves the network with each of its answers.
     """
 
     name: str

@@ -320,5 +320,18 @@ def test_a_scenario_of_several_stages_shares_the_pool_with_its_model(tmp_path: P
     found = fleets.plan_fleet(dataclasses.replace(asked_for, entries=(staged,)))
     (option,) = found.served[0].options
     assert (option.gpu, option.replicas, option.each_per_s) == ("L40S", 1, pytest.approx(3.0))
+    assert option.replicas_interval is not None
+    assert option.replicas_interval[0] <= 1 <= option.replicas_interval[1]
     assert found.hours[12].gpus["L40S"] == {"staged": 1}
     assert any("rented beside the pool" in note for note in found.notes)
+
+
+def test_a_stage_on_the_same_kind_of_gpu_is_not_taken_for_the_model(tmp_path: Path) -> None:
+    """An encoder that takes two L40S stands before a language model that takes one."""
+    file = written(tmp_path, FILE.replace("scenario: mine.yaml, name: other", "scenario: staged.yaml").replace(", slo: {ttft_p95: 2s}", ""))
+    encoder = STAGED.replace("mean: 1ms", "mean: 400ms").replace("resources: {vcpu: 1}", "resources: {gpu: l40s}")
+    (tmp_path / "staged.yaml").write_text(encoder)
+    asked_for = planning.asked(scenario=str(file), term="on-demand", seed=0)
+    assert isinstance(asked_for, FleetRequest)
+    (option,) = fleets.plan_fleet(dataclasses.replace(asked_for, entries=asked_for.entries[1:])).served[0].options
+    assert (option.replicas, option.precision, option.each_per_s) == (1, "bf16", pytest.approx(3.0))

@@ -291,3 +291,44 @@ def test_every_model_and_device_of_the_measured_tables_is_known() -> None:
     for kind, name in seen:
         known = models.find(name) if kind == "model" else hardware.find(name)
         assert known.source
+
+
+@pytest.mark.parametrize(
+    ("name", "precision"),
+    [
+        ("RedHatAI/Meta-Llama-3.1-8B-Instruct-FP8-dynamic", "fp8"),
+        ("nvidia/DeepSeek-R1-NVFP4", "fp4"),
+        ("Qwen/Qwen2.5-72B-Instruct-GPTQ-Int8", "int8"),
+        ("Qwen/Qwen2.5-7B-Instruct-AWQ", "int4"),
+        ("RedHatAI/Meta-Llama-3.1-70B-Instruct-quantized.w4a16", "int4"),
+        ("unsloth/DeepSeek-V3-bf16", "bf16"),
+        ("deepseek-ai/DeepSeek-V3-0324", "fp8"),
+        ("meta-llama/Llama-3.1-8B-Instruct", "bf16"),
+    ],
+)
+def test_a_copy_is_kept_in_what_its_name_says(name: str, precision: str) -> None:
+    assert models.find(name).native_precision == precision
+    assert models.find(models.find(name).id).params == models.find(name).params
+
+
+@pytest.mark.parametrize(
+    ("name", "tokens", "precision"),
+    [
+        ("llama-2-70b", 4096, "bf16"),
+        ("gemma-7b", 8192, "bf16"),
+        ("gemma-3-1b", 32_768, "bf16"),
+        ("gemma-3-4b", 131_072, "bf16"),
+        ("mistral-large-2411", 131_072, "bf16"),
+        ("moonshotai/Kimi-K2-Instruct", 131_072, "fp8"),
+        ("moonshotai/Kimi-K2-Instruct-0905", 262_144, "fp8"),
+        ("moonshotai/Kimi-K2-Thinking", 262_144, "int4"),
+    ],
+)
+def test_the_longest_context_is_the_makers(name: str, tokens: int, precision: str) -> None:
+    """Later models of one shape have longer ones, and weights of another format: 594 GB of Kimi K2 Thinking, not 1,028."""
+    a = models.find(name)
+    assert (a.max_context, a.native_precision) == (tokens, precision)
+
+
+def test_every_model_but_the_gpt_3_of_the_paper_has_a_longest_context() -> None:
+    assert all(a.max_context for a in EVERY)

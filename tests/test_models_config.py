@@ -175,6 +175,42 @@ def test_a_family_nobody_knows_is_read_as_a_llama_and_says_so(tmp_path: Path) ->
     assert latent.kv_lora_rank == 16
 
 
+@pytest.mark.parametrize(
+    ("kind", "keys", "says"),
+    [
+        ("nemotron_h", {"hybrid_override_pattern": "M-M*", "ssm_state_size": 128, "n_routed_experts": 8, "num_experts_per_tok": 2},
+         r"'nemotron_h' is not known here, and no Llama by its hybrid_override_pattern, ssm_state_size; name a model of the catalogue"),
+        ("kimi_linear", {**MLA, "linear_attn_config": {"kda_layers": [1, 2, 3]}}, r"by its linear_attn_config;"),
+        ("lfm2", {"layer_types": ["conv", "conv", "full_attention", "conv"]}, r"by its layer_types \(conv\);"),
+        ("ernie4_5_moe", {"moe_num_experts": 64, "moe_k": 6}, r"by its moe_num_experts, moe_k;"),
+        ("minimax", {**FEW, "layer_types": ["linear_attention"] * 3 + ["full_attention"]}, r"the linear layers of model_type 'minimax'"),
+    ],
+)  # fmt: skip
+def test_layers_that_are_not_known_are_refused(tmp_path: Path, kind: str, keys: dict[str, Any], says: str) -> None:
+    """Nemotron 3 Nano has attention in 6 of 52 layers: as a Llama it would have nine times the cache, and twice the experts."""
+    with pytest.raises(BadInput, match=says):
+        models.from_config(write(tmp_path, model_type=kind, **{**PLAIN, **keys}))
+
+
+def test_what_a_dense_model_says_of_experts_it_has_not_is_no_reason_to_refuse_it(tmp_path: Path) -> None:
+    keys = {**PLAIN, "num_experts": None, "num_experts_per_tok": None, "moe_layer_freq": 1, "use_moe": False}
+    assert models.from_config(write(tmp_path, model_type="brandnew", **keys)).note.endswith("read as a Llama by its keys")
+
+
+def test_a_fine_tune_is_not_its_base(tmp_path: Path) -> None:
+    """`_name_or_path` is what it was made of: a manifest would start that."""
+    a = models.from_config(write(tmp_path, model_type="llama", **PLAIN, _name_or_path="meta-llama/Llama-3.1-8B"))
+    assert (a.hf_id or a.id) == str(tmp_path)
+
+
+def test_windows_begin_where_qwen_says(tmp_path: Path) -> None:
+    """`max_window_layers` counts the layers without one."""
+    keys = {**PLAIN, "sliding_window": 256, "use_sliding_window": True}
+    some = models.from_config(write(tmp_path, model_type="qwen2", **{**keys, "max_window_layers": 3}))
+    assert (some.full_layers, some.window_layers) == (3, 1)
+    assert models.from_config(write(tmp_path, model_type="qwen2", **{**keys, "max_window_layers": 28})).window_layers == 0
+
+
 def test_a_windowed_mistral_keeps_its_window(tmp_path: Path) -> None:
     a = models.from_config(write(tmp_path, model_type="mistral", **{**PLAIN, "sliding_window": 256}))
     assert (a.full_layers, a.window_layers, a.window_tokens) == (0, 4, 256)
@@ -243,6 +279,8 @@ def test_a_path_is_a_file_a_folder_a_checkpoint_and_anything_else_a_name(tmp_pat
         ({"quant_method": "compressed-tensors", "config_groups": {"group_0": {"weights": {"num_bits": 8, "type": "float"}}}}, None, "fp8"),
         ({"quant_method": "compressed-tensors", "config_groups": {"group_0": {"weights": {"num_bits": 4, "type": "int"}}}}, None, "int4"),
         ({"quant_method": "compressed-tensors", "config_groups": {"group_0": {"weights": {"num_bits": 8, "type": "int"}}}}, None, "int8"),
+        ({"quant_method": "bitsandbytes", "load_in_4bit": True, "load_in_8bit": False}, "bfloat16", "int4"),
+        ({"quant_method": "bitsandbytes", "load_in_8bit": True}, "float16", "int8"),
     ],
 )
 def test_the_precision_a_checkpoint_is_stored_in(quantization: dict[str, Any] | None, dtype: str | None, precision: str) -> None:

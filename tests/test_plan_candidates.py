@@ -8,7 +8,8 @@ import pytest
 
 from mlsys_bench import hardware, latency, models, slo, workload
 from mlsys_bench.errors import Infeasible, NotComparable, UnknownName
-from mlsys_bench.plan import Request, candidates, plan
+from mlsys_bench.plan import Request, candidates, demand, plan, sizing
+from mlsys_bench.plan.analytic import Replica
 from mlsys_bench.types import LatencyProfile, Provenance
 
 TRAFFIC = workload.synthetic(10, prompt="512", output="128")
@@ -136,3 +137,45 @@ def test_without_gpus_every_priced_one_is_considered() -> None:
     seen = {c.gpu for c in fits} | {m.gpu for m in misfits}
     assert {"H100-SXM", "L4", "A100-80GB-SXM"} <= seen
     assert "T4" not in seen, "the catalogue has no price for it"
+
+
+def test_a_checkpoint_is_planned_in_its_own_format() -> None:
+    """What is published in four bits was planned in bf16 and fp8: twice the weights, of a checkpoint nobody has."""
+    asked = request(model="kimi-k2.5", gpus=("h200-sxm",), precisions=())
+    fits, misfits = candidates.every(asked)
+    assert {c.precision for c in fits} == {"int4"}
+    assert {m.layout.precision for m in misfits} == {"int4"}
+    assert {c.precision for c in candidates.every(request(model="gpt-oss-120b", precisions=()))[0]} == {"fp4"}
+    assert {c.precision for c in candidates.every(request(precisions=()))[0]} == {"bf16", "fp8"}
+    assert {c.precision for c in candidates.every(dataclasses.replace(asked, precisions=("fp4",)))[0]} == {"fp4"}
+
+
+def test_a_sequence_is_held_by_one_rank() -> None:
+    """MiniMax M2.5 with attention copied on 4 H100: a pool each, of which a sequence sees one."""
+    fits, _ = candidates.every(request(model="minimax-m2.5", precisions=("fp8",)))
+    ranks = next(c for c in fits if c.layout.attention_dp == 4)
+    assert ranks.limits.max_context == ranks.rank_tokens == ranks.kv_tokens // 4
+    assert ranks.limits.max_context < 196_608
+    split = next(c for c in fits if c.tp == 8)
+    assert split.rank_tokens == split.kv_tokens
+
+
+@pytest.mark.parametrize(
+    ("name", "precision", "tp", "pp"), [("llama-3-70b", "bf16", 4, 1), ("llama-3-70b", "fp8", 8, 2), ("mixtral-8x7b", "bf16", 2, 1)]
+)
+def test_a_replica_starts_with_all_its_weights(name: str, precision: str, tp: int, pp: int) -> None:
+    """Attention and head too, not MLPs alone (113 of 139 GB), and each stage of a pipeline its own."""
+    arch = models.find(name)
+    profile = latency.roofline(arch, hardware.find("h100-sxm"), precision=precision, tp=tp, pp=pp)
+    read = models.step_weight_bytes(arch, precision, 1e9)
+    assert candidates.weights_bytes(profile, tp * pp) == pytest.approx(read, rel=0.002)  # a router is on every device
+
+
+def test_experts_that_compute_are_told_as_compute() -> None:
+    """Long prompts and short answers of Mixtral: its experts' rate is a constant of its own."""
+    asked = request(model="mixtral-8x7b", workload=workload.synthetic(1, prompt="8000", output="2"))
+    (candidate,) = (c for c in candidates.every(asked)[0] if c.name == "H100-SXM bf16 tp 2")
+    replica = Replica(candidate.profile, candidate.limits, demand.of(asked.workload))
+    found = sizing.size(candidate, replica, (), 1.0, 0.2, asked.shelf)
+    assert found is not None
+    assert sizing.bottleneck(found) == "compute"

@@ -53,6 +53,66 @@ def test_experts_and_data_parallel_attention_are_said_in_each_engines_way() -> N
     assert of(attention_dp=8, ep=8).devices == of("sglang", attention_dp=8, ep=8).devices == 8
 
 
+def test_engines_that_count_by_rank_get_the_sequences_and_the_context_of_a_rank() -> None:
+    """`--max-num-seqs` of vLLM applies per DP rank: 256 on each of 8 would be 2,048 at once; SGLang divides its own."""
+    plan = dataclasses.replace(sample_records.plan(), kv_tokens_per_replica=40_000, max_batch=250)
+    ranks = dataclasses.replace(plan, fleet=(dataclasses.replace(plan.fleet[0], attention_dp=8, ep=8),))
+    assert [of_plan(ranks, engine).max_seqs for engine in ENGINES] == [32, 250, 32]
+    assert {of_plan(ranks, engine).max_context for engine in ENGINES} == {5000}
+    assert (of_plan(plan).max_seqs, of_plan(plan).max_context) == (250, None)
+
+
+def test_fp8_is_made_of_a_checkpoint_in_16_bit_only() -> None:
+    """Engines such as vLLM end at once where `--quantization` contradicts the checkpoint; TensorRT-LLM takes them as they are."""
+    plan = sample_records.plan()
+
+    def told(model: str, precision: str, engine: Any = "vllm") -> tuple[str | None, list[str]]:
+        made = dataclasses.replace(plan, model=model, fleet=(dataclasses.replace(plan.fleet[0], precision=precision),))
+        deployment = of_plan(made, engine)
+        return deployment.quantization, [note for note in notes(made, deployment) if "name a checkpoint" in note]
+
+    assert told("llama-3-8b", "fp8") == ("fp8", [])
+    assert told("deepseek-v3", "fp8") == (None, [])
+    assert told("gpt-oss-120b", "fp8") == (None, []), "its experts stay as published"
+    assert told("llama-3-8b", "fp16") == (None, [])
+    for model, precision, engine in (("kimi-k2.5", "fp8", "vllm"), ("deepseek-v3", "bf16", "sglang"), ("llama-3-8b", "fp8", "trtllm")):
+        quantization, (note,) = told(model, precision, engine)
+        assert quantization is None
+        assert note.endswith(f": name a checkpoint of it in {precision}")
+
+
+def test_weights_that_become_fp8_must_fit_before() -> None:
+    """Qwen3 32B takes 33 GB in fp8, and 65 GB while one L40S of 48 loads it."""
+    plan = dataclasses.replace(sample_records.plan(), model="qwen3-32b", devices_per_replica=1)
+
+    def told(gpu: str, precision: str) -> list[str]:
+        made = dataclasses.replace(plan, fleet=(dataclasses.replace(plan.fleet[0], gpu=gpu, precision=precision),))
+        return list(notes(made, of_plan(made)))
+
+    (note,) = told("L40S", "fp8")
+    assert note == (
+        "Qwen/Qwen3-32B is loaded in 16 bit before its weights are made fp8, and 1 x 48 GB do not hold it: name a checkpoint of it in fp8"
+    )
+    assert told("H100-SXM", "fp8") == told("L40S", "bf16") == told("unheard-of", "fp8") == []
+
+
+def test_a_name_that_stands_for_several_models_is_told() -> None:
+    """A plan of DeepSeek-R1 is one of DeepSeek-V3's shape, and names it: nobody should serve the other unawares."""
+    plan = dataclasses.replace(sample_records.plan(), model="deepseek-v3")
+    made = dataclasses.replace(plan, fleet=(dataclasses.replace(plan.fleet[0], precision="fp8"),))
+    (note,) = notes(made, of_plan(made))
+    assert note.startswith("deepseek-ai/DeepSeek-V3 stands for models of its shape, such as deepseek-ai/DeepSeek-R1, ")
+
+
+def test_a_copy_that_is_quantized_changes_no_weights() -> None:
+    assert parse("vllm serve RedHatAI/Meta-Llama-3.1-8B-Instruct-FP8").precision == "fp8"
+    assert parse("vllm serve Qwen/Qwen2.5-7B-Instruct-AWQ").precision == "int4"
+    assert parse("vllm serve Qwen/Qwen2.5-7B-Instruct-GPTQ-Int8 -q gptq_marlin").precision == "int8"
+    assert parse("vllm serve RedHatAI/Meta-Llama-3.1-8B-Instruct-FP8-dynamic -q compressed-tensors").precision == "fp8"
+    assert parse("vllm serve nvidia/DeepSeek-R1-NVFP4 -q modelopt_fp4").precision == "fp4"
+    assert parse("vllm serve mine -q modelopt_fp4").precision == "fp4"
+
+
 def test_the_context_is_cut_to_what_the_cache_holds() -> None:
     """No engine starts with a context that its cache cannot hold."""
     assert of().max_context is None

@@ -70,3 +70,12 @@ def test_the_image_is_sound_and_says_the_same(name: str) -> None:
     words = [element.text for element in root.iter("{http://www.w3.org/2000/svg}text")]
     assert {stage.component for stage in load(name).stages if stage.component} <= set(words)
     assert drawing.uri(load(name)).startswith("data:image/svg+xml;base64,")
+
+
+def test_a_way_back_after_an_escalation_is_drawn_and_its_detour_stands_in_the_box() -> None:
+    """A model hands some on to a reviewer, who hands all of them back."""
+    g = graph(f"a: {{{law('1ms')}, escalate: {{to: b, p: 10%, source: x}}}}\nb: {{{law('2ms')}, next: a}}")
+    picture = drawing.layout(g)
+    assert sorted(box.name for box in picture.boxes) == ["a", "b"]
+    assert len(picture.ways) == 1
+    assert "10.0 % escalate > b" in "\n".join(drawing.text(g))

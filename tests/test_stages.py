@@ -125,6 +125,11 @@ WORK = law("1ms", "constant")
         (f"a: {{{WORK}, on: done}}", "stages.a: YAML reads on, off, yes and no as truth values; the key True is no text"),
         (f"a: {{{WORK}, async: 1}}", "stages.a.async: 1 where true or false is needed"),
         (f"a: {{{WORK}, retries: {{max: 2}}}}", "stages.a.retries: is never needed, as nothing goes wrong here"),
+        (
+            f"a: {{{WORK}, cache: {{popularity: {{zipf: 1, items: {2**64}, size: 9}}, source: x}}}}",
+            "stages.a.cache.popularity.items: 18,446,744,073,709,551,616 are more than anybody asks for",
+        ),
+        (f"a: {{{WORK}, shards: 100000}}", "stages.a.shards: 100,000; a plan follows each visit to all of them, 1,000 at most"),
         (f"a: {{{WORK}, timeout: 0s}}", "stages.a.timeout: 0 s is no time for an answer"),
         (f"a: {{{WORK}, escalate: {{to: a, p: 100%, source: x}}}}", "stages.a.escalate.p: all requests escalate; write next"),
         ("a: {parallel: [b, c], timeout: 1s}\nb: {}\nc: {}", "stages.a.timeout: belongs to a stage that does work"),
@@ -133,6 +138,9 @@ WORK = law("1ms", "constant")
         (f"a: {{{WORK.replace('vcpu: 1', 'gpu: l5')}}}", "stages.a.resources.gpu: unknown GPU or CPU 'l5'"),
         (f"a: {{{WORK.replace('vcpu: 1', 'gpu: [l4, t4]')}}}", "stages.a.resources.gpu: the service time is that of one device"),
         (f"a: {{{WORK}, slo: {{ttft_p95: 1s}}}}", "stages.a.slo: ttft is for stages that write tokens"),
+        (f"a: {{{WORK}, slo: {{goodput: 99%}}}}", "stages.a.slo: goodput is a promise of the whole; put it into the scenario's slo"),
+        (f"a: {{{WORK}, timeout: 1s, hedge: {{after: 1s}}}}", "stages.a.hedge.after: 1.00 s, and an attempt is given up after 1.00 s"),
+        (f"a: {{{WORK.replace('vcpu: 1', 'vcpu: 1, gpus: 4')}}}", "stages.a.resources.gpus: 4 of no gpu; say which"),
     ],
 )  # fmt: skip
 def test_a_mistake_is_one_line_with_key_and_cure(stages: str, says: str) -> None:

@@ -18,13 +18,18 @@ _QUANTIZED_COPY = re.compile(  # how copies in another number format, or of anot
     r"-(?:fp8|fp4|nvfp4|mxfp4|awq|gptq|int[48]|w\d+a\d+|quantized\.w\d+a\d+|bf16|dynamic|block|kv|hf|instruct|chat|it|\d{4})$"
 )
 
+_SAID = {  # by such names of the weights; of 'gptq-int8' the bits count
+    "fp4": "fp4", "fp8": "fp8", "w8a8": "w8a8", "w4a8": "w4a8", "int8|w8a16": "int8", "awq|gptq|int4|w4a16": "int4", "bf16": "bf16",
+}  # fmt: skip
+
 
 def named(name: str) -> Architecture:
     """Return the architecture of a name: id, alias, Hugging Face id or that of a quantized copy, in any case.  Raises UnknownName."""
     found = _index().get(_plain(name)) or _index().get(_plain(_original(name)))
     if found is None:
         raise unknown("model", name, [a.id for a in every()])
-    return found
+    kept = _kept(name)
+    return found if kept is None else dataclasses.replace(found, native_precision=kept)
 
 
 def is_named(name: str) -> bool:
@@ -38,8 +43,8 @@ def every() -> tuple[Architecture, ...]:
 
 
 def aliases(a: Architecture) -> tuple[str, ...]:
-    """Return the names `find` knows it by."""
-    return next(names for known, names in _rows() if known.id == a.id)
+    """Return the names `find` knows it by; none for a shape that is not of the catalogue."""
+    return next((names for known, names in _rows() if known.id == a.id), ())
 
 
 @functools.cache
@@ -65,6 +70,12 @@ def _plain(name: str) -> str:
     for suffix in ("-hf", "-instruct", "-chat", "-it"):
         text = text.removesuffix(suffix)
     return text.replace("-", "")
+
+
+def _kept(name: str) -> str | None:
+    """Return the number format that a copy's name says its weights are kept in; None where it says none."""
+    suffixes = name.strip().lower().replace("_", "-").rpartition("/")[2].removeprefix(_original(name))
+    return next((kept for said, kept in _SAID.items() if re.search(said, suffixes)), None)
 
 
 def _original(name: str) -> str:

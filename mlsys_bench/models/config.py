@@ -8,6 +8,7 @@ function in `_FAMILIES`.  The counts agree to the parameter with what `transform
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -68,6 +69,8 @@ def from_config(path: str | Path) -> Architecture:
     file = _read(where / "config.json" if where.is_dir() else where)
     shape = _common(file) | _attention_layers(file) | _mixture(file)
     shape |= _FAMILIES.get(file.family, _unknown)(file, shape)
+    if shape["linear_layers"] and not shape.get("linear_in"):
+        raise BadInput(f"{file.path}: what the linear layers of model_type {file.family!r} keep and read is not known here; {_INSTEAD}")
     for name, value in shape.items():
         if (
             isinstance(value, int)
@@ -117,7 +120,7 @@ def _common(file: _File) -> dict[str, Any]:
     if heads < 1:
         raise BadInput(f"{file.path}: num_attention_heads is {heads}; a model has at least 1")
     return {
-        "hf_id": str(file.keys.get("_name_or_path") or ""),
+        "hf_id": "",  # `_name_or_path` names what a checkpoint was made of, such as the base of a fine-tune
         "family": file.family,
         "layers": file.whole("num_hidden_layers"),
         "hidden": hidden,
@@ -174,7 +177,8 @@ def _layer_types(file: _File, layers: int) -> list[str]:
     if every:
         return ["full_attention" if (i + 1) % every == 0 else "sliding_attention" for i in range(layers)]
     if file.get("sliding_window") and file.get("use_sliding_window", file.family in ("mistral", "mixtral", "phi3")):
-        return ["sliding_attention"] * layers
+        full = min(file.whole("max_window_layers", 0), layers)  # Qwen's first layers, which attend to everything
+        return ["full_attention"] * full + ["sliding_attention"] * (layers - full)
     return ["full_attention"] * layers
 
 
@@ -229,6 +233,8 @@ def native_precision(keys: Mapping[str, Any]) -> str:
         return "fp8"
     if bits in (4, 8):
         return f"int{bits}"
+    if "bitsandbytes" in method and (loaded := [b for b in (4, 8) if quantization.get(f"load_in_{b}bit")]):
+        return f"int{loaded[0]}"
     if "awq" in method or "gptq" in method:
         return "int4"
     return {"float16": "fp16", "float32": "fp32"}.get(str(keys.get("dtype") or keys.get("torch_dtype")), "bf16")
@@ -358,10 +364,31 @@ def _falcon(file: _File, shape: Shape) -> Shape:
 
 
 def _unknown(file: _File, shape: Shape) -> Shape:
-    """Read a family nobody told us about as a Llama, or as DeepSeek where the keys are those of latent attention."""
+    """Read a family nobody told us about as a Llama, or as DeepSeek where the keys are those of latent attention.
+
+    Raises BadInput where its keys tell of layers that are neither: as a Llama it would have twice the weights, or ten times the cache.
+    """
+    if strange := _strange(file, shape):
+        said = f"model_type {file.family!r} is not known here, and no Llama by its {', '.join(strange)}"
+        raise BadInput(f"{file.path}: {said}; {_INSTEAD}")
     read = _deepseek if file.get("kv_lora_rank") else _llama
     kind = f"model_type {file.family!r}" if file.family else "a config without model_type"
     return {**read(file, shape), "note": f"{kind} is not known here: read as a {'DeepSeek' if read is _deepseek else 'Llama'} by its keys"}
+
+
+_INSTEAD = "name a model of the catalogue that is like it (`mlsys catalog models`)"
+_MIXED = re.compile(r"mamba|ssm_|rwkv|linear_attn|^hybrid_|layers_block_type|attn_type_list|attn_layer_period|conv_L_cache")
+_EXPERTS = re.compile(r"^moe_|expert")
+
+
+def _strange(file: _File, shape: Shape) -> list[str]:
+    """Return the keys that tell of layers with a state in place of a cache, or of experts that were not read."""
+    kinds = {str(kind) for kind in file.get("layer_types") or ()} - {"full_attention", *_WINDOWS}
+    keys = [key for key, value in file.keys.items() if value and _MIXED.search(key)]
+    if not shape["experts"]:
+        given = {key: value for key, value in file.keys.items() if isinstance(value, int | list) and value not in (0, 1, [])}
+        keys += [key for key in given if _EXPERTS.search(key)]
+    return [*keys[:3], *([f"layer_types ({', '.join(sorted(kinds))})"] if kinds else [])]
 
 
 _FAMILIES: dict[str, Callable[[_File, Shape], Shape]] = {

@@ -90,6 +90,7 @@ def _limits(plan: Plan) -> Limits:
     block_tokens = int(constants.get("block_tokens", BLOCK_TOKENS))
     step_tokens = plan.max_step_tokens or int(constants.get("max_step_tokens", MAX_STEP_TOKENS))
     context = int(constants.get("max_context", _longest_context(plan.model)))
+    context = min(context, plan.kv_tokens_per_replica // plan.fleet[0].attention_dp)
     return Limits(plan.max_batch, step_tokens, block_tokens, plan.kv_tokens_per_replica // block_tokens, context)
 
 

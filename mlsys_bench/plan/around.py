@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from mlsys_bench import slo, units, workload
 from mlsys_bench.errors import Infeasible
-from mlsys_bench.plan import autoscale, availability, backpressure, cold_start, growth
+from mlsys_bench.plan import autoscale, availability, backpressure, candidates, cold_start, growth
 from mlsys_bench.plan import course as courses
 from mlsys_bench.plan.autoscale import Serving
 from mlsys_bench.plan.backpressure import Tail
@@ -198,8 +198,7 @@ def tail_of(plan: Plan, limit: Limit) -> Tail:
 
 def weights_bytes(plan: Plan) -> float:
     """Return the bytes of weights of one replica, from what its profile reads."""
-    constants = plan.profile.constants
-    return (constants.get("dense_bytes", 0.0) + constants.get("expert_bytes", 0.0)) * plan.devices_per_replica
+    return candidates.weights_bytes(plan.profile, plan.devices_per_replica)
 
 
 def in_words(found: Around) -> Iterator[str]:

@@ -39,6 +39,11 @@ class Candidate:
         return self.limits.blocks * self.limits.block_tokens
 
     @property
+    def rank_tokens(self) -> int:
+        """Tokens that one sequence may hold of it: ranks of data-parallel attention have a pool each."""
+        return self.kv_tokens // self.layout.attention_dp
+
+    @property
     def layout(self) -> Layout:
         """The layout of its profile."""
         return self.profile.layout
@@ -51,8 +56,7 @@ class Candidate:
     @property
     def weights_bytes(self) -> float:
         """Bytes of weights of one replica, from what its profile reads; 0 where it does not say."""
-        constants = self.profile.constants
-        return (constants.get("dense_bytes", 0.0) + constants.get("expert_bytes", 0.0)) * self.devices
+        return weights_bytes(self.profile, self.devices)
 
     @property
     def name(self) -> str:
@@ -85,6 +89,15 @@ class Misfit:
 def devices_of(layout: Layout) -> int:
     """Return the devices of one replica of a layout."""
     return max(layout.tp * layout.attention_dp, layout.ep) * layout.pp
+
+
+def weights_bytes(profile: LatencyProfile, devices: int) -> float:
+    """Return the bytes of weights that so many devices of a replica hold, from what its profile reads; an embedding table is not read.
+
+    A profile's bytes are of one device over all stages of a pipeline.
+    """
+    held = sum(profile.constants.get(f"{part}_bytes", 0.0) for part in ("dense", "attention", "head", "expert"))
+    return held * devices / profile.layout.pp
 
 
 def spread_of(layout: Layout) -> str:
@@ -126,7 +139,7 @@ def _refuse_unused(profile: LatencyProfile, misfits: list[Misfit], request: Requ
     asked = ", ".join(request.gpus) or "what the profiles name"
     raise NotComparable(
         f"the latency profile is of {layout.precision} on {layout.device}, tp {layout.tp}; the plan asks for {asked} "
-        f"in {', '.join(request.precisions or PRECISIONS)}: leave --gpu out, or fit a profile of that layout"
+        f"in {', '.join(request.precisions or usual(models.find(request.model)))}: leave --gpu out, or fit a profile of that layout"
     )
 
 
@@ -143,13 +156,18 @@ def _known(name: str) -> hardware.Device | None:
         return None
 
 
+def usual(arch: models.Architecture) -> tuple[str, ...]:
+    """Return the precisions that are tried where none is named: the checkpoint's own where it is quantized, else `PRECISIONS`."""
+    return (arch.native_precision,) if arch.native_precision in models.QUANTIZED else PRECISIONS
+
+
 def _layouts(request: Request, arch: models.Architecture, own: list[LatencyProfile]) -> Iterator[Layout]:
     """Yield every layout to consider: those of the profiles when no GPU is named, else GPU x precision x parallelism."""
     if own and not request.gpus:
         yield from (profile.layout for profile in own if not request.precisions or profile.layout.precision in request.precisions)
         return
     gpus = list(dict.fromkeys(_named(gpu, own) for gpu in request.gpus or _priced(request.shelf)))
-    precisions = request.precisions or tuple(dict.fromkeys(p.layout.precision for p in own)) or PRECISIONS
+    precisions = request.precisions or tuple(dict.fromkeys(p.layout.precision for p in own)) or usual(arch)
     for gpu in gpus:
         for precision in precisions:
             wanted = [
@@ -328,6 +346,8 @@ def _limits(
         kv_tokens, memory = kv_pool(
             arch, device, profile, max_seqs=max_seqs, max_step_tokens=max_step_tokens, context_tokens=_typical_context(request)
         )
+    if (ranks := profile.layout.attention_dp) > 1:
+        max_context = min(max_context, kv_tokens // ranks)  # a sequence stays on one
     limits = Limits(max_seqs, max_step_tokens, block_tokens, kv_tokens // block_tokens, max_context)
     if limits.blocks < 1:
         raise _TooLittleMemoryError(f"no room for a KV block: {memory}")

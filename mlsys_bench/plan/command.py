@@ -6,6 +6,7 @@ vLLM reads `_` in a flag as `-`, and counts such as 32k; so does this.
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
 import shlex
 from collections.abc import Iterator, Sequence
@@ -58,20 +59,24 @@ class Deployment:
     @property
     def precision(self) -> str:
         """Precision of the weights: of the quantization, the dtype, or as the model is published."""
-        if self.quantization:
-            return _PRECISIONS.get(self.quantization.lower(), self.quantization.lower())
-        if self.dtype in _DTYPES:
+        method = (self.quantization or "").lower()
+        if not method and self.dtype in _DTYPES:
             return _DTYPES[self.dtype]
         try:
-            return models.find(self.model).native_precision
+            own = models.find(self.model).native_precision
         except UnknownName:
-            return "bf16"
+            own = "bf16"
+        if method.startswith(_AS_STORED) and own in models.QUANTIZED:
+            return own
+        return _PRECISIONS.get(method, method) or own
 
 
 _PRECISIONS = {
     "awq": "int4", "awq_marlin": "int4", "gptq": "int4", "gptq_marlin": "int4", "marlin": "int4", "bitsandbytes": "int4",
-    "w8a8_int8": "int8", "w8a8_fp8": "fp8", "modelopt": "fp8", "modelopt_fp4": "nvfp4",
+    "w8a8_int8": "int8", "experts_int8": "int8", "w8a8_fp8": "fp8", "fbgemm_fp8": "fp8", "ptpc_fp8": "fp8", "modelopt": "fp8",
+    "modelopt_fp4": "fp4", "mxfp4": "fp4",
 }  # fmt: skip
+_AS_STORED = ("compressed-tensors", "awq", "gptq", "quark", "auto-round", "modelopt")  # methods that leave the format to the checkpoint
 _DTYPES = {"bfloat16": "bf16", "bf16": "bf16", "float16": "fp16", "half": "fp16", "float32": "fp32", "float": "fp32"}
 _LEFT_OPEN = ("max_step_tokens", "max_context")
 OPEN = -1  # which leaves those to the engine, and is kept among `other`
@@ -84,13 +89,15 @@ _FLOATS = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
 def of_plan(plan: Plan, engine: Engine = "vllm", *, kv_dtype: str | None = None, memory_share: float | None = None) -> Deployment:
     """Return how one replica of a plan is started with an engine.
 
-    The context is cut to what the KV cache of a replica holds where that is less than the model's: no engine starts otherwise.
+    The context is cut to what the KV cache of a replica holds where that is less than the model's: no engine starts otherwise.  Ranks of
+    data-parallel attention have a cache each, and all engines but SGLang count their sequences by rank (vLLM's Data Parallel Deployment:
+    `--max-num-seqs` applies per DP rank; SGLang divides `--max-running-requests`).
     """
     if engine not in ENGINES:
         raise unknown("engine", engine, ENGINES)
     item, arch = plan.fleet[0], models.find(plan.model)
-    most = plan.kv_tokens_per_replica
     dp, ep = item.attention_dp, item.ep
+    most = plan.kv_tokens_per_replica // dp
     return Deployment(
         engine=engine,
         model=arch.hf_id or arch.id,
@@ -98,10 +105,10 @@ def of_plan(plan: Plan, engine: Engine = "vllm", *, kv_dtype: str | None = None,
         pp=item.pp if item.pp > 1 else None,
         dp=dp if dp > 1 else None,
         ep=ep if ep > 1 else None,
-        quantization="fp8" if item.precision == "fp8" and engine != "trtllm" and arch.native_precision != "fp8" else None,
+        quantization="fp8" if _is_made_fp8(item.precision, engine, arch) else None,
         dtype=_FLOATS.get(item.precision) if engine != "trtllm" else None,
         kv_dtype=kv_dtype if engine != "trtllm" else None,
-        max_seqs=plan.max_batch,
+        max_seqs=plan.max_batch if engine == "sglang" else math.ceil(plan.max_batch / dp),
         max_step_tokens=plan.max_step_tokens,
         max_context=most if arch.max_context is None or most < arch.max_context else None,
         scheduling="priority" if engine == "vllm" and _order(plan) else None,
@@ -113,6 +120,30 @@ def of_plan(plan: Plan, engine: Engine = "vllm", *, kv_dtype: str | None = None,
     )
 
 
+def _is_made_fp8(precision: str, engine: Engine, arch: models.Architecture) -> bool:
+    """Say whether an engine makes the plan's fp8 weights of a checkpoint in 16 bit: of one in another format vLLM and SGLang refuse to."""
+    return precision == "fp8" and engine != "trtllm" and arch.native_precision not in models.QUANTIZED
+
+
+def _is_kept(precision: str, arch: models.Architecture) -> bool:
+    """Say whether the published checkpoint has the plan's weights: in the same formats, or 16 bit for 16 bit."""
+    own, quantized = arch.native_precision, {*models.QUANTIZED, "nvfp4", "mxfp4"}
+    return precision == own or not {precision, own} & quantized or models.formats(arch, precision) == models.formats(arch, own)
+
+
+def _overfull(plan: Plan, arch: models.Architecture) -> str:
+    """Return the devices of a replica where weights as published do not fit them, nothing where they do or nobody knows.
+
+    vLLM, docs/features/quantization/fp8.md: "we load the model at original precision before quantizing".
+    """
+    try:
+        device = hardware.find(plan.fleet[0].gpu)
+    except UnknownName:
+        return ""
+    is_full = models.weight_bytes(arch, arch.native_precision) > device.driver_bytes * plan.devices_per_replica
+    return f"{plan.devices_per_replica} x {device.memory_bytes / 1e9:.0f} GB" if is_full else ""
+
+
 def _order(plan: Plan) -> tuple[tuple[str, ...], ...]:
     """Return the tenants by priority, nothing where all are served as they come."""
     return plan.tenancy.precedence.classes if plan.tenancy and plan.tenancy.precedence else ()
@@ -120,9 +151,15 @@ def _order(plan: Plan) -> tuple[tuple[str, ...], ...]:
 
 def notes(plan: Plan, deployment: Deployment) -> Iterator[str]:
     """Yield what a command line cannot say, or what its reader must do first."""
-    precision = plan.fleet[0].precision
-    if precision in {*models.QUANTIZED, "nvfp4", "mxfp4"} - {"fp8"} and precision != models.find(plan.model).native_precision:
-        yield f"the plan is for {precision} weights: name a checkpoint of {deployment.model} that is quantized so"
+    precision, arch = plan.fleet[0].precision, models.find(plan.model)
+    if not (_is_kept(precision, arch) or _is_made_fp8(precision, deployment.engine, arch)):
+        kept = f"{deployment.model} is kept in {arch.native_precision}"
+        yield f"the plan is for {precision} weights, {kept}: name a checkpoint of it in {precision}"
+    elif deployment.quantization and (devices := _overfull(plan, arch)):
+        before = f"{deployment.model} is loaded in 16 bit before its weights are made fp8"
+        yield f"{before}, and {devices} do not hold it: name a checkpoint of it in fp8"
+    if alike := [name for name in models.aliases(arch) if "/" in name and name != arch.hf_id]:
+        yield f"{arch.hf_id} stands for models of its shape, such as {', '.join(alike[:3])}: name the one you serve"
     if deployment.engine == "trtllm" and (plan.fleet[0].attention_dp > 1 or precision == "fp8"):
         yield "TensorRT-LLM takes attention data parallelism and the cache's precision from a file: see --extra_llm_api_options"
     if deployment.engine == "sglang" and deployment.memory_share is not None:

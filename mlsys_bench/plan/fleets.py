@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 from mlsys_bench import pricing, slo, units, workload
 from mlsys_bench.errors import BadInput, Infeasible
 from mlsys_bench.fleets import FleetPlan, Hour, Option, Placed, Served
-from mlsys_bench.plan import cold_start, course, planner, sizing, tenants
+from mlsys_bench.plan import candidates, cold_start, course, planner, sizing, tenants
 from mlsys_bench.plan.allocation import Ask, Counts, Kind, allocate, more, shares
 from mlsys_bench.plan.around import weights_bytes
 from mlsys_bench.plan.course import DAY_S, Course
@@ -207,15 +207,16 @@ def _of_graph(request: GraphRequest, gpu: str, price: Offer | None) -> tuple[Opt
     stages = tuple(_on(stage, gpu) if stage.engine is not None else stage for stage in graph.stages)
     peak = dataclasses.replace(graph, stages=stages, workload=workload.at_peak(graph.workload))
     made = plan_graph(dataclasses.replace(request, graph=peak))
-    item = next(item for item in made.fleet if item.gpu == gpu)
+    item = next(item for item in made.fleet if item.stage == graph.engines[0].name)
     devices = max(item.tp * item.attention_dp, item.ep) * item.pp
+    interval = made.stage_fleet.replicas.get(item.stage) if made.stage_fleet else None
     option = Option(
-        gpu=gpu, precision=item.precision, devices_per_replica=devices, replicas=item.replicas,
+        gpu=gpu, precision=item.precision, devices_per_replica=devices, replicas=item.replicas, replicas_interval=interval,
         each_per_s=peak.workload.rate_per_s / item.replicas, usd_per_replica_h=None if price is None else devices * _usd(price),
         predicted=made.predicted, binds=made.binding_constraint, provenance=made.provenance,
     )  # fmt: skip
     stage = next(stage for stage in made.stages if stage.stage == item.stage)
-    return option, cold_start.of(stage.profile.constants.get("dense_bytes", 0.0) * devices).total_s
+    return option, cold_start.of(candidates.weights_bytes(stage.profile, devices)).total_s
 
 
 def _on(stage: Stage, gpu: str) -> Stage:
@@ -403,7 +404,7 @@ def _assumptions(asked: FleetRequest, by_hour: bool, lead_s: float, prices: Mapp
 def _notes(asked: FleetRequest, options: Mapping[str, Sequence[Option]]) -> list[str]:
     bursty = [e.name for e in asked.entries if workload.parse_arrivals(e.workload.arrivals).bursts]
     staged = [e.name for e in asked.entries if not isinstance(e.request, Request)]
-    beside = [f"the stages of {name} without a GPU are rented beside the pool, in proportion to what is served" for name in staged]
+    beside = [f"the other stages of {name} are rented beside the pool, in proportion to what is served" for name in staged]
     together = _repeat_hours([course.of(entry.workload) for entry in asked.entries])
     cut = f"the courses repeat together after {together:,} hours; planned are the first {MOST_HOURS}, so later hours may ask for more"
     found = [f"{name} on {option.gpu}: {option.why_not}" for name, each in options.items() for option in each if option.why_not]

@@ -25,7 +25,7 @@ LEAST_PER_S, MOST_PER_S = 1e-9, 1e12  # one request in thirty years, and more th
 DISAGGREGATE = ("auto", "never", "only")
 ROUTINGS = ("random", "round_robin", "least_loaded", "power_of_two")
 BATCHES = (16, 32, 64, 128, 256, 512)  # that are tried where none is given
-PRECISIONS = ("bf16", "fp8")  # that are tried where none is named: answers hardly differ between them
+PRECISIONS = ("bf16", "fp8")  # that are tried where none is named, of models in 16 bit: answers hardly differ between them
 STEP_TOKENS = (512, 1024, 2048, 4096, 8192)
 
 
@@ -34,13 +34,13 @@ class Request:
     """Traffic, promises, and what may be rented.
 
     `gpus` may be empty: then the layouts of `profiles`, or every priced GPU of the catalogue, are considered.  `precisions` empty means
-    those of the profiles, or `PRECISIONS`.  `max_batch` and `max_step_tokens` None: the engine's setting is searched for.  A profile is
-    used for the layout it was measured in, the roofline for all others; limits of its engine (`max_batch`, `kv_tokens` … among its
-    constants) win over the ones here.  `headroom` is the share of a replica's capacity that stays free.  With a `trace` the fleet is the
-    smallest that serves those very requests; `workload` then says of them what theory needs.  An availability among the limits adds
-    replicas to spare, spread over `zones`; with `survive_zone` any one of them may go.  `day` is the traffic whose busiest time
-    `workload` is, None where it is the same all day; `around` asks for autoscaling and limits that protect the fleet, `growth` for the
-    month in which it is full, `mixed` for a fleet of several kinds beside the plan.
+    those of the profiles, the checkpoint's own where it is quantized, or `PRECISIONS`.  `max_batch` and `max_step_tokens` None: the
+    engine's setting is searched for.  A profile is used for the layout it was measured in, the roofline for all others; limits of its
+    engine (`max_batch`, `kv_tokens` … among its constants) win over the ones here.  `headroom` is the share of a replica's capacity that
+    stays free.  With a `trace` the fleet is the smallest that serves those very requests; `workload` then says of them what theory needs.
+    An availability among the limits adds replicas to spare, spread over `zones`; with `survive_zone` any one of them may go.  `day` is the
+    traffic whose busiest time `workload` is, None where it is the same all day; `around` asks for autoscaling and limits that protect the
+    fleet, `growth` for the month in which it is full, `mixed` for a fleet of several kinds beside the plan.
     """
 
     model: str

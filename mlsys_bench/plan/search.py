@@ -71,7 +71,7 @@ def bounds(request: Request, fitting: Sequence[Candidate], traffic: Demand) -> t
             served[held] = traffic.fitting(candidate.limits)
         if served[held].share <= 0 or memory_slots(candidate.limits, served[held]) < 1:
             why_not = f"no room for an average request: {candidate.memory}"
-            if totals[0] > candidate.limits.max_context:
+            if candidate.rank_tokens > candidate.limits.max_context < totals[0]:
                 why_not = f"the shortest request has {totals[0]:,.0f} tokens, {TOO_LONG} of {candidate.limits.max_context:,}"
             misfits.append(Misfit(gpu=candidate.gpu, layout=candidate.layout, why_not=why_not))
         else:

@@ -241,7 +241,7 @@ def bottleneck(design: Design) -> str:
     more_slots = limits._replace(max_seqs=max(limits.max_seqs + 1, round(limits.max_seqs * 1.1)))
     more_memory = limits._replace(blocks=max(limits.blocks + 1, round(limits.blocks * 1.1)))
     faster_memory = {"bandwidth_bytes_per_s": constants["bandwidth_bytes_per_s"] * 1.1}
-    faster_compute = {"peak_flops_per_s": constants["peak_flops_per_s"] * 1.1}
+    faster_compute = {name: value * 1.1 for name, value in constants.items() if name.endswith("peak_flops_per_s")}  # experts' own too
     relieved = {
         "compute": Replica(_with(replica.profile, faster_compute), limits, replica.demand, samples=1),
         "bandwidth": Replica(_with(replica.profile, faster_memory), limits, replica.demand, samples=1),

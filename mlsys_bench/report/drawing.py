@@ -117,13 +117,26 @@ def _edges(graph: StageGraph) -> dict[tuple[str, str], str]:
             for start in starts:
                 found.setdefault((start, str(target)), label)
     reached = {target for _, target in found} | {graph.entry}
-    for stage in graph.stages:  # detours are drawn where nothing else leads
+    for stage in graph.stages:  # detours are drawn where nothing else leads, and none that goes back up
         detours = (
             (stage.fallback.to, "falls back") if stage.fallback else None,
             (stage.escalate.to, "escalates") if stage.escalate else None,
         )
-        found |= {(stage.name, detour[0]): detour[1] for detour in detours if detour and detour[0] not in reached}
+        for target, label in filter(None, detours):
+            if target not in reached and not _leads(found, target, stage.name):
+                found[stage.name, target] = label
     return {edge: label for edge, label in found.items() if DONE not in edge}
+
+
+def _leads(edges: Mapping[tuple[str, str], str], start: str, end: str) -> bool:
+    """Say whether the ways drawn lead from one stage to another."""
+    found, left = {start}, [start]
+    while left:
+        stage = left.pop()
+        onward = {b for a, b in edges if a == stage} - found
+        found |= onward
+        left += onward
+    return end in found
 
 
 def _ends(graph: StageGraph, fork: Stage) -> list[str]:
@@ -288,7 +301,8 @@ def _detours(stage: Stage) -> Iterator[str]:
     if stage.failure is not None:
         yield f"fails {percent(100 * stage.failure.p)}"
     if stage.retries is not None:
-        yield f"{stage.retries.max} retries, budget {percent(100 * stage.retries.budget)}"
+        tries = "1 retry" if stage.retries.max == 1 else f"{stage.retries.max} retries"
+        yield f"{tries}, budget {percent(100 * stage.retries.budget)}"
     if stage.fallback is not None:
         yield f"falls back > {stage.fallback.to}"
 

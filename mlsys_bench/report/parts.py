@@ -99,6 +99,8 @@ def time(value_s: float | None, like: float | None = None) -> str:
     """Print a duration, in the unit of `like` when given."""
     if value_s is None:
         return NONE
+    if value_s >= NO_END_S:
+        return "no answer"
     length, unit = time_unit(value_s if like is None else like)
     return f"{digits(value_s / length)} {unit}"
 

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
 
-from mlsys_bench import hardware, models, slo
+from mlsys_bench import hardware, models, slo, units
 from mlsys_bench.errors import ScenarioError, did_you_mean
 from mlsys_bench.scenario.flow import flows
 from mlsys_bench.scenario.one_stage import check_precisions, devices, precisions
@@ -14,6 +14,8 @@ from mlsys_bench.scenario.values import named
 from mlsys_bench.stages import DONE, Stage, StageGraph
 
 MOST_ZIPF = 5.0  # exponents of real traffic lie between 0.5 and 1.5
+MOST_ITEMS = 10**15
+MOST_SHARDS = 1000
 EXACT = 1e-9  # how far shares may add up beside 1
 _OF_WORK = ("concurrency", "batching", "shards", "queue", "timeout_s", "retries", "failure", "hedge", "fallback", "resources")
 _NOT_OF_ENGINES = ("concurrency", "batching", "shards", "queue")
@@ -109,6 +111,8 @@ def _about_cache(stage: Stage) -> Iterator[str]:
         yield ".cache: needs hit or popularity, one of the two"
     if stage.cache.popularity is not None and stage.cache.popularity.zipf > MOST_ZIPF:
         yield f".cache.popularity.zipf: {stage.cache.popularity.zipf:g} is beyond what is known of any traffic; at most {MOST_ZIPF:g}"
+    if stage.cache.popularity is not None and stage.cache.popularity.items > MOST_ITEMS:
+        yield f".cache.popularity.items: {stage.cache.popularity.items:,} are more than anybody asks for; at most {MOST_ITEMS:,}"
     if stage.cache.on_miss is None and stage.service is None:
         yield ".cache: stands before the stage's own work, and there is none; give a service, or say on_miss where the stage is the cache"
     onward = [key for key, _ in targets(stage) if key.partition(".")[0] in ("next", "parallel", "route", "escalate")]
@@ -141,6 +145,8 @@ def _about_work(stage: Stage) -> Iterator[str]:
         for name in _NOT_OF_ENGINES:
             if getattr(stage, name) != getattr(usual, name):
                 yield f".{name}: a language model batches by itself (service.roofline.max_batch); drop it"
+    if stage.shards > MOST_SHARDS:
+        yield f".shards: {stage.shards:,}; a plan follows each visit to all of them, {MOST_SHARDS:,} at most"
     if service.measured is not None and not Path(service.measured.file).is_file():
         yield f".service.measured.file: {service.measured.file} is not there; `mlsys fit` writes it"
 
@@ -152,6 +158,9 @@ def _about_failures(stage: Stage) -> Iterator[str]:
             yield f".{name}: is never needed, as nothing goes wrong here; give a timeout, a queue limit or a failure"
     if stage.timeout_s is not None and stage.timeout_s <= 0:
         yield ".timeout: 0 s is no time for an answer"
+    if stage.timeout_s is not None and stage.hedge is not None and stage.hedge.after_s >= stage.timeout_s:
+        after, given_up = units.show_s(stage.hedge.after_s), units.show_s(stage.timeout_s)
+        yield f".hedge.after: {after}, and an attempt is given up after {given_up}: no second copy is ever sent; write less"
     if stage.escalate is not None and stage.escalate.p >= 1:
         yield ".escalate.p: all requests escalate; write next instead"
 
@@ -163,6 +172,8 @@ def _check_resources(stage: Stage, here: str) -> None:
     if resources is None or (resources.vcpu is None) == (not resources.gpu):
         what = "both" if resources is not None and resources.gpu else "neither"
         raise ScenarioError(f"{here}.resources: has {what} of vcpu and gpu; say what one replica runs on, e.g. {{vcpu: 2}}")
+    if not resources.gpu and resources.gpus > 1:
+        raise ScenarioError(f"{here}.resources.gpus: {resources.gpus} of no gpu; say which, e.g. {{gpu: l4, gpus: {resources.gpus}}}")
     gpus = devices(list(resources.gpu), f"{here}.resources.gpu") if resources.gpu else ()
     if stage.engine is not None:
         if not gpus:
@@ -180,15 +191,20 @@ def check_promises(graph: StageGraph, where: str) -> None:
     """Raise for a limit that no stage could have."""
     for stage in graph.stages:
         for limit in stage.slo:
+            if limit.metric in slo.SHARES:
+                here = f"{where}: stages.{stage.name}.slo"
+                raise ScenarioError(f"{here}: {limit.metric} is a promise of the whole; put it into the scenario's slo")
             if limit.metric != "e2e" and stage.engine is None:
                 raise ScenarioError(
                     f"{where}: stages.{stage.name}.slo: {limit.metric} is for stages that write tokens; a stage has e2e, its wait and work"
                 )
+    heard = waited_for(graph)
     for limit in graph.slo:
         if limit.metric == "itl":
             raise ScenarioError(f"{where}: slo: {slo.key(limit)} is a promise of the stage that writes the tokens; put it into its slo")
-        if limit.metric in ("ttft", "tpot") and not graph.engines:
-            raise ScenarioError(f"{where}: slo: {limit.metric} needs a stage that writes tokens, and there is none; use e2e")
+        if limit.metric in ("ttft", "tpot") and not any(stage.name in heard for stage in graph.engines):
+            none = "nobody waits for the one there is" if graph.engines else "there is none"
+            raise ScenarioError(f"{where}: slo: {limit.metric} needs a stage that writes tokens, and {none}; use e2e")
 
 
 def _check_no_cycle(graph: StageGraph, where: str) -> None:
@@ -218,6 +234,18 @@ def reached(graph: StageGraph, start: str, escalated: bool = True) -> set[str]:
             if target not in (DONE, *found) and (escalated or key != "escalate.to"):
                 found.add(target)
                 left.append(target)
+    return found
+
+
+def waited_for(graph: StageGraph) -> set[str]:
+    """Return the stages that users may wait for: those that requests come to without passing an async one."""
+    found: set[str] = set()
+    left = [graph.entry]
+    while left:
+        name = left.pop()
+        if name not in (DONE, *found) and not graph.stage(name).is_async:
+            found.add(name)
+            left += [target for _, target in targets(graph.stage(name))]
     return found
 
 

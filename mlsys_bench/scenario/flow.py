@@ -17,22 +17,24 @@ class Flow:
     """What passes through one stage, per request of the scenario.
 
     `visits` is how often requests come by, `calls` how often its replicas work for them: hits of a cache before the stage are not worked
-    on, retries are worked on again.  Each of the stage's shards sees every call.
+    on, retries are worked on again, and so are the second copies of hedges.  Each of the stage's shards sees every call.
     """
 
     visits: float
     calls: float
 
 
-def flows(stages: Iterable[Stage], entry: str, lost: Mapping[str, float] | None = None) -> dict[str, Flow]:
+def flows(
+    stages: Iterable[Stage], entry: str, lost: Mapping[str, float] | None = None, hedged: Mapping[str, float] | None = None
+) -> dict[str, Flow]:
     """Return visits and calls of every stage, by name.
 
     Routing equations: V_j = [j is the entry] + sum over i of V_i m_ij, m_ij the moves from i to j that one visit to i makes on average;
     a parallel stage moves to all its branches, and then on.  `lost` is the share of a stage's attempts that are rejected or time out,
-    beside those that fail.
+    beside those that fail; `hedged` is the share that is sent a second time.
     Raises ScenarioError where requests go round for ever.
     """
-    every, lost = tuple(stages), lost or {}
+    every, lost, hedged = tuple(stages), lost or {}, hedged or {}
     at = {stage.name: i for i, stage in enumerate(every)}
     moves = np.zeros((len(every), len(every)))
     for stage in every:
@@ -42,10 +44,8 @@ def flows(stages: Iterable[Stage], entry: str, lost: Mapping[str, float] | None 
     if max(abs(np.linalg.eigvals(moves)), default=0.0) >= 1 - 1e-12:
         raise ScenarioError("requests go round for ever: the escalations of a loop send back all that come; lower a p")
     visits = np.linalg.solve(np.eye(len(every)) - moves.T, first)
-    return {
-        stage.name: Flow(visits=float(v), calls=float(v) * worked(stage) * attempts(stage, lost.get(stage.name, 0.0)))
-        for stage, v in zip(every, visits, strict=True)
-    }
+    calls = {s.name: worked(s) * attempts(s, lost.get(s.name, 0.0)) * (1 + hedged.get(s.name, 0.0)) for s in every}
+    return {s.name: Flow(visits=float(v), calls=float(v) * calls[s.name]) for s, v in zip(every, visits, strict=True)}
 
 
 def ways(stage: Stage, lost: float = 0.0) -> dict[str, float]:

@@ -421,7 +421,7 @@ class _Run:
             self.fail(attempt)
             return
         self.over(attempt)
-        if place.delay is not None:
+        if place.delay is not None and _is_waited_for(attempt.join):
             self.first_s[attempt.request] = attempt.sent_s + float(place.delay.ttft_s[attempt.sample])
             self.tpot_s[attempt.request] = float(place.delay.tpot_s[attempt.sample])
         place.seen.append((attempt.request, self.now_s - attempt.came_s))
@@ -462,6 +462,13 @@ class _Run:
             attempt.place.hedged += 1
             attempt.left.append(attempt.place.stage.shards)
             self.send(attempt, 1)
+
+
+def _is_waited_for(join: _Join | None) -> bool:
+    """Say whether what a branch answers still reaches the user: none of its joins has gone on, and no async stage is before it."""
+    while join is not None and not join.is_over:
+        join = join.outer
+    return join is None
 
 
 def _drawn(law: Law, rng: np.random.Generator) -> Callable[[], float]:

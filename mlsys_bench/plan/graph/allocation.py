@@ -14,10 +14,10 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from mlsys_bench import slo, units, workload
-from mlsys_bench.errors import Infeasible
+from mlsys_bench.errors import BadInput, Infeasible
 from mlsys_bench.plan.graph.estimate import FAILED_S, Estimate, estimate
 from mlsys_bench.plan.graph.purse import Paid, Purse, Unit
-from mlsys_bench.plan.graph.work import FULL, Floats, Work, Writer
+from mlsys_bench.plan.graph.work import FULL, Floats, Work, Writer, hedged, late
 from mlsys_bench.plan.latencies import Latencies
 from mlsys_bench.scenario import Flow, flows
 from mlsys_bench.simulate import graph as simulation
@@ -35,6 +35,7 @@ LEAST_OF_TRACE = 200  # requests
 _ROUNDS, _TRIMS, _STEPS = 8, 10, 300
 _WARM, _LAST = 0.12, 0.02  # of the requests, not counted at the beginning and the end
 _IDLE = 20  # times the fewest replicas: as good as nobody waits
+_MOST_REPLICAS = 100_000  # of a stage
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,7 +61,7 @@ class Problem:
         return (*whole, *((stage.name, limit) for stage in self.graph.stages for limit in stage.slo if limit.metric == "e2e"))
 
     def calls_per_s(self, name: str) -> float:
-        """Return the calls per second to a stage, none being lost."""
+        """Return the calls per second to a stage, none being lost to waits."""
         return self.rate_per_s * self.flow[name].calls
 
     def estimate(self, replicas: Mapping[str, int], more: float = 1.0) -> Estimate:
@@ -96,8 +97,8 @@ class Problem:
 def problem(
     graph: StageGraph, works: Mapping[str, Work], seed: int = 0, purse: Purse | None = None, due_s: Floats | None = None
 ) -> Problem:  # fmt: skip
-    """Return the problem of a graph."""
-    flow = flows(graph.stages, graph.entry)
+    """Return the problem of a graph: calls are those of requests that time out, and are hedged, although nobody waits."""
+    flow = flows(graph.stages, graph.entry, late(works), hedged(works))
     return Problem(graph=graph, works=dict(works), seed=seed, flow=flow, purse=purse or Purse(cost=graph.cost), due_s=due_s)
 
 
@@ -231,8 +232,15 @@ def _over(found: Mapping[Key, float]) -> float:
 
 
 def _possible(asked: Problem) -> None:
-    """Raise Infeasible where a limit is missed even when nobody waits anywhere."""
-    idle = {name: n * _IDLE for name, n in fewest(asked).items()}
+    """Raise Infeasible where a limit is missed even when nobody waits anywhere, BadInput where a load is a slip of a unit."""
+    least = fewest(asked)
+    for name, n in least.items():
+        if n > _MOST_REPLICAS:
+            rate, time = units.show_rate(asked.calls_per_s(name)), units.show_s(asked.works[name].service_s)
+            raise BadInput(
+                f"stage {name}: {rate} of {time} each ask for {n:,} replicas, and {_MOST_REPLICAS:,} can be planned for; check units"
+            )
+    idle = {name: n * _IDLE for name, n in least.items()}
     found = judged(asked, idle, {})
     if max(found.values(), default=0.0) >= 1:
         raise Infeasible(_missed(asked, idle, {}))

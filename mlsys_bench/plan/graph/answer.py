@@ -17,9 +17,9 @@ from mlsys_bench.plan.graph.allocation import Allocation, Problem, Replicas, all
 from mlsys_bench.plan.graph.estimate import FAILED_S
 from mlsys_bench.plan.graph.purse import Paid, Purse, StagePrice
 from mlsys_bench.plan.graph.spread import Spread
-from mlsys_bench.plan.graph.work import FULL, Floats, Served, Work, Writer, profile_of, served, writer
+from mlsys_bench.plan.graph.work import FEW, FULL, Floats, Served, Work, Writer, hedged, late, profile_of, served, writer
 from mlsys_bench.pricing import Market, published
-from mlsys_bench.scenario import flows
+from mlsys_bench.scenario import checks, flows
 from mlsys_bench.stage_fleets import StageEngine, StageFleet, StagesSecured
 from mlsys_bench.stages import Stage, StageGraph
 from mlsys_bench.types import SLO, FleetItem, LatencyProfile, Limit, Plan, Provenance, StagePlan
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from mlsys_bench.plan.growth import Growth
 
 STATS = ("p50", "p95", "p99")
+_FARTHEST = 1000.0  # times the traffic: the headroom of replicas that nobody needs
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -121,26 +122,30 @@ def works(request: GraphRequest) -> dict[str, Work]:
     for name in request.profiles:
         if name not in [stage.name for stage in working]:
             raise BadInput(f"--from {name}=FILE: {graph.name} has no such stage{did_you_mean(name, [s.name for s in working])}")
-    return {stage.name: _work(request, stage) for stage in working}
+    made: dict[str, Work] = {}
+    for stage in sorted(working, key=lambda s: -len(checks.reached(graph, s.name, escalated=False))):  # whoever calls before who is called
+        made[stage.name] = _work(request, stage, made)
+    return {stage.name: made[stage.name] for stage in working}
 
 
-def _work(request: GraphRequest, stage: Stage) -> Work:
+def _work(request: GraphRequest, stage: Stage, before: Mapping[str, Work]) -> Work:
     graph = request.graph
     profile = profile_of(stage, request.profiles.get(stage.name))
     if stage.engine is None:
         return served(stage, profile)
-    calls = flows(graph.stages, graph.entry)[stage.name].calls
+    calls = flows(graph.stages, graph.entry, late(before), hedged(before))[stage.name].calls or FEW
     return writer(stage, graph, calls, needed_alone(graph, stage, calls), profile, request.purse, request.seed)
 
 
 def needed_alone(graph: StageGraph, stage: Stage, calls: float) -> SLO:
     """Return what a language model must keep whatever the other stages take: its own limits, and those of the whole at its visits.
 
-    Where only some requests come by, so many more of those that do may be late: p95 of all is p90 of half of them.
+    Where only some requests come by, so many more of those that do may be late: p95 of all is p90 of half of them.  Where nobody waits
+    for it, only its own count.
     """
     metrics = slo.LATENCIES if len(graph.engines) == 1 else ("e2e",)  # of several, one writes the first token that the user sees
     found = {(limit.metric, limit.stat): limit for limit in stage.slo if limit.metric in slo.LATENCIES}
-    for limit in graph.slo:
+    for limit in graph.slo if stage.name in checks.waited_for(graph) else ():
         if limit.metric not in metrics or limit.stat == "mean":
             continue
         late = (1 - float(limit.stat[1:]) / 100) / min(calls, 1.0)
@@ -259,17 +264,17 @@ def _stage(asked: Problem, whole: Allocation, made: Allocation, name: str, price
     work, replicas, use = asked.works[name], whole.replicas[name], whole.trial.played.stages[name]
     times = whole.trial.stages[name]
     count = len(whole.trial.played.due_s)
-    calls_per_s = use.calls / count * asked.rate_per_s
+    calls = (use.calls + use.hedged) / count
     spare = replicas - made.replicas[name]
     return StagePlan(
         stage=name,
         visits=use.visits / count,
-        calls=use.calls / count,
+        calls=calls,
         replicas=replicas,
         shards=work.stage.shards,
         servers=work.servers(replicas) if isinstance(work, Served) else 0,
         service_s=work.service_s,
-        utilisation=calls_per_s / work.capacity_per_s(replicas),
+        utilisation=calls * asked.rate_per_s / work.capacity_per_s(replicas),
         latencies_s={stat: float(np.quantile(times, float(stat[1:]) / 100)) for stat in STATS} if len(times) else {},
         usd_per_hour=price.usd_per_h,
         binds=f"the availability ({spare} to spare)" if spare else words.one_fewer(made.binds[name], replicas),
@@ -315,12 +320,17 @@ def _binding(asked: Problem, made: Allocation, secured: StagesSecured | None, bu
 
 
 def _headroom(asked: Problem, made: Allocation) -> float:
-    """Return the extra traffic, as a share, until a limit breaks or a stage saturates: theory, scaled to simulation."""
-    most = min(FULL / u for name, n in made.replicas.items() if (u := asked.utilisation(name, n)) > 0)
+    """Return the extra traffic, as a share, until a limit breaks or a stage saturates: theory, scaled to simulation.
+
+    Retries of what waits make more wait, all at once: where there are some, simulation must keep the limits too.
+    """
+    by_simulation = asked.due_s is None and any(work.stage.retries for work in asked.works.values())
+    most = min((FULL / u for name, n in made.replicas.items() if (u := asked.utilisation(name, n)) > 0), default=_FARTHEST)
     low, high = 1.0, max(most, 1.0)
 
     def keeps(more: float) -> bool:
-        return max(allocation.judged(asked, made.replicas, made.corrections, more).values(), default=0.0) < 1
+        by_theory = max(allocation.judged(asked, made.replicas, made.corrections, more).values(), default=0.0) < 1
+        return by_theory and not (by_simulation and more > 1 and _breaks(asked, made.replicas, more))
 
     if keeps(high):
         return high - 1
@@ -328,3 +338,11 @@ def _headroom(asked: Problem, made: Allocation) -> float:
         middle = (low + high) / 2
         low, high = (middle, high) if keeps(middle) else (low, middle)
     return low - 1
+
+
+def _breaks(asked: Problem, replicas: Replicas, more: float) -> bool:
+    """Say whether a simulation at so many times the traffic misses a limit."""
+    traffic = asked.graph.workload
+    graph = dataclasses.replace(asked.graph, workload=dataclasses.replace(traffic, rate_per_s=traffic.rate_per_s * more))
+    trial = allocation.simulate(dataclasses.replace(asked, graph=graph), replicas)
+    return max(allocation.excesses(asked, trial.all, trial.stages).values(), default=0.0) >= 1

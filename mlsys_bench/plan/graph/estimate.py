@@ -6,6 +6,7 @@ whole, never added.  The same random numbers serve every number of replicas, so 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -14,7 +15,7 @@ import numpy.typing as npt
 
 from mlsys_bench.plan.graph import numbers
 from mlsys_bench.plan.graph.numbers import SAMPLES
-from mlsys_bench.plan.graph.work import Served, Visits, Work
+from mlsys_bench.plan.graph.work import Served, Visits, Work, hedged, late
 from mlsys_bench.plan.latencies import Latencies
 from mlsys_bench.scenario import flows
 from mlsys_bench.scenario.flow import after
@@ -25,6 +26,8 @@ Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 FAILED_S = 1e9  # the time of a request that gets no answer: longer than any limit
 _ROUNDS = 40  # times that a request comes back to one stage
+_MATTERS = 1e-3  # of the attempts
+_WALKS = 12
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,21 +38,26 @@ class Estimate:
     failed: float
     stages: dict[str, Floats]
     lost: dict[str, float]  # share of attempts that were rejected or timed out
+    hedged: dict[str, float]  # share of attempts that were sent a second time
 
 
 def estimate(graph: StageGraph, works: Mapping[str, Work], replicas: Mapping[str, int], rate_per_s: float, arrival_scv: float) -> Estimate:
-    """Return what users of so many replicas see at this rate."""
-    lost: dict[str, float] = {}
-    while True:
-        made = _Walk(graph, works, replicas, rate_per_s, arrival_scv, lost).through()
-        if not _changed(lost, made.lost):
-            return made
-        lost = made.lost
+    """Return what users of so many replicas see at this rate.
+
+    Attempts that are lost to waits, and hedges, make calls that make others wait: walks go on until one meets what it counts with.
+    """
+    lost, again = late(works), hedged(works)
+    for _ in range(_WALKS):
+        made = _Walk(graph, works, replicas, rate_per_s, arrival_scv, lost, again).through()
+        if _apart(lost, made.lost) < _MATTERS and _apart(again, made.hedged) < _MATTERS:
+            break
+        lost, again = made.lost, made.hedged
+    return made
 
 
-def _changed(before: Mapping[str, float], now: Mapping[str, float]) -> bool:
-    """Say whether a first walk met so many lost attempts that their retries and fallbacks matter; one correction is made."""
-    return not before and any(share > 1e-3 for share in now.values())
+def _apart(counted: Mapping[str, float], met: Mapping[str, float]) -> float:
+    """Return how far shares of attempts lie apart, where they lie farthest."""
+    return max((abs(counted.get(name, 0.0) - met.get(name, 0.0)) for name in {*counted, *met}), default=0.0)
 
 
 @dataclass(slots=True)
@@ -60,16 +68,18 @@ class _Walk:
     rate_per_s: float
     arrival_scv: float
     lost: Mapping[str, float]
+    hedged: Mapping[str, float]
     first_s: Floats = field(default_factory=lambda: np.full(SAMPLES, np.nan))
     tpot_s: Floats = field(default_factory=lambda: np.full(SAMPLES, np.nan))
     came: dict[str, int] = field(default_factory=dict)
     seen: dict[str, list[Floats]] = field(default_factory=dict)
     attempts: dict[str, int] = field(default_factory=dict)
     gone: dict[str, int] = field(default_factory=dict)
+    again: dict[str, int] = field(default_factory=dict)
     shares: dict[str, float] = field(default_factory=dict)
 
     def through(self) -> Estimate:
-        found = flows(self.graph.stages, self.graph.entry, self.lost)
+        found = flows(self.graph.stages, self.graph.entry, self.lost, self.hedged)
         self.shares = {name: flow.calls for name, flow in found.items()}
         everybody = np.arange(SAMPLES)
         e2e_s = self.enter(self.graph.entry, everybody, np.zeros(SAMPLES))
@@ -77,9 +87,11 @@ class _Walk:
         e2e_s = np.minimum(e2e_s, FAILED_S)
         ttft_s = np.where(np.isnan(self.first_s), e2e_s, np.minimum(self.first_s, e2e_s))
         whole = Latencies(ttft_s=ttft_s, tpot_s=self.tpot_s, e2e_s=e2e_s, itl_s=self.tpot_s[~np.isnan(self.tpot_s)])
-        lost = {name: self.gone.get(name, 0) / count for name, count in self.attempts.items() if count}
+        lost, hedged = (
+            {name: made[name] / count for name, count in self.attempts.items() if made.get(name)} for made in (self.gone, self.again)
+        )
         stages = {name: np.concatenate(times) for name, times in self.seen.items()}
-        return Estimate(whole=whole, failed=1 - float(ended.mean()), stages=stages, lost=lost)
+        return Estimate(whole=whole, failed=1 - float(ended.mean()), stages=stages, lost=lost, hedged=hedged)
 
     # ------------------------------------------------------------ ways
 
@@ -125,12 +137,26 @@ class _Walk:
 
     def joined(self, stage: Stage, who: Ints, at_s: Floats) -> Floats:
         """Return when a parallel stage goes on: with the slowest branch, or once enough have answered."""
-        branches = np.sort([self.enter(branch, who, at_s) for branch in stage.parallel], axis=0)
-        if stage.join is None:
-            return np.asarray(branches[-1])
-        enough = branches[stage.join.k - 1]
-        by_s = at_s if stage.join.by_s is None else at_s + stage.join.by_s
-        return np.asarray(np.minimum(branches[-1], np.maximum(enough, by_s)))
+        before, ends, said = (self.first_s[who], self.tpot_s[who]), [], []
+        for branch in stage.parallel:
+            self.first_s[who], self.tpot_s[who] = before
+            ends.append(self.enter(branch, who, at_s))
+            said.append((self.first_s[who], self.tpot_s[who]))
+        branches = np.sort(ends, axis=0)
+        goes_s = branches[-1]
+        if stage.join is not None:
+            by_s = at_s if stage.join.by_s is None else at_s + stage.join.by_s
+            goes_s = np.minimum(goes_s, np.maximum(branches[stage.join.k - 1], by_s))
+        self.heard(who, before, np.array(ends), np.array(said), goes_s)
+        return np.asarray(goes_s)
+
+    def heard(self, who: Ints, before: tuple[Floats, Floats], ends: Floats, said: Floats, goes_s: Floats) -> None:
+        """Keep the tokens of the branch that answered last of those in time.  ends: [branch, request]; said: [branch, 2, request]."""
+        spoke = (ends <= goes_s) & ~np.isnan(said[:, 0]) & (said[:, 0] != before[0])
+        last = np.argmax(np.where(spoke, ends, -np.inf), axis=0)
+        first_s, tpot_s = said[last, :, np.arange(len(who))].T
+        self.first_s[who] = np.where(spoke.any(axis=0), first_s, before[0])
+        self.tpot_s[who] = np.where(spoke.any(axis=0), tpot_s, before[1])
 
     # ------------------------------------------------------------ work
 
@@ -161,10 +187,14 @@ class _Walk:
         time_s, tokens = self.visits(stage, number)
         time_s = time_s[who]
         if stage.hedge is not None:
+            until_s = math.inf if stage.timeout_s is None else stage.timeout_s
+            if stage.hedge.after_s < until_s:
+                self.again[stage.name] = self.again.get(stage.name, 0) + int((time_s > stage.hedge.after_s).sum())
             second_s, _ = self.visits(stage, number + 100)
             time_s = np.minimum(time_s, stage.hedge.after_s + second_s[who])
         work = self.works[stage.name]
-        blocked = work.blocked(self.replicas[stage.name], self.calls_per_s(stage)) if isinstance(work, Served) else 0.0
+        met = (self.replicas[stage.name], self.calls_per_s(stage), self.arrival_scv_at(stage))
+        blocked = work.blocked(*met) if isinstance(work, Served) else 0.0
         rejected = self.uniform(stage, "room", number)[who] < blocked
         late = time_s > stage.timeout_s if stage.timeout_s is not None else np.zeros(len(who), dtype=bool)
         failed = self.uniform(stage, "fail", number)[who] < (stage.failure.p if stage.failure else 0.0)
@@ -179,9 +209,12 @@ class _Walk:
 
     def visits(self, stage: Stage, number: int) -> tuple[Floats, Visits]:
         purpose = f"{stage.name}/{self.came[stage.name]}/{number}"
-        arrival_scv = 1 + min(self.shares[stage.name], 1.0) * (self.arrival_scv - 1)
-        found = self.works[stage.name].visits(self.replicas[stage.name], self.calls_per_s(stage), arrival_scv, purpose)
+        found = self.works[stage.name].visits(self.replicas[stage.name], self.calls_per_s(stage), self.arrival_scv_at(stage), purpose)
         return found.e2e_s, found
+
+    def arrival_scv_at(self, stage: Stage) -> float:
+        """Return the SCV between calls of a stage: of a share of the requests, drawn at random, it is nearer to 1."""
+        return 1 + min(self.shares[stage.name], 1.0) * (self.arrival_scv - 1)
 
     def calls_per_s(self, stage: Stage) -> float:
         return self.rate_per_s * self.shares[stage.name]

@@ -32,6 +32,7 @@ from mlsys_bench.plan.graph.allocation import STUDENT, Allocation, Problem, Repl
 from mlsys_bench.plan.graph.estimate import FAILED_S
 from mlsys_bench.plan.graph.work import FULL, Served, Work, Writer, served
 from mlsys_bench.plan.latencies import Latencies, key_of
+from mlsys_bench.scenario import checks
 from mlsys_bench.stage_fleets import NO_END_S
 from mlsys_bench.stages import Stage
 
@@ -97,13 +98,14 @@ def _has_no_end(key: str, asked: Problem, full: Mapping[str, list[bool]]) -> boo
     if not stat.startswith("p"):
         return False
     late = 1 - float(stat[1:]) / 100  # only some requests come by a stage: it decides the percentiles that they reach
-    waited = [name for name in full if _waits(asked.works[name].stage) and min(asked.flow[name].calls, 1.0) > late]
+    there = checks.waited_for(asked.graph)
+    waited = [name for name in full if name in there and _waits(asked.works[name].stage) and min(asked.flow[name].calls, 1.0) > late]
     endless = sum(map(any, zip(*(full[name] for name in waited), strict=True))) if waited else 0
     return endless > (1 - TAILS[1]) * len(next(iter(full.values())))
 
 
 def _waits(stage: Stage) -> bool:
-    return not stage.is_async and stage.queue is None and stage.timeout_s is None
+    return stage.queue is None and stage.timeout_s is None
 
 
 # ---------------------------------------------------------------- draws

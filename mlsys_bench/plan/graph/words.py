@@ -8,7 +8,8 @@ from mlsys_bench import slo, units
 from mlsys_bench.plan.graph.allocation import Allocation, Key, Problem, Trial
 from mlsys_bench.plan.graph.purse import Paid
 from mlsys_bench.plan.graph.spread import DRAWS, Spread, spread_of
-from mlsys_bench.plan.graph.work import Served, Writer
+from mlsys_bench.plan.graph.work import FEW, Served, Writer
+from mlsys_bench.scenario import checks
 from mlsys_bench.stage_fleets import NO_END_S
 from mlsys_bench.stages import StageGraph
 from mlsys_bench.types import Provenance
@@ -49,7 +50,12 @@ def assumptions(given: StageGraph, asked: Problem, paid: Paid, trial: Trial) -> 
     if any(isinstance(work, Writer) for work in asked.works.values()):
         yield "a language model is simulated token by token at its share of the traffic; in the graph its visits are drawn from that run"
         yield "the first token reaches the user as soon as the last language model visited writes it; stages after it pass tokens on"
+    there = checks.waited_for(asked.graph)
+    if behind := [stage.name for stage in asked.graph.stages if stage.name not in there and not stage.is_async]:
+        yield f"nobody waits for {', '.join(behind)} either: requests come there by an async stage alone"
     for name, work in asked.works.items():
+        if isinstance(work, Writer) and not asked.flow[name].calls:
+            yield f"{name}: no request is expected there; it is sized for {100 * FEW:g} % of them"
         if work.provenance is Provenance.ASSUMED:
             within = f" (within a factor of {spread_of(work):g}, 90 %)" if isinstance(work, Served) else ""
             yield f"{name}: {units.show_s(work.service_s)} a visit{within}, {' '.join(work.source.split())}"

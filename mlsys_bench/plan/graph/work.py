@@ -7,6 +7,7 @@ Two kinds answer the same questions: `Served` works by a law of its service time
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -32,6 +33,7 @@ from mlsys_bench.types import SLO, LatencyProfile, Layout, Plan, Provenance, Wor
 
 Floats = npt.NDArray[np.float64]
 FULL = 0.98  # of capacity: closer to saturation no queue settles within a day
+FEW = 1e-3  # of the requests: what a language model is sized for where none is expected, as at the fallback of what hardly fails
 _NAMES = {"constant": "det", "exponential": "exp", "lognormal": "logn", "gamma": "gamma", "uniform": "unif"}
 _TOKENS_BEFORE, _TOKENS_COUNTED = 400, 1600  # requests of one token-level run
 
@@ -97,6 +99,11 @@ class Served:
         )  # fmt: skip
         return _with_beside(own, self.stage, visits_per_s)
 
+    def longer(self, time_s: float) -> float:
+        """Return the share of visits that take longer than this although nobody waits; of shards the slowest counts."""
+        alone_s = self.service_s * drawn(self.noise, f"{self.stage.name}/alone")
+        return 1 - float((alone_s <= time_s).mean()) ** self.stage.shards
+
     def visits(self, replicas: int, rate_per_s: float, arrival_scv: float, purpose: str) -> Visits:
         """Return wait + service; of shards the slowest."""
         one = self._alone if self.max_batch == 1 else self._batched
@@ -111,8 +118,12 @@ class Served:
     def _waits_s(self, c: int, rate_per_s: float, time_s: float, arrival_scv: float, purpose: str) -> Floats:
         offered = min(rate_per_s * time_s, FULL * c)
         p_wait = erlang_c(c, offered)
-        drain_per_s = (c - offered) / time_s / max((arrival_scv + self.noise.scv) / 2, 0.02)
+        drain_per_s = (c - offered) / time_s / self._spread(arrival_scv)
         return np.asarray(np.maximum(-np.log(uniform(purpose) / max(p_wait, 1e-300)) / drain_per_s, 0.0))
+
+    def _spread(self, arrival_scv: float) -> float:
+        """Return what multiplies the waits of exponential times: half the sum of both SCVs."""
+        return max((arrival_scv + self.noise.scv) / 2, 0.02)
 
     def _batched(self, replicas: int, rate_per_s: float, arrival_scv: float, purpose: str) -> Floats:
         """Return visits that are served in batches.
@@ -145,13 +156,18 @@ class Served:
             n = min(max(1 + rate_per_s * self.wait_s, (1 - busy) + busy * max(1.0, rate_per_s * self.batch_s(n) / c)), self.max_batch)
         return float(n)
 
-    def blocked(self, replicas: int, rate_per_s: float) -> float:
-        """Return about what share of calls finds the queue full: Erlang C's tail."""
+    def blocked(self, replicas: int, rate_per_s: float, arrival_scv: float = 1.0) -> float:
+        """Return about what share of calls finds the queue full.
+
+        With t the share of the time that as many wait where any number may, (1 - rho) t / (1 - rho t): exact for M/M/c, where t is Erlang
+        C's tail.  Of batches full ones queue; the tail is drawn out as waits are.  Beyond capacity at least what is too much.
+        """
         if self.stage.queue is None or rate_per_s <= 0:
             return 0.0
-        c, full_s = self.servers(replicas), self.batch_s(self.max_batch)
-        offered = min(rate_per_s / self.max_batch * full_s, FULL * c)
-        return float(erlang_c(c, offered) * (offered / c) ** (self.stage.queue.limit * replicas / self.max_batch))
+        c, offered = self.servers(replicas), rate_per_s / self.max_batch * self.batch_s(self.max_batch)
+        rho, batches = min(offered / c, FULL), self.stage.queue.limit * replicas / self.max_batch
+        tail = float(erlang_c(c, rho * c)) * rho ** (batches / self._spread(arrival_scv / self.max_batch))
+        return float(max((1 - rho) * tail / (1 - rho * tail), 1 - c / offered))
 
     def station(self, replicas: int, rate_per_s: float) -> Station:
         """Return servers and queue as they are."""
@@ -191,7 +207,7 @@ def served(stage: Stage, profile: LatencyProfile | None) -> Served:
     """Return the work of a stage by its assumed law, or by a profile."""
     assert stage.service is not None
     if profile is not None:
-        fixed_s, per_item_s = _of_profile(profile, stage)
+        fixed_s, per_item_s = _by_one(stage, *_of_profile(profile, stage))
         name, _ = service_profiles.law(profile)
         return Served(
             stage=stage, fixed_s=fixed_s, per_item_s=per_item_s, noise=parse_law(name, 1.0), provenance=profile.provenance,
@@ -200,10 +216,16 @@ def served(stage: Stage, profile: LatencyProfile | None) -> Served:
     law = stage.service.assumed
     assert law is not None
     name = _NAMES[law.dist] + (f":{law.cv**2:.12g}" if law.cv is not None else "")
+    fixed_s, per_item_s = _by_one(stage, law.mean_s, law.per_item_s)
     return Served(
-        stage=stage, fixed_s=law.mean_s, per_item_s=law.per_item_s, noise=parse_law(name, 1.0), provenance=Provenance.ASSUMED,
+        stage=stage, fixed_s=fixed_s, per_item_s=per_item_s, noise=parse_law(name, 1.0), provenance=Provenance.ASSUMED,
         source=law.source,
     )  # fmt: skip
+
+
+def _by_one(stage: Stage, fixed_s: float, per_item_s: float) -> tuple[float, float]:
+    """Return the times of a batch, all of it fixed where batches are of one: such a stage queues like any other."""
+    return (fixed_s + per_item_s, 0.0) if stage.batching is not None and stage.batching.max == 1 else (fixed_s, per_item_s)
 
 
 def _of_profile(profile: LatencyProfile, stage: Stage) -> tuple[float, float]:
@@ -270,9 +292,16 @@ class Writer:
         own = Unit(stage=self.stage.name, device=item.gpu, devices=devices // item.pp, nodes=item.pp)
         return _with_beside(own, self.stage, visits_per_s)
 
+    def longer(self, time_s: float) -> float:
+        """Return the share of visits that take longer than this on the replicas that it needs alone."""
+        return float((self._predicted(self.traffic.rate_per_s / self.least).e2e_s > time_s).mean())
+
     def visits(self, replicas: int, rate_per_s: float, arrival_scv: float, purpose: str) -> Visits:
-        """Return the analytic answer of one replica at its share of the rate, as many samples as there are draws."""
-        found = self._predicted(rate_per_s / replicas)
+        """Return the analytic answer of one replica at its share of the rate, as many samples as there are draws.
+
+        Where nobody is expected, as at some fallbacks, it is that of the traffic it is sized for.
+        """
+        found = self._predicted((rate_per_s or self.traffic.rate_per_s) / replicas)
         at = (uniform(f"{purpose}/work") * len(found.e2e_s)).astype(np.int64)
         return Visits(e2e_s=found.e2e_s[at], ttft_s=found.ttft_s[at], tpot_s=found.tpot_s[at])
 
@@ -288,9 +317,10 @@ class Writer:
 
     def station(self, replicas: int, rate_per_s: float) -> Delay:
         """Return what requests met in a token-level run of one replica at its share of the rate; routed at random."""
-        key = round(rate_per_s / replicas, 9)
+        each_per_s = (rate_per_s or self.traffic.rate_per_s) / replicas
+        key = round(each_per_s, 9)
         if key not in self._runs:
-            self._runs[key] = self._run(rate_per_s / replicas)
+            self._runs[key] = self._run(each_per_s)
         return self._runs[key]
 
     @cached_property
@@ -348,3 +378,29 @@ def _limits(alone: Plan) -> Limits:
 
 
 Work = Served | Writer
+
+
+# ---------------------------------------------------------------- calls that come of each other
+
+
+def late(works: Mapping[str, Work]) -> dict[str, float]:
+    """Return, by stage, the share of attempts that time out although nobody waits: retries and fallbacks get at least so many."""
+    return {name: found for name, work in works.items() if (found := _late(work)) > 0}
+
+
+def _late(work: Work) -> float:
+    timeout_s, hedge = work.stage.timeout_s, work.stage.hedge
+    if timeout_s is None:
+        return 0.0
+    second = work.longer(timeout_s - hedge.after_s) if hedge is not None and hedge.after_s < timeout_s else 1.0
+    return work.longer(timeout_s) * second
+
+
+def hedged(works: Mapping[str, Work]) -> dict[str, float]:
+    """Return, by stage, the share of attempts that are sent a second time although nobody waits."""
+    given = ((name, work, work.stage.hedge) for name, work in works.items())
+    return {name: work.longer(hedge.after_s) for name, work, hedge in given if hedge is not None and not _is_over_by(work, hedge.after_s)}
+
+
+def _is_over_by(work: Work, time_s: float) -> bool:
+    return work.stage.timeout_s is not None and work.stage.timeout_s <= time_s
