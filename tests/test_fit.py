@@ -21,7 +21,7 @@ from mlsys_bench.types import Bench, Launch, Measurement, Provenance, RequestRec
 H100 = Design(model="llama-3-8b", device="H100")
 
 
-def users_test(folder: Path, users: int, service_s: float) -> Path:
+def users_test(folder: Path, users: int, service_s: float, target: str = "http://x (embedder)") -> Path:
     """Write a load test of so many users whose every answer takes that long, and the requests beside it."""
     rng = np.random.default_rng(users)
     rows = tuple(
@@ -31,7 +31,7 @@ def users_test(folder: Path, users: int, service_s: float) -> Path:
     )  # fmt: skip
     path = folder / f"users{users}.json"
     test = summary.summarise(
-        rows, source="loadtest", target="http://x (embedder)", arrivals=f"closed loop, {users} users", offered_rate_per_s=None, slo=None,
+        rows, source="loadtest", target=target, arrivals=f"closed loop, {users} users", offered_rate_per_s=None, slo=None,
         validity=Validity(verdict="valid"), window=None, requests_file=f"users{users}.parquet",
     )  # fmt: skip
     record.write(path.with_suffix(".parquet"), Requests(t0_unix_s=0.0, requests=rows), hardware.machine())
@@ -112,6 +112,13 @@ def test_load_tests_of_rising_users_become_a_slowdown(tmp_path: Path) -> None:
     assert (profile.form, profile.stage) == ("service", "embedder")
     assert list(profile.valid["concurrency"]) == [1, 16]
     assert latency.service.service_s(profile, concurrency=12) == pytest.approx(0.06, rel=0.1)
+
+
+def test_load_tests_of_two_addresses_are_told_in_the_note(tmp_path: Path) -> None:
+    """A server that moved may be one endpoint; two endpoints made one profile that said nothing of it."""
+    moved = [users_test(tmp_path, users, 0.01 * users, f"http://{host} (embedder)") for users, host in ((1, "x"), (2, "y"), (4, "y"))]
+    note = fitting.fit(moved, stage="embedder").profile.note or ""
+    assert note.startswith("load tests of 2 addresses (http://x (embedder), http://y (embedder)) were taken for one endpoint; ")
 
 
 def test_a_bench_of_a_stage_becomes_a_batch_curve(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from mlsys_bench.predict.readers import aiperf as aiperf_reader
 from mlsys_bench.types import Lengths, RequestRecord, Requests, Validity
 
 H100 = Design(device="H100", precision="fp8", tp=2)
+LLAMA = Design(model="llama-3-8b", device="H100")
 
 
 def read(folder: Path, document: Any, design: Design = H100, name: str = "result.json") -> tuple[Reading, ...]:
@@ -128,6 +129,36 @@ def test_burstiness_is_the_shape_of_gamma_gaps(tmp_path: Path) -> None:
     assert reading.experiment.arrivals == "gamma:2"
 
 
+def test_a_burstiness_without_end_is_a_metronome(tmp_path: Path) -> None:
+    """It is written as Infinity, which JSON does not know and Python reads."""
+    (reading,) = read(tmp_path, vllm(burstiness=float("inf")))
+    assert reading.experiment.arrivals == "constant"
+
+
+@pytest.mark.parametrize(
+    ("load", "told"),
+    [
+        ({"ramp_up_strategy": "linear", "ramp_up_start_rps": 1, "ramp_up_end_rps": 20}, "its rate rose from 1 to 20/s"),
+        ({"max_concurrent_requests": 12}, "at most 12 of 100 requests were in flight"),
+        ({"request_rate": "trace"}, "followed the times of a trace"),
+    ],
+)
+def test_a_rate_of_inf_is_no_closed_loop_where_requests_had_times_of_their_own(tmp_path: Path, load: dict[str, Any], told: str) -> None:
+    """A ramp, a timed trace: read as 100 users at once, answers in 1 s would be those of a hundredfold load."""
+    (reading,) = read(tmp_path, vllm(request_rate="inf") | load)
+    e = reading.experiment
+    assert (e.rate_per_s, e.concurrency, e.measured) == (None, None, {})
+    (note,) = reading.notes
+    assert told in note
+    assert note.endswith("no one load stands for it; its latencies are left out")
+
+
+def test_a_peak_of_all_is_a_closed_loop_of_all(tmp_path: Path) -> None:
+    (reading,) = read(tmp_path, vllm(request_rate="inf", max_concurrent_requests=100))
+    assert (reading.experiment.concurrency, reading.notes) == (100, ())
+    assert reading.experiment.measured
+
+
 def test_a_test_that_fell_behind_keeps_no_latency(tmp_path: Path) -> None:
     """100 requests at 10/s take 10 s and one answer; 40 s mean that the queue grew to the end."""
     (reading,) = read(tmp_path, vllm(duration=40.0))
@@ -139,6 +170,26 @@ def test_a_test_with_failures_keeps_no_latency(tmp_path: Path) -> None:
     (reading,) = read(tmp_path, vllm(completed=80, failed=20))
     assert reading.experiment.measured == {}
     assert "20 % of its requests failed" in reading.notes[0]
+
+
+def test_sglangs_server_says_its_model_and_layout_and_options_win_over_it(tmp_path: Path) -> None:
+    """Without, eight GPUs were read as one."""
+    info = {"model_path": "meta-llama/Meta-Llama-3-8B", "tp_size": 8, "pp_size": 1, "ep_size": 1}
+    said = vllm(model_id=None, backend="sglang", server_info=info)
+    (reading,) = read(tmp_path, said, Design(device="H100"))
+    assert (reading.experiment.model, reading.experiment.tp) == ("llama-3-8b", 8)
+    assert read(tmp_path, said)[0].experiment.tp == 2
+
+
+def test_what_sglang_does_not_count_as_failed_is_counted_from_its_details(tmp_path: Path) -> None:
+    """Three requests sent, two answered, and neither `failed` nor `num_prompts` in the file."""
+    details = {
+        "backend": "sglang", "input_lens": [10, 30, 20], "output_lens": [3, 2, 0], "ttfts": [0.1, 0.3, 0.0],
+        "itls": [[0.02, 0.02], [0.04], []], "completed": 2,
+    }  # fmt: skip
+    (reading,) = read(tmp_path, {k: v for k, v in vllm(**details).items() if k not in ("failed", "num_prompts")})
+    assert (reading.requests, reading.failed) == (2, 1)
+    assert "33 % of its requests failed" in reading.notes[0]
 
 
 def test_sglang_appends_a_line_per_run(tmp_path: Path) -> None:
@@ -239,6 +290,23 @@ def test_a_run_of_no_known_load_keeps_no_latency(tmp_path: Path) -> None:
     assert capped.experiment.measured
 
 
+@pytest.mark.parametrize(
+    ("phases", "told"),
+    [
+        ([{"name": "profiling", "type": "fixed_schedule", "concurrency": 64}], "followed the times of a trace"),
+        ([{"name": "profiling", "type": "poisson", "rate_series": {"points": [[0, 1], [60, 9]]}, "concurrency": 64}], "changed on the way"),
+        ([{"name": n, "kind": "profiling", "type": "constant", "rate": r} for n, r in (("low", 1.0), ("high", 9.0))], "2 phases"),
+    ],
+)
+def test_a_cap_of_aiperf_is_no_load_where_a_trace_or_a_course_was(tmp_path: Path, phases: list[dict[str, Any]], told: str) -> None:
+    """A trace replayed with at most 64 in flight was read as a closed loop of 64 users; of two phases one was taken for both."""
+    warmup = {"name": "warmup", "type": "concurrency", "concurrency": 1}
+    (reading,) = read(tmp_path, aiperf(input_config={"phases": [warmup, *phases]}), LLAMA)
+    e = reading.experiment
+    assert (e.rate_per_s, e.concurrency, e.measured) == (None, None, {})
+    assert told in reading.notes[0]
+
+
 def test_genai_perf_does_not_count_its_requests(tmp_path: Path) -> None:
     export = aiperf()
     del export["request_count"]
@@ -318,6 +386,18 @@ def test_guidellms_time_per_output_token_is_not_ours(tmp_path: Path) -> None:
     assert reading.experiment.output_tokens.cv == pytest.approx(0.5)
 
 
+def test_tokens_that_nobody_counted_are_not_one_token(tmp_path: Path) -> None:
+    """A 0 stands in guidellm's file where the server says no usage and it has no tokenizer; inference-perf could leave lengths out."""
+    uncounted = guidellm({"type_": "synchronous"})
+    uncounted["metrics"]["prompt_token_count"]["successful"]["mean"] = 0.0
+    with pytest.raises(BadInput, match="prompt_token_count is 0 or missing: nobody counted tokens"):
+        read(tmp_path, {"benchmarks": [uncounted]})
+    nameless = inference_perf()
+    del nameless["successes"]["prompt_len"]
+    with pytest.raises(BadInput, match="neither prompt_tokens nor prompt_len"):
+        read(tmp_path, nameless, LLAMA)
+
+
 def test_an_older_guidellm_keeps_its_strategy_elsewhere(tmp_path: Path) -> None:
     old = guidellm({}, config={}, args={"strategy": {"type_": "concurrent", "streams": 3}}, worker={"backend_model": "llama-3-8b"})
     (reading,) = read(tmp_path, {"benchmarks": [old]})
@@ -362,6 +442,20 @@ def test_the_time_per_token_of_inference_perf_is_implied_not_believed(tmp_path: 
     assert "itl_mean_s" not in measured
     assert measured["ttft_p50_s"] == pytest.approx(0.1)
     assert reading.experiment.prompt_tokens.cv == pytest.approx(0.2 / 2.563, rel=1e-3)
+
+
+def test_inference_perf_counts_tokens_under_two_names(tmp_path: Path) -> None:
+    """0.7 calls them `prompt_tokens`, and gives the server's own count of the output beside its tokenizer's: prompts had one token."""
+    document = inference_perf()
+    done = document["successes"]
+    done["prompt_tokens"] = done.pop("prompt_len") | {"total": 300_000.0, "cached": 0.0, "uncached": 300_000.0}
+    done["output_tokens"] = {"total": 60_300.0, "mean": 201.0}
+    (reading,) = read(tmp_path, document, LLAMA)
+    e = reading.experiment
+    assert (e.prompt_tokens.mean, e.output_tokens.mean) == (1000, 201)
+    assert e.prompt_tokens.cv == pytest.approx(0.2 / 2.563, rel=1e-3)
+    assert e.measured["tpot_mean_s"] == pytest.approx(1.0 / 200)
+    assert e.measured["tpot_p50_s"] == pytest.approx(0.005)  # its own is per token, too
 
 
 def test_a_client_that_was_late_sent_another_rate(tmp_path: Path) -> None:

@@ -83,6 +83,10 @@ class Handler(Connection):
         self.wfile.write(HEAD + token() * (body["max_tokens"] - 1) + token("length") + counted + DONE)
         return True
 
+    def limited(self, body: dict[str, Any]) -> bool:
+        """Turn away every fifth request, whatever else is in flight, as a limit on requests a minute does."""
+        return self.whole(429, {"error": {"message": "no"}}) if self.server.streams % 5 == 0 else self.at_once(body)
+
     def uncounted(self, body: dict[str, Any]) -> bool:
         self.wfile.write(HEAD + token() * (body["max_tokens"] - 1) + token("length") + DONE)
         return True
@@ -102,7 +106,7 @@ class Handler(Connection):
 def probed(does: str, health: object = None, budget_s: float = 60.0, layout: Layout | None = LAYOUT) -> tuple[MlsysError, Probed]:
     """Return how a probe of such a server ends, and the server."""
     with answering(Probed(does, health)) as server:
-        options = probe.Options(url=server.url, layout=layout, concurrency=2, longest_tokens=64, budget_s=budget_s)
+        options = probe.Options(url=server.url, layout=layout, concurrency=2, longest_tokens=64, budget_s=budget_s, pauses_s=(0.001, 0.001))
         with pytest.raises(MlsysError) as caught:
             probe.probe(options, quiet=True)
     return caught.value, server
@@ -129,6 +133,13 @@ def test_a_probe_says_why_a_server_gave_no_profile(does: str, says: str) -> None
 def test_a_server_that_fails_a_whole_round_is_not_asked_for_eleven_more() -> None:
     _, server = probed("500")
     assert server.streams < 40
+
+
+def test_a_limit_on_requests_a_minute_is_no_limit_on_those_at_a_time() -> None:
+    """What is turned away now is answered after a pause; waves of two were given up after the first of them."""
+    error, _ = probed("limited")
+    assert "rejected (HTTP 429)" in str(error)
+    assert "turned away" not in str(error)
 
 
 def test_a_silent_server_costs_a_probe_no_more_than_its_budget() -> None:

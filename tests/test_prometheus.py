@@ -279,13 +279,14 @@ def export(path: Path, held: list[Series], form: str) -> Path:
     else:
         heads = [f"{s.name}{{{','.join(f'{k}={chr(34)}{v}{chr(34)}' for k, v in s.labels.items())}}}".replace('"', '""') for s in held]
         quoted = [f'"{head}"' for head in heads]
-        lines = [",".join(["Time", *quoted])]
+        lines = ["sep=,"] if form == "csv for Excel" else []
+        lines += [",".join(["Time", *quoted])]
         lines += [",".join([f"{1000 * t:.0f}", *(f"{s.values[i]:g}" for s in held)]) for i, t in enumerate(held[0].times_s)]
         path.write_text("\n".join(lines))
     return path
 
 
-@pytest.mark.parametrize("form", ["one", "list", "lines", "csv"])
+@pytest.mark.parametrize("form", ["one", "list", "lines", "csv", "csv for Excel"])
 def test_an_exported_file_says_what_the_server_would(tmp_path: Path, form: str) -> None:
     path = export(tmp_path / "metrics.json", two_hours(model_name="m"), form)
     given = {

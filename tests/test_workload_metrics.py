@@ -62,12 +62,12 @@ def test_pieces_of_a_range_are_joined_and_what_two_of_them_hold_counts_once() ->
 # ---------------------------------------------------------------- histograms
 
 
-def buckets(lengths: Any, edges: tuple[float, ...]) -> dict[str, list[Series]]:
+def buckets(lengths: Any, edges: tuple[float, ...], **labels: str) -> dict[str, list[Series]]:
     """Return what a server would say after these lengths, and nothing before."""
     lengths = np.asarray(lengths, dtype=float)
     counts = {edge: float((lengths <= edge).sum()) for edge in (*edges, math.inf)}
-    made = {"bucket": [series([0, n], le="+Inf" if math.isinf(edge) else f"{edge:g}") for edge, n in counts.items()]}
-    return made | {"sum": [series([0, lengths.sum()])], "count": [series([0, len(lengths)])]}
+    made = {"bucket": [series([0, n], le="+Inf" if math.isinf(edge) else f"{edge:g}", **labels) for edge, n in counts.items()]}
+    return made | {"sum": [series([0, lengths.sum()], **labels)], "count": [series([0, len(lengths)], **labels)]}
 
 
 def lengths_of(lengths: Any, edges: tuple[float, ...]) -> LengthSummary:
@@ -116,6 +116,38 @@ def test_lengths_beyond_the_last_bucket_have_no_bounds() -> None:
     found = lengths_of([5, 50, 500], (10, 100))
     assert found.cv_bounds is None
     assert found.max is None
+
+
+def test_servers_with_other_buckets_are_one_histogram() -> None:
+    """Of 90 lengths on a server whose buckets end at 2,000 and 10 on one whose end at 20,000, all is known up to every edge.
+
+    Added edge by edge, only 5 lengths lay up to 5,000 where 90 lay up to 2,000: the ten were taken to be beyond the last bucket.
+    """
+    short, long = [100] * 60 + [1500] * 30, [1500] * 2 + [4000] * 3 + [9000] * 5
+    near = tuple(e for e in ONE_TWO_FIVE if e <= 2000)
+    far = tuple(e for e in ONE_TWO_FIVE if e <= 20_000)
+    one, other = buckets(short, near, pod="a"), buckets(long, far, pod="b")
+    found = counters.histogram(one["bucket"] + other["bucket"], one["sum"] + other["sum"], one["count"] + other["count"], T0)
+    assert found == lengths_of(short + long, far)
+    assert found.max == 10_000
+
+
+def test_an_edge_that_a_server_cannot_know_is_left_out() -> None:
+    """Lengths of 30 lie between the edges 10 and 100 of one server; how many of them are up to 50, only the other could say."""
+    one, other = buckets([30] * 4, (10, 100), pod="a"), buckets([30, 60], (10, 50, 100), pod="b")
+    found = counters.histogram(one["bucket"] + other["bucket"], one["sum"] + other["sum"], one["count"] + other["count"], T0)
+    assert found == lengths_of([30] * 5 + [60], (10, 100))
+
+
+def test_buckets_of_another_version_in_the_range_do_not_empty_those_beside_them() -> None:
+    """A server counted up to 50 for the first half, was restarted with edges at 20 and 100, and went on: only +Inf was always there."""
+    before = [series([0, n], le=le, pod="a") for le, n in (("50", 8), ("+Inf", 10))]
+    late = T0 + 30
+    after = [series([0, n], start_s=late, le=le, pod="a") for le, n in (("20", 3), ("100", 9), ("+Inf", 10))]
+    found = counters.histogram(counters.merged(before + after), [series([0, 800])], [series([0, 20])], T0)
+    assert found is not None
+    assert (found.mean, found.cv_bounds, found.max) == (40, None, None)
+    assert found.p50 < 100  # beyond which 11 of 20 lay, where 9 were added up to 100
 
 
 # ---------------------------------------------------------------- what counters tell of traffic

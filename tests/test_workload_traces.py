@@ -153,6 +153,16 @@ def test_columns_can_be_named(tmp_path: Path) -> None:
     assert [plan.tenants[t] for t in plan.tenant] == ["b", "a"]
 
 
+def test_a_key_that_the_first_object_leaves_out_is_a_column_all_the_same(tmp_path: Path) -> None:
+    """Writers of JSON lines leave out what is null: a first request of no session hid the sessions of all others."""
+    lines = [{"time_s": 0.0, "input_tokens": 8, "output_tokens": 2}]
+    lines += [{"time_s": float(i), "input_tokens": 8, "output_tokens": 2, "session_id": "a"} for i in (1, 2, 3)]
+    plan = trace.from_trace(written(tmp_path, "\n".join(map(json.dumps, lines)), "chats.jsonl"))
+    assert plan.session is not None
+    assert plan.turn is not None
+    assert (plan.session.tolist(), plan.turn.tolist()) == ([0, 1, 1, 1], [0, 0, 1, 2])
+
+
 def test_mooncake_lines_are_milliseconds_and_bailian_lines_are_seconds(tmp_path: Path) -> None:
     moon = [{"timestamp": 2000 * i, "input_length": 700, "output_length": 5, "hash_ids": [0, i]} for i in range(3)]
     bai = [
@@ -252,6 +262,7 @@ def test_a_million_requests_are_read_within_a_few_hundred_megabytes(tmp_path: Pa
         ("time,prompt_tokens,output_tokens\n1,2,3\n", "1 request"),
         ("time,prompt_tokens,output_tokens\n1,2,3\n1,2,0\n", "1 request(s) (1 without tokens left out)"),
         ("time,prompt_tokens\n1,2\n2,2\n", "no column of output that is known"),
+        ('[{"time": 1, "prompt_tokens": 2, "output_tokens": 2}]', "is one JSON array; a trace has one JSON object per line: jq -c '.[]'"),
         ("a,b\n1,2\n", "it has a, b; call it TIMESTAMP in the file's header"),
         ("time,prompt_tokens,output_tokens,Prompt_Tokens\n1,2,3,4\n5,2,3,4\n", "2 columns are called Prompt_Tokens; leave one of them"),
         ("time,prompt_tokens,output_tokens\n1,2,3\n1.5,2,3\n", "come within 0.5 s, and rates are counted by the second"),
@@ -320,7 +331,7 @@ def test_times_from_1970_on_are_known_by_their_size(tmp_path: Path, unit: str, p
     assert trace.read(path, columns={}).schedule.notes == ()
 
 
-@pytest.mark.parametrize("data", [b"\xff\xfe\x00\x01", b"PAR1\x00\xff", b'{"time": "\xff"}'])
+@pytest.mark.parametrize("data", [b"\xff\xfe\x00\x01", b"\x1f\x8b\x08\x00", b"PAR1\x00\xff", b'{"time": "\xff"}'])
 def test_bytes_that_are_no_text_are_refused(tmp_path: Path, data: bytes) -> None:
     path = tmp_path / "trace.csv"
     path.write_bytes(data)

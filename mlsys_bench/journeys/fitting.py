@@ -148,10 +148,19 @@ def _endpoint(files: Sequence[Path], stage: str | None) -> Fitted:
             service.Cell(concurrency=k or 1, values_s=loadtests.sojourns_s(test, path))
             for k, (path, test) in zip(users, tests, strict=True)
         ]
-        return Fitted(profile=service.fit_cells(cells, stage=name), checks=())
+        return Fitted(profile=_of_targets(service.fit_cells(cells, stage=name), tests), checks=())
     levels = [opaque.level_of(test, loadtests.requests(test, path)) for path, test in tests]
     endpoint = opaque.fit(levels)
-    return Fitted(profile=opaque.profile(endpoint, stage=name), checks=beside.levels(endpoint, levels))
+    return Fitted(profile=_of_targets(opaque.profile(endpoint, stage=name), tests), checks=beside.levels(endpoint, levels))
+
+
+def _of_targets(profile: LatencyProfile, tests: Sequence[tuple[Path, LoadTest]]) -> LatencyProfile:
+    """Return the profile; where the load tests were of several addresses, its note says what was taken for one endpoint."""
+    targets = sorted({test.target for _, test in tests})
+    if len(targets) < 2:
+        return profile
+    said = f"load tests of {len(targets)} addresses ({', '.join(targets)}) were taken for one endpoint"
+    return dataclasses.replace(profile, note="; ".join([said, *([profile.note] if profile.note else [])]))
 
 
 def _tests(path: Path) -> list[tuple[Path, LoadTest]]:

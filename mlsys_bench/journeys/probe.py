@@ -50,6 +50,7 @@ class Options:
     longest_tokens: int | None = None
     max_step_tokens: int | None = None  # step budget of the server; None: as it says, else unknown
     budget_s: float = 300.0
+    pauses_s: tuple[float, ...] = (1.0, 4.0)  # before a cell that was turned away is asked for again
     most_rounds: int = 12  # more would not narrow anything
     seed: int = 0
 
@@ -108,7 +109,7 @@ class _Run:
         self._cut: str | None = None  # why it ended before its time
         self._status = 0
         self._seconds_per_prompt_token, self._step_s = 1e-4, 0.02
-        self._rounds, self._began_s = 0, time.monotonic()
+        self._rounds, self._pauses, self._began_s = 0, 0, time.monotonic()
 
     @property
     def _left_s(self) -> float:
@@ -162,13 +163,29 @@ class _Run:
             if wave:
                 yield wave
 
+    def _answers(self, sender: waves.Sender, wave: Wave) -> tuple[RequestRecord, ...]:
+        """Send a cell and return what came; nothing where the budget cut it short, which is no failure of the server.
+
+        One that is turned away is sent again after a pause: a limit may be on requests a minute, not on those at a time.
+        """
+        for pause_s in (*self._options.pauses_s, math.inf):
+            allowed_s = min(_PATIENCE_S, self._left_s)
+            records = sender.send(wave, timeout_s=self._patience_s)
+            if allowed_s < _PATIENCE_S and any(r.outcome == "timeout" for r in records):
+                return ()
+            self._outcomes.update(r.outcome for r in records)
+            self._failed.update(_failure(r) for r in records if r.outcome != "ok")
+            is_turned_away = any(r.outcome == "rejected" for r in records)
+            if not is_turned_away or not self._outcomes["ok"] or pause_s >= self._left_s:
+                break
+            self._pauses += 1
+            time.sleep(pause_s)
+        return records
+
     def _one(self, sender: waves.Sender, wave: Wave) -> None:
-        allowed_s = min(_PATIENCE_S, self._left_s)
-        records = sender.send(wave, timeout_s=self._patience_s)
-        if allowed_s < _PATIENCE_S and any(r.outcome == "timeout" for r in records):
-            return  # cut short by the end of the budget, which is no failure of the server
-        self._outcomes.update(r.outcome for r in records)
-        self._failed.update(_failure(r) for r in records if r.outcome != "ok")
+        records = self._answers(sender, wave)
+        if not records:
+            return
         statuses = {r.http_status for r in records if r.outcome == "rejected"}
         if statuses and wave.requests > 1:
             self._most = min(self._most, wave.requests - 1)
@@ -234,6 +251,7 @@ class _Run:
             *dict.fromkeys(self._notes),
             *self._target.notes,
         ]
+        notes += [f"turned away and asked again after a pause {count(self._pauses, 'time')}"] if self._pauses else []
         notes += [f"failed: {_counts(self._failed)}"] if self._failed else []
         notes += [] if self._budget_tokens else ["step budget not known: every prompt was taken to be one step (--max-step-tokens)"]
         try:
@@ -246,9 +264,10 @@ class _Run:
                 notes=notes,
             )
         except BadInput as error:
-            if self._cut is None:
+            if self._cut is None and not self._failed:
                 raise
-            raise MeasurementFailed(f"{self._options.url}: {self._cut}; too early for a profile: {error}") from error
+            why = f"{self._cut}; too early for a profile" if self._cut else f"{_counts(self._failed)}; too little is left for a profile"
+            raise MeasurementFailed(f"{self._options.url}: {why}: {error}") from error
         return Probed(
             profile=profile,
             residuals=latency.residuals(profile, seen),

@@ -14,6 +14,7 @@ from mlsys_bench.workload.schedule import Floats, Ints
 
 GAP_SCRAPES = 5  # so many missed scrapes in a row leave a gap; fewer are bridged evenly
 _POINTS = 200  # that stand for the lengths of one bucket
+_ALWAYS = 0.9  # of its server's samples: a bucket with fewer was not there all the time
 _BORN_WITH = 3.0  # a counter that appears with more than so many times its busiest step was running before
 
 
@@ -75,16 +76,44 @@ def merged(parts: Sequence[Series]) -> list[Series]:
 
 def histogram(buckets: Sequence[Series], sums: Sequence[Series], counts: Sequence[Series], start_s: float) -> LengthSummary | None:
     """Return lengths from a histogram's increments: mean exact, the rest from its buckets.  None where nothing was counted."""
-    by_edge: dict[float, float] = {}
-    for one in buckets:
-        edge = float(one.labels["le"])
-        by_edge[edge] = by_edge.get(edge, 0.0) + float(increments(one, start_s).sum())
     n = sum(float(increments(one, start_s).sum()) for one in counts)
     total = sum(float(increments(one, start_s).sum()) for one in sums)
-    if not n > 0 or not total > 0 or not by_edge:
+    edges, cumulative = _together(_by_server(buckets, start_s))
+    if not n > 0 or not total > 0 or not len(edges):
         return None
-    edges = np.array(sorted(by_edge))
-    return _summary(edges, np.array([by_edge[edge] for edge in edges]), total / n)
+    return _summary(edges, cumulative, total / n)
+
+
+def _by_server(buckets: Iterable[Series], start_s: float) -> list[tuple[Floats, Floats]]:
+    """Return each server's edges and how many of its lengths lie up to them.
+
+    An edge that was there for a part of the time only, as where another version with other buckets took over, tells of that part: left out.
+    """
+    samples: dict[tuple[tuple[str, str], ...], dict[float, int]] = {}
+    grown: dict[tuple[tuple[str, str], ...], dict[float, float]] = {}
+    for one in buckets:
+        server, edge = tuple(sorted((k, v) for k, v in one.labels.items() if k != "le")), float(one.labels["le"])
+        n, more = samples.setdefault(server, {}), grown.setdefault(server, {})
+        n[edge] = n.get(edge, 0) + len(one.values)  # one edge may be spelled twice: 1 by old servers of metrics, 1.0 by new ones
+        more[edge] = more.get(edge, 0.0) + float(increments(one, start_s).sum())
+    kept = {s: sorted(e for e, n in edges.items() if n >= _ALWAYS * max(edges.values())) for s, edges in samples.items()}
+    return [(np.array(edges), np.maximum.accumulate([grown[server][e] for e in edges])) for server, edges in kept.items()]
+
+
+def _together(servers: Sequence[tuple[Floats, Floats]]) -> tuple[Floats, Floats]:
+    """Return the edges up to which every server's count is known, and the counts of all.
+
+    Servers of one model may have other buckets: vLLM's end at the longest context.  Of a server without an edge the count up to there is
+    known where none of its lengths lies in the bucket around it.
+    """
+    edges = np.unique(np.concatenate([own for own, _ in servers])) if servers else np.zeros(0)
+    known, total = np.full(len(edges), True), np.zeros(len(edges))
+    for own, up_to in servers:
+        below = np.append(0.0, up_to)[np.searchsorted(own, edges, side="right")]
+        above = up_to[np.minimum(np.searchsorted(own, edges, side="left"), len(own) - 1)]
+        known &= below == above
+        total += below
+    return edges[known], total[known]
 
 
 def _median_step_s(times_s: Floats) -> float:

@@ -40,6 +40,7 @@ _ROUNDED_S = 60.0  # by which a proxy may round the ends of a range
 _TICK_S = 1e-3  # Prometheus keeps milliseconds
 _MOST_COUNTED = 1e18  # no server has answered so many requests, or tokens
 _FAMILIES = '{__name__=~"(vllm|sglang)[:_].+|mlsys_.+"'
+_FOR_EXCEL = re.compile(r"\Asep=.\r?\n")  # Grafana's first line of a CSV for Excel
 _LABEL = re.compile(r'\s*([A-Za-z_]\w*)\s*=\s*"((?:[^"\\]|\\.)*)"\s*,?')
 
 
@@ -338,7 +339,7 @@ def _from_json(text: str, path: Path) -> Iterator[Series]:
 
 def _from_csv(text: str, path: Path) -> Iterator[Series]:
     """Yield the series of a table: a column of times, then one column per series, headed by its name and labels."""
-    rows = [row for row in csv.reader(io.StringIO(text)) if row]
+    rows = [row for row in csv.reader(io.StringIO(_FOR_EXCEL.sub("", text))) if row]
     if len(rows) < 2 or rows[0][0].strip().lower() not in ("time", "timestamp"):
         raise BadInput(f"{path}: is no export of metrics: a JSON answer of query_range, or a CSV that begins with a column Time")
     times = np.array([_time_s(row[0], path) for row in rows[1:]])
@@ -407,4 +408,4 @@ def is_export(path: Path) -> bool:
     with path.open("rb") as file:
         start = file.read(4096)
     named = b'"resultType"' in start or b'"__name__"' in start
-    return named or bool(re.match(rb"(?i)\W*(Time|Timestamp)\W+.*(vllm|sglang|mlsys)[:_]", start))
+    return named or bool(re.match(rb"(?i)\W*(sep=.\s+\W*)?(Time|Timestamp)\W+.*(vllm|sglang|mlsys)[:_]", start))

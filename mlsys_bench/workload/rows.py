@@ -12,6 +12,8 @@ from typing import Any, TextIO
 
 from mlsys_bench.errors import BadInput
 
+_HEAD = 1000  # objects whose keys are the columns: a first request without a session must not hide that others have one
+
 
 @dataclass(slots=True)
 class Table:
@@ -37,7 +39,12 @@ def opened(path: Path) -> Table:
         raise BadInput(f"{path}: cannot be read: {error.strerror or error}") from error
     if start[:4] == b"PAR1":
         return _parquet(path)
-    if start.lstrip(b"\xef\xbb\xbf \t\r\n")[:1] == b"{":
+    if start[:2] == b"\x1f\x8b":
+        raise BadInput(f"{path}: is compressed; unpack it first: gunzip -k {path.name}")
+    first = start.lstrip(b"\xef\xbb\xbf \t\r\n")[:1]
+    if first == b"[":
+        raise BadInput(f"{path}: is one JSON array; a trace has one JSON object per line: jq -c '.[]' {path.name}")
+    if first == b"{":
         return _json_lines(path)
     return _csv(path)
 
@@ -88,16 +95,16 @@ def _json_lines(path: Path) -> Table:
 
     stream = parsed()
     try:
-        first = next(stream)
+        head = list(itertools.islice(stream, _HEAD))
     except BadInput:
         file.close()
         raise
 
     def rows(names: list[str]) -> Iterator[tuple[int, Sequence[Any]]]:
-        for number, row in itertools.chain([first], stream):
+        for number, row in itertools.chain(head, stream):
             yield number, [row.get(name) for name in names]
 
-    return Table(list(first[1]), rows, file.close)
+    return Table(list(dict.fromkeys(name for _, row in head for name in row)), rows, file.close)
 
 
 def _lines(file: TextIO, path: Path) -> Iterator[str]:

@@ -157,7 +157,7 @@ def _reading(run: Run, tool: str, where: str, path: Path, design: Design) -> Rea
         concurrency=run.concurrency,
         requests=run.sent if run.concurrency is not None else None,
         measured=dict(run.measured),
-        **{"precision": models.find(model).native_precision, **system, "model": model, "device": _device(system.get("device"), where)},
+        **{"precision": model.native_precision, **system, "model": model.id, "device": _device(system.get("device"), where)},
     )
     return Reading(experiment=experiment, tool=tool, where=where, requests=run.requests or 0, failed=run.failed, notes=run.notes)
 
@@ -167,6 +167,8 @@ def _steady(run: Run) -> Run:
     share = run.failed / (run.requests + run.failed) if run.requests else 0.0
     if share > _MOST_FAILED:
         note = f"{100 * share:.0f} % of its requests failed: its latencies are of the lucky ones and are left out"
+    elif run.uneven is not None:
+        note = f"{run.uneven}: no one load stands for it; its latencies are left out"
     elif _fell_behind(run):
         done = (run.requests or 0) / (run.duration_s or 1.0)
         note = f"{done:.3g}/s were answered of {run.rate_per_s:g}/s sent: the queue grew to the end; its latencies are left out"
@@ -186,17 +188,17 @@ def _fell_behind(run: Run) -> bool:
     return run.duration_s > _CATCH_UP * (run.requests / run.rate_per_s + decode_s)
 
 
-def _model(name: Any, where: str) -> str:
-    """Return the catalogue's id of a model as a tool names it: by its whole name, or the last part of a path."""
+def _model(name: Any, where: str) -> models.Architecture:
+    """Return the catalogue's model as a tool names it: by its whole name, or the last part of a path."""
     if not name:
         raise BadInput(f"{where}: does not say which model was served; give --model NAME (`mlsys catalog models` lists names)")
     try:
-        return models.find(str(name)).id
+        return models.find(str(name))
     except UnknownName:
         short = str(name).rstrip("/").rpartition("/")[2]
         if short == str(name):
             raise
-        return models.find(short).id
+        return models.find(short)
 
 
 def _device(name: Any, where: str) -> str:

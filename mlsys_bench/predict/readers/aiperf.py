@@ -3,14 +3,15 @@
 As in aiperf/common/models/export_models.py: every metric is a mapping with a unit; `inter_token_latency` there is
 (request latency - time to first token) / (output tokens - 1), one value a request: our TPOT.  Trap: it counts tokens with a tokenizer of
 its own, without the chat template; the server's `usage_…` counts stand beside and are taken.  The load stands in `input_config`:
-`phases[…]` (0.13), `loadgen` (0.1 to 0.12) or `perf_analyzer.stimulus` (GenAI-Perf).
+`phases[…]` (0.13), `loadgen` (0.1 to 0.12) or `perf_analyzer.stimulus` (GenAI-Perf).  Trap: `concurrency` is the load of a phase of that
+type alone; a trace replayed or a rate with a course has it as a cap.
 """
 
 from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mlsys_bench.errors import BadInput
@@ -31,6 +32,7 @@ _CSV_NAMES = {
 }
 _PROMPT, _OUTPUT = ("usage_prompt_tokens", "input_sequence_length"), ("usage_completion_tokens", "output_sequence_length")
 _COUNTED_ALIKE = 0.02  # difference of two counts of an answer's tokens up to which they are one
+_CHANGING = ("rate_series", "adaptive_scale")
 _LAWS = {"poisson": "poisson", "constant": "constant"}
 
 
@@ -63,7 +65,10 @@ def runs(document: Mapping[str, Any], where: str) -> list[Run]:
         raise BadInput(f"{where}: AIPerf says the run is not complete: {document.get('incomplete_reason')}; run it again")
     measured, recounted = _recounted(_measured(document, where), document)
     answered = whole_or_none(first(at(document, "request_count", "avg"), at(document, "request_latency", "count")), "request_count")
-    rate, arrivals, cap = _load(document)
+    phases = _phases(document)
+    rate, arrivals, cap = _load(document, phases)
+    uneven = _uneven(phases)
+    rate, cap = (None, None) if uneven else (rate, cap)
     in_flight = (number(at(document, "request_throughput", "avg")) or 0.0) * measured.get("e2e_mean_s", 0.0)
     rate, concurrency, capped = under_cap(rate, cap, in_flight)
     notes = ("AIPerf was cancelled: figures of a part of the run",) if document.get("was_cancelled") else ()
@@ -78,6 +83,7 @@ def runs(document: Mapping[str, Any], where: str) -> list[Run]:
             requests=answered,
             failed=whole(first(at(document, "error_request_count", "avg"), 0), "error_request_count"),
             duration_s=_duration_s(document),
+            uneven=uneven,
             design=_design(document),
             notes=(*notes, *recounted, *capped),
         )
@@ -113,11 +119,28 @@ def _lengths(document: Mapping[str, Any], metrics: tuple[str, str]) -> Any:
     return lengths(float(at(document, metric, "avg") or 1.0), number(at(document, metric, "std")), number(at(document, metric, "max")))
 
 
-def _load(document: Mapping[str, Any]) -> tuple[float | None, str, int | None]:
-    """Return rate, arrivals and the most requests in flight as the input configuration gives them."""
+def _phases(document: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """Return the phases whose requests are in the figures; none where the file is older than phases."""
     config = document.get("input_config") or {}
     phases = config.get("phases") or ([config["profiling"]] if isinstance(config.get("profiling"), Mapping) else [])
-    phase = next((p for p in phases if p.get("name") == "profiling"), phases[-1] if phases else {})
+    return [p for p in phases if "warmup" not in (p.get("name"), p.get("kind")) and not p.get("exclude_from_results")]
+
+
+def _uneven(phases: Sequence[Mapping[str, Any]]) -> str | None:
+    """Return why no one load stands for these phases, None where one does."""
+    if len(phases) > 1:
+        return f"it had {len(phases)} phases in one set of figures"
+    phase = phases[0] if phases else {}
+    if phase.get("type") == "fixed_schedule":
+        return "its requests followed the times of a trace"
+    changed = next((name for name in _CHANGING if phase.get(name)), None)
+    return f"its load changed on the way ({changed})" if changed else None
+
+
+def _load(document: Mapping[str, Any], phases: Sequence[Mapping[str, Any]]) -> tuple[float | None, str, int | None]:
+    """Return rate, arrivals and the most requests in flight as the input configuration gives them."""
+    config = document.get("input_config") or {}
+    phase = phases[0] if phases else {}
     loadgen, stimulus = config.get("loadgen") or {}, at(config, "perf_analyzer", "stimulus") or {}
     rate = number(first(phase.get("rate"), loadgen.get("request_rate"), stimulus.get("request_rate"), config.get("request_rate")))
     law = str(first(phase.get("type"), loadgen.get("arrival_pattern"), loadgen.get("request_rate_mode"), "poisson"))

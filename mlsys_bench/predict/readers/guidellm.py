@@ -2,7 +2,7 @@
 
 As in guidellm/benchmark/schemas: the strategy stands in `config.strategy` (before 0.4: `args.strategy`), the figures in
 `metrics.NAME.successful` as mean, std_dev and percentiles.  Trap: `time_per_output_token_ms` counts the first token in; what it calls
-`inter_token_latency_ms` is (last token - first token) / (output tokens - 1), our TPOT.
+`inter_token_latency_ms` is (last token - first token) / (output tokens - 1), our TPOT, where a request counts by its tokens.
 """
 
 from __future__ import annotations
@@ -31,16 +31,17 @@ def _run(document: Mapping[str, Any], benchmark: Mapping[str, Any], where: str) 
     metrics = benchmark["metrics"]
     totals = first(metrics.get("request_totals"), at(benchmark, "scheduler_metrics", "requests_made"), benchmark.get("request_totals"), {})
     done = first(totals.get("successful"), at(metrics, "request_latency", "successful", "count"), 0)
+    done = whole(done, "successful requests")
     rate, arrivals, cap = _load(benchmark, where)
     rate, concurrency, notes = under_cap(rate, cap, number(at(metrics, "request_concurrency", "successful", "mean")) or 0.0)
     return Run(
-        prompt_tokens=_lengths(metrics, "prompt_token_count"),
-        output_tokens=_lengths(metrics, "output_token_count"),
+        prompt_tokens=_lengths(metrics, "prompt_token_count", done, where),
+        output_tokens=_lengths(metrics, "output_token_count", done, where),
         rate_per_s=rate,
         arrivals=arrivals,
         concurrency=concurrency,
         measured=_measured(metrics),
-        requests=whole(done, "successful requests"),
+        requests=done,
         failed=whole(first(totals.get("errored"), 0), "errored requests"),
         duration_s=number(benchmark.get("duration")),
         design=_design(document, benchmark),
@@ -77,8 +78,10 @@ def _measured(metrics: Mapping[str, Any]) -> dict[str, float]:
     return found
 
 
-def _lengths(metrics: Mapping[str, Any], metric: str) -> Any:
+def _lengths(metrics: Mapping[str, Any], metric: str, answered: int, where: str) -> Any:
     values = at(metrics, metric, "successful") or {}
+    if answered and not values.get("mean"):
+        raise BadInput(f"{where}: {metric} is 0 or missing: nobody counted tokens; let the server say its usage and run guidellm again")
     return lengths(float(values.get("mean") or 1.0), number(values.get("std_dev")), number(values.get("max")))
 
 

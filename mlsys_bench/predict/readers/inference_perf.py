@@ -1,9 +1,10 @@
 """inference-perf's `stage_N_lifecycle_metrics.json`: one load stage.
 
-As in inference_perf/reportgen: `load_summary` (requested and achieved rate), `successes.latency.NAME` in seconds, `prompt_len`,
-`output_len`, `throughput`.  Traps: `inter_token_latency` and, in older versions, `time_per_output_token` are per chunk of the stream and
-may be half the token gap, so TPOT is taken from request latency, TTFT and output length; latency counts from the real send, so a client
-that fell behind its schedule hides the queue.
+As in inference_perf/reportgen: `load_summary` (requested and achieved rate), `successes.latency.NAME` in seconds, `throughput`, and the
+lengths: `prompt_tokens` and `output_tokens` as the server counted them (0.7), `prompt_len` and `output_len` before.  Traps:
+`inter_token_latency` and, in older versions, `time_per_output_token` are per chunk of the stream and may be half the token gap, so TPOT
+is taken from request latency, TTFT and output length; latency counts from the real send, so a client that fell behind its schedule hides
+the queue.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from mlsys_bench.errors import BadInput
 from mlsys_bench.predict.readers.parts import STATS, Run, at, first, lengths_from_tails, number, whole, whole_or_none
 
 NAME = "inference-perf"
+_PROMPT, _OUTPUT = ("prompt_tokens", "prompt_len"), ("output_tokens", "output_len")
 _METRICS = {"time_to_first_token": "ttft", "request_latency": "e2e"}
 _BEHIND = 0.05  # of the request latency: a client later than that did not send the load it was asked for
 _SAME = 0.05  # a tool's own time per token this near to the implied one is per token
@@ -35,8 +37,8 @@ def runs(document: Mapping[str, Any], where: str) -> list[Run]:
     rate, notes = _sent(load, rate, measured)
     return [
         Run(
-            prompt_tokens=_lengths(done, "prompt_len"),
-            output_tokens=_lengths(done, "output_len"),
+            prompt_tokens=_lengths(done, _PROMPT, where),
+            output_tokens=_lengths(done, _OUTPUT, where),
             rate_per_s=None if concurrency is not None else rate,
             arrivals="poisson",
             concurrency=whole_or_none(concurrency, "concurrency"),
@@ -55,7 +57,7 @@ def _measured(done: Mapping[str, Any]) -> dict[str, float]:
         values = at(done, "latency", metric) or {}
         figures = {"mean": values.get("mean"), **{p: values.get("median" if p == "p50" and "median" in values else p) for p in STATS}}
         found |= {f"{name}_{stat}_s": float(v) for stat, v in figures.items() if v and number(v)}
-    outputs = number(at(done, "output_len", "mean"))
+    outputs = number(at(_told(done, _OUTPUT), "mean"))
     if outputs and outputs > 1 and {"e2e_mean_s", "ttft_mean_s"} <= set(found):
         found["tpot_mean_s"] = (found["e2e_mean_s"] - found["ttft_mean_s"]) / (outputs - 1)
         said = at(done, "latency", "time_per_output_token") or {}
@@ -78,8 +80,15 @@ def _duration_s(done: Mapping[str, Any]) -> float | None:
     return int(done["count"]) / rate if rate else None
 
 
-def _lengths(done: Mapping[str, Any], what: str) -> Any:
-    values = at(done, what) or {}
-    if not number(values.get("mean")):
+def _told(done: Mapping[str, Any], names: tuple[str, ...]) -> Any:
+    """Return the first summary of lengths that says their mean."""
+    return next((done[name] for name in names if number(at(done, name, "mean"))), None)
+
+
+def _lengths(done: Mapping[str, Any], names: tuple[str, ...], where: str) -> Any:
+    values = _told(done, names)
+    if values is None and not done["count"]:
         return lengths_from_tails(1.0, None, None, None)
+    if values is None:
+        raise BadInput(f"{where}: successes has neither {' nor '.join(names)}: how many tokens had its requests?")
     return lengths_from_tails(float(values["mean"]), number(values.get("p10")), number(values.get("p90")), number(values.get("max")))

@@ -34,6 +34,7 @@ class Run:
     requests: int | None  # answered; None where the file does not say
     failed: int = 0
     duration_s: float | None = None  # from the first send to the last answer
+    uneven: str | None = None  # why no one load stands for the run: its rate rose, it followed a trace
     design: Mapping[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 

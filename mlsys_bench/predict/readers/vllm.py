@@ -4,8 +4,10 @@ Field names as in vllm/benchmarks/serve.py: `mean_ttft_ms`, `median_tpot_ms`, `p
 `request_rate` ("inf" for none), `max_concurrency`, `burstiness`, `total_input_tokens`, `completed`, `failed`; with `--save-detailed` also
 `input_lens`, `output_lens`, `ttfts` and `itls` per request, in seconds.  `--append-result` puts one object on each line.
 
-Without a rate all requests are sent at once: a closed loop of as many users as the cap lets in, or as there are requests.  Drafted
-tokens: vLLM's `spec_decode_...` fields, sglang's `accept_length`.
+Without a rate all requests are sent at once: a closed loop of as many users as the cap lets in, or as there are requests.  Traps: with
+`ramp_up_strategy` the rate is "inf", too, and rises; so it is with vLLM's timed traces, of which only `max_concurrent_requests` tells
+(sglang writes "trace").  sglang counts no failures, and keeps what the server said of itself in `server_info`.  Drafted tokens: vLLM's
+`spec_decode_...` fields, sglang's `accept_length`.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ from typing import Any
 
 from mlsys_bench.predict.readers.parts import (
     Run,
+    at,
     figures,
     first,
     lengths,
@@ -40,6 +43,8 @@ _METADATA = {  # keys that people give with --metadata, as texts
     "tp": ("tensor_parallel_size", "tp_size", "tp"), "pp": ("pipeline_parallel_size", "pp_size", "pp"),
     "device": ("gpu", "gpu_name", "gpu_type"),
 }  # fmt: skip
+_SAID = {"model": "model_path", "tp": "tp_size", "pp": "pp_size", "ep": "ep_size"}  # by sglang's server of itself
+_AT_ONCE = 0.5  # of the users in flight at the peak: fewer, and requests were not sent as soon as they could be
 _DRAFTED = ("spec_decode_acceptance_length", "spec_decode_acceptance_rate", "spec_decode_num_drafts")
 
 
@@ -59,36 +64,51 @@ def runs(document: Mapping[str, Any], where: str) -> list[Run]:
     cap = whole_or_none(document.get("max_concurrency"), "max_concurrency")
     rate, users, capped = under_cap(_rate(document["request_rate"]), cap, _in_flight(document, measured))
     sent = completed + failed
+    users = None if rate is not None else min(users or sent, sent)
+    uneven = _uneven(document, users)
     return [
         Run(
             prompt_tokens=prompts,
             output_tokens=outputs,
             rate_per_s=rate,
-            arrivals=_arrivals(number(document.get("burstiness"))),
-            concurrency=None if rate is not None else min(users or sent, sent),
+            arrivals=_arrivals(document.get("burstiness")),
+            concurrency=None if uneven else users,
             sent=sent,
             measured=measured,
             requests=completed,
             failed=failed,
             duration_s=number(document.get("duration")),
             design=_design(document),
+            uneven=uneven,
             notes=(*notes, *capped),
         )
     ]
 
 
 def _rate(value: Any) -> float | None:
-    """Return the rate asked for, None where all requests were sent at once.  Raises ValueError for what is no rate."""
-    if value == math.inf or str(value) == "inf":
+    """Return the rate asked for, None where there was none.  Raises ValueError for what is no rate."""
+    if value == math.inf or str(value) in ("inf", "trace"):
         return None
     if number(value) is None:
         raise ValueError(f"request_rate is {value!r}, no rate")
     return number(value)
 
 
+def _uneven(document: Mapping[str, Any], users: int | None) -> str | None:
+    """Return why neither a rate nor a number of users stands for the run, None where one does."""
+    if document.get("ramp_up_strategy"):
+        return f"its rate rose from {document.get('ramp_up_start_rps')} to {document.get('ramp_up_end_rps')}/s"
+    if document["request_rate"] == "trace":
+        return "its requests followed the times of a trace"
+    peak = number(document.get("max_concurrent_requests"))
+    if users is not None and peak and peak < _AT_ONCE * users:
+        return f"at most {peak:.0f} of {users} requests were in flight, so they were not sent at once but by times of their own"
+    return None
+
+
 def _sent(document: Mapping[str, Any], completed: int) -> int:
     asked = document.get("num_prompts")
-    return whole(asked, "num_prompts") if asked else completed
+    return whole(asked, "num_prompts") if asked else max(completed, len(document.get("output_lens") or ()))
 
 
 def _detailed(document: Mapping[str, Any]) -> tuple[dict[str, float], Any, Any] | None:
@@ -128,14 +148,19 @@ def _in_flight(document: Mapping[str, Any], measured: Mapping[str, float]) -> fl
     return throughput * measured.get("e2e_mean_s", measured["ttft_mean_s"] + tpot * (outputs - 1))
 
 
-def _arrivals(burstiness: float | None) -> str:
-    """Return the arrival law: burstiness is the shape of gamma gaps, 1 is Poisson."""
-    return "poisson" if burstiness is None or burstiness == 1 or burstiness <= 0 else f"gamma:{1 / math.sqrt(burstiness):.6g}"
+def _arrivals(burstiness: Any) -> str:
+    """Return the arrival law: burstiness is the shape of gamma gaps, 1 is Poisson, without end it is a metronome."""
+    if burstiness == math.inf or str(burstiness) == "inf":
+        return "constant"
+    shape = number(burstiness)
+    return "poisson" if shape is None or shape == 1 or shape <= 0 else f"gamma:{1 / math.sqrt(shape):.6g}"
 
 
 def _design(document: Mapping[str, Any]) -> dict[str, Any]:
     backend = str(first(document.get("backend"), document.get("endpoint_type"), ""))
-    found = {"model": first(document.get("model_id"), document.get("model")), "engine": _ENGINES.get(backend), **_metadata(document)}
+    said = {name: at(document, "server_info", key) for name, key in _SAID.items()}
+    named = first(document.get("model_id"), document.get("model"), said["model"])
+    found = {**said, "model": named, "engine": _ENGINES.get(backend), **_metadata(document)}
     drafted = any(number(document.get(name)) is not None for name in _DRAFTED) or (number(document.get("accept_length")) or 0.0) > 1
     return {name: value for name, value in found.items() if value not in (None, "")} | ({"speculative": "drafts"} if drafted else {})
 
