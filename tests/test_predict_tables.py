@@ -137,32 +137,24 @@ def test_a_stage_of_blis_names_its_engine_and_version(tmp_path: Path) -> None:
     assert (e.engine, e.engine_version) == ("trtllm", "1.0.0rc3")
 
 
-@pytest.mark.parametrize(
-    ("model", "meant"),
-    [("Qwen/Qwen3-32B", "bf16"), ("deepseek-ai/DeepSeek-R1", "fp8"), ("openai/gpt-oss-120b", "fp4"), ("Qwen/Qwen3-32B-FP8", "fp8")],
-)
-def test_no_precision_is_that_of_the_checkpoint(tmp_path: Path, model: str, meant: str) -> None:
-    assert one(tmp_path, CLOSED + f"{model},b200_sxm,vllm,0.12,,agg,1024,128,8,1,1,8,1,8,154,18\n").precision == meant
-
-
-@pytest.mark.parametrize(
-    ("spelled", "meant"),
-    [
-        ("bfloat16", "bf16"), ("float16", "fp16"), ("half", "fp16"), ("NVFP4", "fp4"), ("mxfp4", "fp4"), ("w4a16", "int4"), ("awq", "int4"),
-        ("FP8_E4M3", "fp8"), ("fp8_block", "fp8"), ("int8_wo", "int8"), ("w4a8", "w4a8"),
-    ],
+SPELLED = (
+    "bfloat16 bf16", "float16 fp16", "half fp16", "NVFP4 fp4", "mxfp4 fp4", "w4a16 int4", "awq int4", "FP8_E4M3 fp8", "fp8_block fp8",
+    "int8_wo int8", "w4a8 w4a8",
 )  # fmt: skip
-def test_a_precision_is_known_by_its_usual_spellings(tmp_path: Path, spelled: str, meant: str) -> None:
-    assert one(tmp_path, CLOSED + f"Qwen/Qwen3-32B,h100_sxm,vllm,0.12,{spelled},agg,1024,128,2,1,,1,1,8,154,18\n").precision == meant
+CHECKPOINTS = {"Qwen/Qwen3-32B": "bf16", "Qwen/Qwen3-32B-FP8": "fp8", "deepseek-ai/DeepSeek-R1": "fp8", "openai/gpt-oss-120b": "fp4"}
 
 
-@pytest.mark.parametrize(
-    ("spelled", "meant"),
-    [
-        ("HGX B200", "B200-SXM"), ("AMD Instinct MI300X VF", "MI300X"), ("AMD_Instinct_MI300X_OAM", "MI300X"), ("2xH100", "H100-SXM"),
-        ("H100 x 2", "H100-SXM"), ("H100x2", "H100-SXM"), ("MI300Xx2", "MI300X"), ("RTX 4090", "RTX-4090"),
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize(("model", "spelled", "meant"), [
+    *(("Qwen/Qwen3-32B", *pair.split()) for pair in SPELLED), *((model, "", meant) for model, meant in CHECKPOINTS.items()),
+])  # fmt: skip
+def test_a_precision_is_known_as_spelled_and_none_is_the_checkpoints(tmp_path: Path, model: str, spelled: str, meant: str) -> None:
+    assert one(tmp_path, CLOSED + f"{model},b200_sxm,vllm,0.12,{spelled},agg,1024,128,8,1,1,8,1,8,154,18\n").precision == meant
+
+
+@pytest.mark.parametrize(("spelled", "meant"), [
+    ("HGX B200", "B200-SXM"), ("AMD Instinct MI300X VF", "MI300X"), ("AMD_Instinct_MI300X_OAM", "MI300X"), ("2xH100", "H100-SXM"),
+    ("H100 x 2", "H100-SXM"), ("H100x2", "H100-SXM"), ("MI300Xx2", "MI300X"), ("RTX 4090", "RTX-4090"),
+])  # fmt: skip
 def test_a_device_is_known_on_its_board_and_by_the_dozen(tmp_path: Path, spelled: str, meant: str) -> None:
     assert one(tmp_path, CLOSED + f"Qwen/Qwen3-8B,{spelled},vllm,0.12,,agg,1024,128,2,1,,1,1,8,154,18\n").device == meant
 

@@ -158,7 +158,7 @@ def _interval(budget: Budget, run: LoadTest) -> tuple[float, float] | None:
     if budget.metric == "goodput":
         return run.goodput_interval
     if budget.metric == "availability":
-        return stats.wilson(run.ok, run.requests - run.errors.get("cancelled", 0), level=0.9)
+        return stats.wilson(run.ok, promises.asked(run), level=0.9)
     return _of_all(budget, run, getattr(run, f"{budget.metric}_s").intervals)
 
 
@@ -167,7 +167,7 @@ def _of_all(budget: Budget, run: LoadTest, answered: Mapping[str, tuple[float, f
 
     With a share f failed it is their quantile p / (1 - f): at least as long as at p, and no longer than at the next one that is known.
     """
-    own, asked = answered.get(_stat(budget)), run.requests - run.errors.get("cancelled", 0)
+    own, asked = answered.get(_stat(budget)), promises.asked(run)
     share = stats.wilson(asked - run.ok - run.errors.get("unfinished", 0), asked, level=0.9)
     if budget.quantile is None or share is None or not share[0]:
         return own

@@ -25,6 +25,7 @@ from mlsys_bench.gate import policy as rules
 from mlsys_bench.gate.words import counted, overall, ruled, together
 from mlsys_bench.loadtests import LoadTests
 from mlsys_bench.record import Envelope
+from mlsys_bench.summary import promises
 from mlsys_bench.summary.intervals import Z_90, resampled
 from mlsys_bench.types import LoadTest, Machine
 from mlsys_bench.verdicts import Finding, Policy, Verdict, Word
@@ -258,7 +259,7 @@ def _of_summary(run: LoadTest) -> dict[str, float]:
 
 def _failures(base: Side, cand: Side) -> Finding:
     """Return the share of requests that failed, of those not given up on purpose: worse where Wilson's intervals lie apart."""
-    asked = [[run.requests - run.errors.get("cancelled", 0) for run in side.runs] for side in (base, cand)]
+    asked = [[promises.asked(run) for run in side.runs] for side in (base, cand)]
     counts = [(sum(each) - sum(run.ok for run in side.runs), sum(each)) for each, side in zip(asked, (base, cand), strict=True)]
     spans = [stats.wilson(failed, requests, level=0.99) or (0.0, 1.0) for failed, requests in counts]
     shares = [failed / requests if requests else 0.0 for failed, requests in counts]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import enum
+
 from mlsys_bench import hardware, models, pricing
 from mlsys_bench.looked_up import Catalog
 from mlsys_bench.types import Scalar
@@ -62,18 +64,7 @@ def prices() -> Catalog:
     return Catalog(
         catalog="prices",
         rows=tuple(
-            {
-                "provider": o.provider,
-                "instance": o.instance,
-                "device": o.device,
-                "devices": o.devices,
-                "term": o.term,
-                "usd_per_h": o.usd_per_h,
-                "region": o.region,
-                "provenance": o.provenance.value,
-                "source": o.source,
-                "date": o.date,
-            }
+            _named(o, "provider", "instance", "device", "devices", "term", "usd_per_h", "region", "provenance", "source", "date")
             for o in pricing.offers()
         ),
     )
@@ -84,19 +75,16 @@ def apis() -> Catalog:
     return Catalog(
         catalog="apis",
         rows=tuple(
-            {
-                "model": price.model,
-                "mode": price.mode,
-                "input_usd_per_million": price.input_usd_per_million,
-                "output_usd_per_million": price.output_usd_per_million,
-                "withdrawn": price.withdrawn,
-                "cached_input_usd_per_million": price.cached_input_usd_per_million,
-                "batch_input_usd_per_million": price.batch_input_usd_per_million,
-                "batch_output_usd_per_million": price.batch_output_usd_per_million,
-                "provider": price.provider,
-                "source": price.source,
-                "date": price.date,
-            }
+            _named(
+                price, "model", "mode", "input_usd_per_million", "output_usd_per_million", "withdrawn", "cached_input_usd_per_million",
+                "batch_input_usd_per_million", "batch_output_usd_per_million", "provider", "source", "date",
+            )
             for price in pricing.api_prices()
         ),
-    )
+    )  # fmt: skip
+
+
+def _named(entry: object, *names: str) -> dict[str, Scalar]:
+    """Return some fields of a catalogue's entry as a row."""
+    values = ((name, getattr(entry, name)) for name in names)
+    return {name: value.value if isinstance(value, enum.Enum) else value for name, value in values}

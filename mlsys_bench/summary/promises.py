@@ -13,7 +13,7 @@ from mlsys_bench import stats, units
 from mlsys_bench.summary.columns import OUTCOMES, Columns
 from mlsys_bench.summary.intervals import worth_at
 from mlsys_bench.summary.requests import share_of
-from mlsys_bench.types import SLO, Limit
+from mlsys_bench.types import SLO, Limit, LoadTest
 
 Floats = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]
@@ -96,6 +96,11 @@ def _values(limit: Limit, answered: Columns) -> tuple[Floats, int]:
     values = _metric(answered, limit.metric)
     values = values[~np.isnan(values)]
     return values, len(values)
+
+
+def asked(run: LoadTest) -> int:
+    """Return how many requests of a run an answer was wanted of to the end: who was given up by the client on purpose says nothing."""
+    return run.requests - run.errors.get("cancelled", 0)
 
 
 def failures(failed: Mapping[str, int], requests: int) -> tuple[float, str]:
