@@ -9,12 +9,13 @@ int32_t linear_has_tiles(void);
 /* Tiles in plain C, and nothing else that is particular: see linear_amx.c. */
 static int32_t ask(void) { return AMX; }
 static int has_pairs(void) { return 0; }
+static int is_amd(void) { return 0; }
 #elif defined(__x86_64__) && defined(__linux__)
 #include <cpuid.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
-enum { ARCH_REQ_XCOMP_PERM = 0x1023, XFEATURE_XTILEDATA = 18 };
+enum { ARCH_REQ_XCOMP_PERM = 0x1023, XFEATURE_XTILEDATA = 18, AUTH = 0x68747541, HYGO = 0x6f677948 }; /* the latter two: how makers' names begin */
 
 static uint64_t enabled_state(void) {
     uint32_t low, high;
@@ -27,6 +28,12 @@ static int has(uint32_t word, int bit) { return (word >> bit) & 1; }
 /* Tiles are switched on per process, on demand. */
 static int tiles_granted(uint64_t state) {
     return (state >> 17 & 3) == 3 && syscall(SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA) == 0;
+}
+
+/* Whether AMD made it, or Hygon by its plans. */
+static int is_amd(void) {
+    uint32_t a, b, c, d;
+    return __get_cpuid(0, &a, &b, &c, &d) && (b == AUTH || b == HYGO);
 }
 
 /* Whether AVX512 multiplies pairs of bf16. */
@@ -54,9 +61,10 @@ static int32_t ask(void) {
 #else
 static int32_t ask(void) { return PORTABLE; }
 static int has_pairs(void) { return 0; }
+static int is_amd(void) { return 0; }
 #endif
 
-static _Atomic int32_t best = -1, used = -1, pairs = 0;
+static _Atomic int32_t best = -1, used = -1, pairs = 0, near = 0;
 
 int32_t cpu_best(void) {
     if (atomic_load(&best) < 0) atomic_store(&best, ask());
@@ -78,9 +86,12 @@ int32_t cpu_vector(void) {
 
 int32_t cpu_has_pairs(void) { return cpu_level() >= AVX512_BF16 && atomic_load_explicit(&pairs, memory_order_relaxed); }
 
+int32_t cpu_fetches_near(void) { return cpu_level() >= AVX2 && atomic_load_explicit(&near, memory_order_relaxed); }
+
 int32_t cpu_use(int32_t level) {
     int32_t now = level < cpu_best() ? level : cpu_best();
     atomic_store(&pairs, has_pairs()); /* kept: asking takes microseconds on a virtual machine */
+    atomic_store(&near, is_amd());
     if (now == AVX512_BF16 && !pairs) now = AVX512; /* a machine may have tiles and hide the rest */
     atomic_store(&used, now);
     return now;

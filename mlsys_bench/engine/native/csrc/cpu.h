@@ -18,6 +18,9 @@ int32_t cpu_vector(void);
 /* Whether the level in use multiplies pairs of bf16 in vector registers. */
 int32_t cpu_has_pairs(void);
 
+/* Whether lines of weights are asked for shortly before they are read: on AMD's processors, which read a stream ahead themselves. */
+int32_t cpu_fetches_near(void);
+
 /* Use no level above this one; returns the level then in use. */
 int32_t cpu_use(int32_t level);
 

@@ -1,4 +1,5 @@
 /* One panel at a time in the 16 registers of AVX2: a panel's weights stay in the first caches while all rows pass. */
+#include "cpu.h"
 #include "linear_ways.h"
 
 #if defined(__x86_64__) && !defined(MLSYS_EMULATE_TILES)
@@ -8,7 +9,7 @@
 #define TARGET __attribute__((target("avx2,fma,f16c")))
 #define FAST static inline __attribute__((always_inline)) TARGET
 
-enum { HALF = 8, AHEAD = 1024 };
+enum { HALF = 8, NEAR = 256, FAR = 1024 };
 
 typedef struct {
     const linear_t *w;
@@ -16,6 +17,7 @@ typedef struct {
     float *y;
     int32_t ldy;
     int32_t panel, start, rows; /* the panel; first token of the tile; rows of the tile */
+    int32_t ahead;              /* bytes of weights fetched early */
 } job_t;
 
 FAST void store(const job_t *job, int32_t token, __m256 low, __m256 high) {
@@ -45,7 +47,7 @@ FAST void floats(const job_t *job, int32_t first, const int R, const int is_bf16
     for (int r = 0; r < R; r++) sum[r][0] = sum[r][1] = _mm256_setzero_ps();
     for (int64_t at = 0; at < length; at += 64, x += step) {
         __m256i line[2] = {_mm256_load_si256((const __m256i *)(weight + at)), _mm256_load_si256((const __m256i *)(weight + at + 32))};
-        _mm_prefetch(weight + at + AHEAD, _MM_HINT_T0);
+        _mm_prefetch(weight + at + job->ahead, _MM_HINT_T0);
 #pragma GCC unroll 2
         for (int h = 0; h < 2; h++) {
             __m256 even = _mm256_castsi256_ps(is_bf16 ? _mm256_slli_epi32(line[h], 16) : line[h]);
@@ -72,7 +74,7 @@ FAST void bytes_sum(const job_t *job, int32_t row, __m256i out[2]) {
     for (int i = 0; i < 4; i++) sum[i] = _mm256_setzero_si256();
     for (int64_t at = 0; at < length; at += 64, x += 4 * job->rows) {
         __m256i digits = _mm256_cvtepu8_epi16(_mm_set1_epi32(four(x)));
-        _mm_prefetch(weight + at + AHEAD, _MM_HINT_T0);
+        _mm_prefetch(weight + at + job->ahead, _MM_HINT_T0);
 #pragma GCC unroll 4
         for (int i = 0; i < 4; i++) {
             __m256i wide = _mm256_cvtepi8_epi16(_mm_load_si128((const __m128i *)(weight + at + 16 * i)));
@@ -142,8 +144,8 @@ FAST void nibbles(const job_t *job, int32_t row, const int D) {
                 sum[d][h] = _mm256_mullo_epi32(_mm256_srai_epi32(sum[d][h], 3), zero);
             }
         for (int32_t i = 0; i < group; i += 32, x += 32 * job->rows, weight += 256) {
-            _mm_prefetch(weight + AHEAD, _MM_HINT_T0);
-            _mm_prefetch(weight + AHEAD + 128, _MM_HINT_T0);
+            _mm_prefetch(weight + job->ahead, _MM_HINT_T0);
+            _mm_prefetch(weight + job->ahead + 128, _MM_HINT_T0);
 #pragma GCC unroll 2
             for (int d = 0; d < D; d++) nibbles_sum(weight, x + 4 * d, job->rows, sum[d]);
         }
@@ -175,7 +177,7 @@ TARGET static void nibble_rows(const job_t *job) {
 
 void linear_avx2(const linear_t *w, const act_t *a, float *y, int32_t ldy, int32_t first, int32_t last) {
     room_t room = room_of(w, a);
-    job_t job = {.w = w, .room = &room, .y = y, .ldy = ldy};
+    job_t job = {.w = w, .room = &room, .y = y, .ldy = ldy, .ahead = cpu_fetches_near() ? NEAR : FAR};
     for (job.panel = first; job.panel < last; job.panel++)
         for (int32_t tile = 0; tile < room.tiles; tile++) {
             job.start = first_token(a->m, tile, room.tiles);

@@ -2,9 +2,11 @@
  *
  * A kernel holds R rows of a tile and P panels: R * P sums, each register 16 outputs.  It is one function, written once for each kind of
  * weights and made for every R (and P, and digits) by macros below, so that sums stay in registers.  Few rows wait for memory: one tile
- * reads the weights as a stream, and asks for what comes some pages later.  Many rows wait for the multipliers: the weights of a few panels
- * stay in the second-level cache while all tiles of a block pass, and every pass fetches its share of the next panels.
+ * reads the weights as a stream, and asks for what comes some pages later (on AMD's processors, some lines).  Many rows wait for the
+ * multipliers: the weights of a few panels stay in the second-level cache while all tiles of a block pass, and every pass fetches its
+ * share of the next panels.
  */
+#include "cpu.h"
 #include "linear_ways.h"
 
 #if defined(__x86_64__) && !defined(MLSYS_EMULATE_TILES)
@@ -15,7 +17,8 @@
 #define FAST static inline __attribute__((always_inline)) TARGET
 
 enum {
-    AHEAD = 2048,          /* bytes of each stream fetched early: with less, page borders show */
+    FAR = 2048,            /* bytes of each stream fetched early: with less, page borders show */
+    NEAR = 256,            /* ... on a processor that reads streams ahead itself, for tiles that take weights as fast as memory gives them */
     SCALES_AHEAD = 256,    /* of the scales of groups, which are a stream beside each */
     BLOCK_BYTES = 393216,  /* of activations that stay in the second-level cache beside two panels */
     LEAST_BLOCK = 48,      /* rows for which weights are read from memory faster than they are used */
@@ -31,6 +34,7 @@ typedef struct {
     int32_t last;                 /* panel: where a tile holds more panels than are left, it computes this one again */
     const char *fetch;            /* weights to fetch early: one line of each panel per line read, */
     int64_t fetch_step;           /* so many bytes further each time */
+    int32_t is_near;              /* the processor: cpu_fetches_near */
     int64_t jump_at, jump;        /* when so much is read, fetching goes on that much further */
 } job_t;
 
@@ -315,13 +319,14 @@ static int64_t panel_bytes(const linear_t *w, int32_t k) {
 
 /* Where to fetch early: a lone tile some pages ahead in its own streams, each of several tiles its part of the panels that come next. */
 static void plan_fetching(job_t *job, int64_t length, int32_t width, int32_t tile, int32_t tiles) {
+    int64_t ahead = job->is_near && width == 4 ? NEAR : FAR;
     const char *here = (const char *)job->w->weight + job->panel * length, *next = here + width * length;
     job->jump_at = -1;
     job->fetch_step = tiles == 1 ? LINE : LINE / tiles + 1;
     job->fetch = next + (tiles == 1 ? 0 : length * tile / tiles);
-    if (tiles > 1 || length <= AHEAD) return;
-    job->fetch = here + AHEAD;
-    job->jump_at = length - AHEAD - LINE;
+    if (tiles > 1 || length <= ahead) return;
+    job->fetch = here + ahead;
+    job->jump_at = length - ahead - LINE;
     job->jump = (width - 1) * length;
 }
 
@@ -339,7 +344,7 @@ static void block(job_t *job, int32_t kind, int32_t rows, int32_t first, int32_t
 }
 
 void linear_avx512(const linear_t *w, const act_t *a, float *y, int32_t ldy, int32_t first, int32_t last) {
-    job_t job = {.w = w, .a = a, .room = room_of(w, a), .y = y, .ldy = ldy, .last = last - 1};
+    job_t job = {.w = w, .a = a, .room = room_of(w, a), .y = y, .ldy = ldy, .last = last - 1, .is_near = cpu_fetches_near()};
     int32_t kind = job.room.is_paired ? PAIRS_KIND : w->format == I4 && !w->int8_input ? I4X2_KIND : w->format;
     int32_t rows = (a->m + job.room.tiles - 1) / job.room.tiles * job.room.digits;
     int64_t most = BLOCK_BYTES / ((int64_t)job.room.k * (job.room.is_paired ? 2 : w->format <= BF16 ? 4 : 1));
